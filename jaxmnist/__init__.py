@@ -1,0 +1,22 @@
+"""The MNIST coding drill-down as a functional JAX program.
+
+>>> import jaxmnist
+>>> run = jaxmnist.train(jaxmnist.TrainConfig(variant="gap", epochs=1))
+>>> run.summary["final_test_accuracy"]
+"""
+
+from jaxmnist.config import DATASETS, RECIPES, VARIANTS, ConfigError, TrainConfig
+from jaxmnist.models import create_model
+from jaxmnist.training import Run, load_run, train
+
+__all__ = [
+    "DATASETS",
+    "RECIPES",
+    "VARIANTS",
+    "ConfigError",
+    "Run",
+    "TrainConfig",
+    "create_model",
+    "load_run",
+    "train",
+]

@@ -1,0 +1,220 @@
+"""Augmentation on the device, pixel for pixel what torchvision makes of 28x28 grey images.
+
+In the notebooks' order: a rotation, an affine map, then brightness and contrast in random order,
+all with nearest-neighbour sampling. (The notebooks' saturation and hue leave grey images as they
+are.) Images are uint8 `[N, 28, 28]`, with one parameter an image.
+
+Sources: torchvision.transforms.functional (`_get_inverse_affine_matrix`, `affine`, `rotate`) for
+the maps, Pillow's Geometry.c (`affine_fixed`) for the sampling and Blend.c for the jitter.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SIZE = 28
+ROTATE_FILL = 1
+AFFINE_FILL = 0
+
+
+class Parameters(NamedTuple):
+    """What is done to each image; float32 `[N]` unless said."""
+
+    rotation: jax.Array  # degrees, counter-clockwise
+    angle: jax.Array  # degrees, clockwise
+    translate: jax.Array  # [N, 2], whole pixels, x then y
+    scale: jax.Array
+    shear: jax.Array  # degrees, along x
+    brightness: jax.Array
+    contrast: jax.Array
+    brightness_first: jax.Array  # bool [N]
+
+
+class _Map(NamedTuple):
+    """Output pixel to source pixel in 16.16 fixed point, int32 `[N]` each."""
+
+    m0: jax.Array
+    m1: jax.Array
+    m2: jax.Array
+    m3: jax.Array
+    m4: jax.Array
+    m5: jax.Array
+
+
+def draw_parameters(key: jax.Array, count: int) -> Parameters:
+    """Draws what is done to each of `count` images, from the notebooks' ranges."""
+    names = ("rotation", "angle", "translate", "scale", "shear", "brightness", "contrast", "order")
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+
+    def uniform(name, low, high, shape=(count,)):
+        return jax.random.uniform(keys[name], shape, minval=low, maxval=high)
+
+    return Parameters(
+        rotation=uniform("rotation", -6, 6),
+        angle=uniform("angle", -7, 7),
+        translate=jnp.round(uniform("translate", -2.8, 2.8, (count, 2))),
+        scale=uniform("scale", 0.8, 1.2),
+        shear=uniform("shear", -10, 10),
+        brightness=uniform("brightness", 0.6, 1.4),
+        contrast=uniform("contrast", 0.6, 1.4),
+        brightness_first=jax.random.bernoulli(keys["order"], shape=(count,)),
+    )
+
+
+def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Rotates, maps and re-lights every image with parameters of its own.
+
+    Args:
+        key: decides the parameters of the whole batch.
+        images: uint8 `[N, 28, 28]`.
+
+    Returns:
+        uint8 `[N, 28, 28]`.
+    """
+    return apply_parameters(images, draw_parameters(key, len(images)))
+
+
+def apply_parameters(images: jax.Array, p: Parameters) -> jax.Array:
+    """What `augment` does, with the parameters given. Shapes as there."""
+    # The affine map picks a pixel of the rotated image, which picks one of the original: following
+    # both maps first costs one look-up a pixel in place of two, and gives the same pixels.
+    rows, columns = _source(_affine_map(p.angle, p.translate, p.scale, p.shear), *_grid())
+    rotated = _sample(images, *_source(_rotation_map(p.rotation), rows, columns), ROTATE_FILL)
+    images = jnp.where(_inside(rows, columns), rotated, AFFINE_FILL).astype(jnp.uint8)
+    return _jitter(images, p.brightness, p.contrast, p.brightness_first)
+
+
+def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
+    """Rotates counter-clockwise about the centre; what comes from outside is 1.
+
+    Args:
+        images: uint8 `[N, 28, 28]`.
+        degrees: float32 `[N]`.
+
+    Returns:
+        uint8 `[N, 28, 28]`.
+    """
+    return _sample(images, *_source(_rotation_map(degrees), *_grid()), ROTATE_FILL)
+
+
+def affine(
+    images: jax.Array, angle: jax.Array, translate: jax.Array, scale: jax.Array, shear: jax.Array
+) -> jax.Array:
+    """Rotates, shears, scales and shifts about the centre; what comes from outside is 0.
+
+    Args:
+        images: uint8 `[N, 28, 28]`.
+        angle: degrees clockwise, `[N]`.
+        translate: pixels along x and y, `[N, 2]`.
+        scale: `[N]`.
+        shear: degrees along x, `[N]`.
+
+    Returns:
+        uint8 `[N, 28, 28]`.
+    """
+    source = _source(_affine_map(angle, translate, scale, shear), *_grid())
+    return _sample(images, *source, AFFINE_FILL)
+
+
+def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Blends with black: `clip(factor * x)`, truncated.
+
+    Args:
+        images: uint8 `[N, 28, 28]`.
+        factor: `[N]`; 0 is black, 1 the image itself.
+
+    Returns:
+        uint8 `[N, 28, 28]`.
+    """
+    return _blend(images, jnp.zeros(len(images)), factor)
+
+
+def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Blends with the image's mean grey g: `clip(g + factor * (x - g))`, truncated.
+
+    Args:
+        images: uint8 `[N, 28, 28]`.
+        factor: `[N]`; 0 is the mean grey, 1 the image itself.
+
+    Returns:
+        uint8 `[N, 28, 28]`.
+    """
+    return _blend(images, _mean_grey(images), factor)
+
+
+def _jitter(images, brightness, contrast, brightness_first):
+    """Brightness and contrast, in the order that each image has drawn: two blends."""
+    mean = _mean_grey(images)
+    images = _blend(
+        images,
+        jnp.where(brightness_first, 0, mean),
+        jnp.where(brightness_first, brightness, contrast),
+    )
+    return _blend(
+        images,
+        jnp.where(brightness_first, _mean_grey(images), 0),
+        jnp.where(brightness_first, contrast, brightness),
+    )
+
+
+def _blend(images, grey, factor):
+    grey, factor = (t.astype(jnp.float32)[:, None, None] for t in (grey, factor))
+    blended = grey + factor * (images.astype(jnp.float32) - grey)
+    return jnp.clip(blended, 0, 255).astype(jnp.uint8)
+
+
+def _mean_grey(images):
+    """The mean rounded half up, in whole numbers, so that no rounding error can tip it."""
+    total = images.astype(jnp.int32).sum(axis=(1, 2))
+    return (2 * total + SIZE * SIZE) // (2 * SIZE * SIZE)
+
+
+def _rotation_map(degrees: jax.Array) -> _Map:
+    zero = jnp.zeros_like(degrees)
+    return _affine_map(-degrees, jnp.stack([zero, zero], axis=1), jnp.ones_like(degrees), zero)
+
+
+def _affine_map(angle, translate, scale, shear) -> _Map:
+    r, s = jnp.deg2rad(angle), jnp.deg2rad(shear)
+    a, b = jnp.cos(r), -jnp.cos(r) * jnp.tan(s) - jnp.sin(r)
+    c, d = jnp.sin(r), -jnp.sin(r) * jnp.tan(s) + jnp.cos(r)
+    m0, m1, m3, m4 = d / scale, -b / scale, -c / scale, a / scale
+    centre = SIZE / 2
+    x, y = centre + translate[:, 0], centre + translate[:, 1]
+    m2 = centre - m0 * x - m1 * y
+    m5 = centre - m3 * x - m4 * y
+    # Half a pixel: the map is taken at pixel centres.
+    return _Map(*(_fixed(m) for m in (m0, m1, m2 + m0 / 2 + m1 / 2, m3, m4, m5 + m3 / 2 + m4 / 2)))
+
+
+def _fixed(t: jax.Array) -> jax.Array:
+    return jnp.floor(t * 65536 + 0.5).astype(jnp.int32)
+
+
+def _grid() -> tuple[jax.Array, jax.Array]:
+    """Row and column of every output pixel, `[1, 28, 1]` and `[1, 1, 28]`."""
+    line = jnp.arange(SIZE, dtype=jnp.int32)
+    return line[None, :, None], line[None, None, :]
+
+
+def _source(m: _Map, rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Source row and column of every pixel, int32 `[N, 28, 28]`."""
+    m = _Map(*(t[:, None, None] for t in m))
+    source_columns = (m.m2 + columns * m.m0 + rows * m.m1) >> 16
+    source_rows = (m.m5 + columns * m.m3 + rows * m.m4) >> 16
+    return source_rows, source_columns
+
+
+def _inside(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    return (rows >= 0) & (rows < SIZE) & (columns >= 0) & (columns < SIZE)
+
+
+def _sample(images, rows, columns, fill) -> jax.Array:
+    """The pixel at each source row and column, `fill` outside."""
+    inside = _inside(rows, columns)
+    index = jnp.where(inside, rows * SIZE + columns, 0)
+    pixels = jnp.take_along_axis(
+        images.reshape(-1, SIZE * SIZE), index.reshape(-1, SIZE * SIZE), axis=1, mode="clip"
+    )
+    return jnp.where(inside, pixels.reshape(images.shape), fill).astype(jnp.uint8)

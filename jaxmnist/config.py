@@ -1,0 +1,192 @@
+"""What a run is: the variants, what each trains with, and the frozen `TrainConfig`."""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+VARIANTS = (
+    "skeleton",
+    "less_params",
+    "batch_norm",
+    "dropout",
+    "fc_layer",
+    "augmentation",
+    "gap",
+)
+
+DATASETS = ("mnist", "fashion_mnist", "kmnist")
+
+
+class ConfigError(ValueError):
+    """The command line or the config asks for something that cannot be trained."""
+
+
+class Recipe(NamedTuple):
+    """What a variant trains with, unless the config says otherwise."""
+
+    epochs: int
+    learning_rate: float
+    schedule: str = "constant"
+    augment: bool = False
+    dropout: float = 0.0
+
+
+# The hyperparameters of the original notebooks, one entry a notebook.
+RECIPES = {
+    "notebook": {
+        "skeleton": Recipe(epochs=19, learning_rate=0.01),
+        "less_params": Recipe(epochs=15, learning_rate=0.01),
+        "batch_norm": Recipe(epochs=15, learning_rate=0.01),
+        "dropout": Recipe(epochs=15, learning_rate=0.01, dropout=0.2),
+        "fc_layer": Recipe(epochs=15, learning_rate=0.01, dropout=0.05),
+        "augmentation": Recipe(epochs=15, learning_rate=0.01, augment=True, dropout=0.05),
+        "gap": Recipe(15, 0.015, schedule="one_cycle", augment=True, dropout=0.05),
+    },
+}
+
+
+def _from_recipe() -> Any:
+    """A field that is None until `TrainConfig` fills it in from the variant's recipe."""
+    return dataclasses.field(default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a run, and nothing else.
+
+    A field left at None takes the value of the variant's recipe, so that a constructed config
+    has no None but in `limit_train`.
+
+    Args:
+        variant: one of the seven networks: skeleton, less_params, batch_norm, dropout, fc_layer,
+            augmentation, gap.
+        dataset: mnist, fashion_mnist or kmnist.
+        recipe: where the defaults of the fields below come from; notebook is the original's.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        learning_rate: the constant rate, or the peak of the one-cycle schedule.
+        seed: decides the initial weights, the order of the images, augmentation and dropout.
+        augment: whether to rotate, shift, scale, shear and re-light the training images.
+        dropout: the probability that an activation is dropped, for variants that have dropout.
+        limit_train: train on this many images only, the first ones, for quick trials.
+
+    Raises:
+        ConfigError: a value is out of range; the message names it.
+    """
+
+    variant: str = "gap"
+    dataset: str = "mnist"
+    recipe: str = "notebook"
+    epochs: int = _from_recipe()
+    batch_size: int = 128
+    learning_rate: float = _from_recipe()
+    seed: int = 0
+    augment: bool = _from_recipe()
+    dropout: float = _from_recipe()
+    limit_train: int | None = None
+
+    def __post_init__(self):
+        _check_name("recipe", self.recipe, RECIPES)
+        _check_name("variant", self.variant, VARIANTS)
+        _check_name("dataset", self.dataset, DATASETS)
+        recipe = self.recipe_of_variant
+        for name in ("epochs", "learning_rate", "augment", "dropout"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(recipe, name))
+        for name in ("epochs", "batch_size"):
+            _check_positive_int(name, getattr(self, name))
+        if self.limit_train is not None:
+            _check_positive_int("limit_train", self.limit_train)
+        if not (_is_number(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(
+                f"learning_rate is {self.learning_rate!r}; expected a finite number above 0"
+            )
+        if not (type(self.seed) is int and 0 <= self.seed < 2**32):
+            raise ConfigError(
+                f"seed is {self.seed!r}; expected a whole number from 0 to {2**32 - 1}"
+            )
+        if type(self.augment) is not bool:
+            raise ConfigError(f"augment is {self.augment!r}; expected True or False")
+        _check_dropout(self.variant, self.dropout, recipe.dropout)
+
+    @property
+    def recipe_of_variant(self) -> Recipe:
+        """The recipe that this variant's defaults come from."""
+        return RECIPES[self.recipe][self.variant]
+
+    @property
+    def schedule(self) -> str:
+        """`constant` or `one_cycle`."""
+        return self.recipe_of_variant.schedule
+
+    def to_json(self) -> str:
+        """The config as a JSON object, every field written out."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ConfigError: the text is not a JSON object of exactly these fields.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"config is not JSON: {error}") from error
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != fields:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ConfigError(
+                f"config has {found}; expected an object with the fields {sorted(fields)}"
+            )
+        return cls(**values)
+
+
+def steps_per_epoch(train_count: int, batch_size: int) -> int:
+    """How many full batches an epoch has; the images left over sit that epoch out.
+
+    Args:
+        train_count: training images.
+        batch_size: images a step.
+
+    Raises:
+        ConfigError: not even one batch is full.
+    """
+    if batch_size > train_count:
+        raise ConfigError(
+            f"batch_size is {batch_size}, but there are only {train_count} training images; "
+            f"use --batch-size {train_count} or less"
+        )
+    return train_count // batch_size
+
+
+def _check_name(field: str, value: object, known: Collection[str]) -> None:
+    if isinstance(value, str) and value in known:
+        return
+    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"{field} is {value!r}; expected one of {', '.join(known)}.{hint}")
+
+
+def _check_positive_int(field: str, value: object) -> None:
+    if not (type(value) is int and value > 0):
+        raise ConfigError(f"{field} is {value!r}; expected a whole number of at least 1")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _check_dropout(variant: str, value: object, default: float) -> None:
+    if not (_is_number(value) and 0 <= value < 1):  # type: ignore[operator]
+        raise ConfigError(f"dropout is {value!r}; expected a number from 0 up to, not with, 1")
+    if value and not default:
+        having = ", ".join(name for name, r in RECIPES["notebook"].items() if r.dropout)
+        raise ConfigError(
+            f"dropout is {value}, but the variant {variant} has no dropout layers; "
+            f"leave --dropout out, or take one of {having}"
+        )

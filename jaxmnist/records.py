@@ -1,0 +1,187 @@
+"""The files of a run: its folder, config.json, metrics.jsonl and summary.json."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.metrics import Metrics
+from jaxmnist.optim import Schedules
+
+CONFIG, METRICS, SUMMARY, CHECKPOINTS = (
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "checkpoints",
+)
+_PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+Row = dict[str, Any]
+
+
+def claim_folder(
+    config: TrainConfig, out: str | os.PathLike | None, overwrite: bool
+) -> tuple[Path, Path]:
+    """Makes the run folder, so that no other process can take it too.
+
+    Args:
+        config: names the default folder.
+        out: the folder wished for; None: the default.
+        overwrite: whether a run that is there is removed.
+
+    Returns:
+        The folder wished for, and the one made.
+
+    Raises:
+        ConfigError: `out` holds something already.
+        OSError: it cannot be made.
+    """
+    if out is None:
+        wished = Path("runs") / default_name(config)
+        for path in _candidates(wished):
+            try:
+                path.mkdir(parents=True)
+                return wished, path
+            except FileExistsError:
+                continue
+    path = Path(out)  # type: ignore[arg-type]
+    if overwrite and (path / "config.json").is_file():
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise ConfigError(
+            f"{path} is not empty; pass another --out, or --overwrite to replace a run there"
+        )
+    return path, path
+
+
+def default_name(config: TrainConfig) -> str:
+    """The name of a run's folder: what is not the default is part of it."""
+    parts = [config.variant]
+    if config.recipe != "notebook":
+        parts.append(config.recipe)
+    if config.dataset != "mnist":
+        parts.append(config.dataset)
+    return "-".join([*parts, f"seed{config.seed}"])
+
+
+def _candidates(wished: Path) -> Iterator[Path]:
+    yield wished
+    number = 2
+    while True:
+        yield wished.with_name(f"{wished.name}-{number}")
+        number += 1
+
+
+def write(path: Path, content: str) -> None:
+    """Writes a file so that under its name there is the whole of it or nothing.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        scratch.write_text(content)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def make_row(
+    config: TrainConfig,
+    schedules: Schedules,
+    epoch: int,
+    step: int,
+    trained: Metrics,
+    tested: Metrics,
+    train_seconds: float,
+) -> Row:
+    """What metrics.jsonl says of one epoch; learning rate and momentum are the last step's."""
+    return {
+        "epoch": epoch,
+        "step": step,
+        "seed": config.seed,
+        "train_loss": _finite(trained.loss),
+        "train_accuracy": trained.accuracy,
+        "test_loss": _finite(tested.loss),
+        "test_accuracy": tested.accuracy,
+        "learning_rate": float(schedules.learning_rate(step - 1)),
+        "momentum": float(schedules.momentum(step - 1)),
+        "train_seconds": round(train_seconds, 3),
+        "images_per_second": round(int(trained.count) / train_seconds, 1),
+    }
+
+
+def make_summary(
+    config: TrainConfig,
+    parameters: int,
+    rows: Sequence[Row],
+    test_count: int,
+    compile_seconds: float,
+) -> dict[str, Any]:
+    """What summary.json says of a finished run; accuracies in percent, one entry a seed."""
+    last = rows[-1]
+    train_seconds = sum(row["train_seconds"] for row in rows)
+    return {
+        "variant": config.variant,
+        "recipe": config.recipe,
+        "dataset": config.dataset,
+        "parameters": parameters,
+        "seeds": [config.seed],
+        "epochs": config.epochs,
+        "steps": last["step"],
+        "test_count": test_count,
+        "final_test_accuracy": [last["test_accuracy"]],
+        "best_test_accuracy": [max(row["test_accuracy"] for row in rows)],
+        "final_test_loss": [last["test_loss"]],
+        "final_train_accuracy": [last["train_accuracy"]],
+        "compile_seconds": round(compile_seconds, 3),
+        "train_seconds": round(train_seconds, 3),
+        "images_per_second": round(last["step"] * config.batch_size / train_seconds, 1),
+        "device": device(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "git_commit": git_commit(),
+    }
+
+
+def device() -> str:
+    """The default device in words."""
+    first = jax.devices()[0]
+    if first.platform == "cpu":
+        return f"cpu, {os.cpu_count()} cores, {platform.machine()}"
+    return f"{first.platform}, {first.device_kind}"
+
+
+def git_commit() -> str | None:
+    """The commit that this package runs from, `-dirty` if changed; None outside a checkout."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        # Without this, an installed copy would report whatever repository it happens to lie in.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, **_SILENT)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            check=True,
+            **_SILENT,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.decode().strip()
+
+
+_SILENT: dict[str, Any] = {"capture_output": True, "timeout": 10}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

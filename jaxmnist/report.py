@@ -1,0 +1,49 @@
+"""Tables for people: of a run's epochs, of a network's parameters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from jaxmnist.records import Row
+
+
+def epochs_table(rows: Sequence[Row]) -> Table:
+    """One line an epoch; accuracies in percent."""
+    columns = ("epoch", "train loss", "train %", "test loss", "test %", "rate", "images/s")
+    table = _table("Epochs", columns)
+    for row in rows:
+        table.add_row(
+            str(row["epoch"]),
+            _number(row["train_loss"], ".4f"),
+            _number(row["train_accuracy"], ".2f"),
+            _number(row["test_loss"], ".4f"),
+            _number(row["test_accuracy"], ".2f"),
+            _number(row["learning_rate"], ".3g"),
+            _number(row["images_per_second"], ",.0f"),
+        )
+    return table
+
+
+def parameters_table(params: Any) -> Table:
+    """One line an array: name, shape, how many numbers; and their sum."""
+    table = _table("Parameters", ("array", "shape", "numbers"))
+    leaves = jax.tree.leaves_with_path(params)
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        table.add_row(name, " x ".join(map(str, leaf.shape)), f"{leaf.size:,}")
+    table.add_section()
+    table.add_row("all", "", f"{sum(leaf.size for _, leaf in leaves):,}")
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "array" else "right")
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

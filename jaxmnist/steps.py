@@ -1,0 +1,152 @@
+"""Training and evaluation as pure functions, for one seed on one device."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmnist.augment import augment
+from jaxmnist.config import TrainConfig, steps_per_epoch
+from jaxmnist.metrics import Array, Metrics, losses, measure
+from jaxmnist.state import TrainState, stream
+
+# Images of the test set that are evaluated at a time: few enough for the cache of a CPU.
+EVAL_BLOCK = 200
+
+
+class Images(NamedTuple):
+    """Images as they lie on the device, and what normalises them."""
+
+    pixels: Array  # uint8 [N, 28, 28]
+    labels: Array  # uint8 [N]
+    mean: Array  # float32 scalar, of pixels / 255
+    std: Array  # float32 scalar, of pixels / 255
+
+
+class Batch(NamedTuple):
+    """What one training step sees."""
+
+    images: jax.Array  # float32 [N, 28, 28, 1], normalised
+    labels: jax.Array  # uint8 [N]
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainChunk = Callable[[TrainState, Metrics, Images, jax.Array], tuple[TrainState, Metrics]]
+Evaluate = Callable[[TrainState, Images], Metrics]
+
+
+def normalise(pixels: jax.Array, mean: Array, std: Array) -> jax.Array:
+    """uint8 `[N, 28, 28]` to the networks' float32 `[N, 28, 28, 1]`."""
+    return ((pixels.astype(jnp.float32) / 255 - mean) / std)[..., None]
+
+
+def make_train_step(model: nn.Module, tx: optax.GradientTransformation) -> TrainStep:
+    """The training step: `train_step(state, batch) -> (state, metrics)`.
+
+    The metrics are those of the forward pass, before the update, with dropout on.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        dropout_key = jax.random.fold_in(stream(state.key, "dropout"), state.step)
+
+        def loss_fn(params):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                batch.images,
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
+            return losses(logits, batch.labels).mean(), (logits, updates.get("batch_stats", {}))
+
+        grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, measure(logits, batch.labels)
+
+    return train_step
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
+    """The order in which an epoch takes the training images, int32 `[count]`."""
+    return jax.random.permutation(jax.random.fold_in(stream(key, "order"), epoch), count)
+
+
+def make_train_chunk(
+    config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation
+) -> TrainChunk:
+    """A stretch of training: `train_chunk(state, metrics, images, stop) -> (state, metrics)`.
+
+    It trains until `state.step` is `stop` or the epoch is over, and adds to the metrics. `stop` is
+    traced, so that one compilation serves stretches of any length. It also ends after the first
+    step whose loss is not finite. The batch of a step depends on the seed and the step alone.
+    """
+    train_step = make_train_step(model, tx)
+    size = config.batch_size
+
+    def batch_at(state: TrainState, images: Images, order: jax.Array, position: jax.Array) -> Batch:
+        chosen = jax.lax.dynamic_slice_in_dim(order, position * size, size)
+        pixels = images.pixels[chosen]
+        if config.augment:
+            key = jax.random.fold_in(stream(state.key, "augment"), state.step)
+            pixels = augment(key, pixels)
+        return Batch(normalise(pixels, images.mean, images.std), images.labels[chosen])
+
+    def train_chunk(state, metrics, images, stop):
+        steps = steps_per_epoch(len(images.pixels), size)
+        epoch = state.step // steps
+        order = epoch_order(state.key, epoch, len(images.pixels))
+        stop = jnp.minimum(stop, (epoch + 1) * steps)
+
+        def unfinished(carry):
+            state, metrics = carry
+            return (state.step < stop) & jnp.isfinite(metrics.loss_sum)
+
+        def body(carry):
+            state, metrics = carry
+            batch = batch_at(state, images, order, state.step - epoch * steps)
+            state, of_step = train_step(state, batch)
+            return state, metrics.merge(of_step)
+
+        return jax.lax.while_loop(unfinished, body, (state, metrics))
+
+    return train_chunk
+
+
+def make_evaluate(model: nn.Module) -> Evaluate:
+    """Evaluation: `evaluate(state, images) -> metrics` over all images, however many."""
+
+    def evaluate(state: TrainState, images: Images) -> Metrics:
+        count = len(images.pixels)
+        blocks = -(-count // EVAL_BLOCK)
+        padding = blocks * EVAL_BLOCK - count
+        pixels = jnp.pad(images.pixels, ((0, padding), (0, 0), (0, 0)))
+        labels = jnp.pad(images.labels, (0, padding))
+
+        def body(block, metrics):
+            start = block * EVAL_BLOCK
+            of_block = eval_step(
+                jax.lax.dynamic_slice_in_dim(pixels, start, EVAL_BLOCK),
+                jax.lax.dynamic_slice_in_dim(labels, start, EVAL_BLOCK),
+                start + jnp.arange(EVAL_BLOCK) < count,
+            )
+            return metrics.merge(of_block)
+
+        def eval_step(pixels, labels, valid):
+            logits: Any = model.apply(
+                {"params": state.params, "batch_stats": state.batch_stats},
+                normalise(pixels, images.mean, images.std),
+            )
+            return measure(logits, labels, valid)
+
+        return jax.lax.fori_loop(0, blocks, body, Metrics.zero())
+
+    return evaluate

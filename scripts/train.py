@@ -1,0 +1,308 @@
+"""Trains one of the seven networks: `python scripts/train.py --variant gap`."""
+
+import argparse
+import dataclasses
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import platformdirs
+import tyro
+from rich import progress
+from rich.console import Console
+
+from jaxmnist import TrainConfig, create_model, data, training
+from jaxmnist.config import ConfigError, steps_per_epoch
+from jaxmnist.optim import make_optimizer
+from jaxmnist.report import epochs_table, parameters_table
+from jaxmnist.state import create_state
+from jaxmnist.training import EpochDone, Event, Progress, Run, Started
+
+# Without a terminal, a long epoch says this often that it is alive.
+PLAIN_SECONDS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Trains one of the seven networks of the MNIST drill-down.
+
+    The defaults below are those of the variant's recipe.
+
+    Args:
+        config: what to train.
+        out: the run's folder; by default the next free runs/VARIANT-seedSEED.
+        data_dir: where TFDS keeps its data sets; by default $TFDS_DATA_DIR, else
+            ~/tensorflow_datasets.
+        idx_dir: a folder with the four IDX files (raw or .gz), used in place of all other sources.
+        overwrite: replace the run in --out.
+        dry_run: print the resolved config, the parameters and the steps, and train nothing.
+        quiet: print the result only.
+        debug: print a traceback with an error.
+        compilation_cache: keep compiled programs in the user's cache folder, for the next start.
+    """
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    out: Path | None = None
+    data_dir: Path | None = None
+    idx_dir: Path | None = None
+    overwrite: bool = False
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    compilation_cache: bool = True
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    debug = "--debug" in argv
+    try:
+        return run(parse(argv))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Reads the command line; what it leaves open comes from the recipe of its --variant."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--variant", default=TrainConfig.variant)
+    variant = first.parse_known_args(argv)[0].variant
+    default = Arguments(TrainConfig(variant=variant))
+    return tyro.cli(Arguments, args=list(argv), default=default)
+
+
+def run(arguments: Arguments) -> int:
+    """Does what the command line asks for."""
+    console = Console()
+    if arguments.dry_run:
+        dry_run(arguments, console)
+        return 0
+    if arguments.compilation_cache:
+        keep_compiled_programs()
+    begin = time.perf_counter()
+    with ExitStack() as stack:
+        display = stack.enter_context(make_display(arguments, console))
+        done = training.train(
+            arguments.config,
+            out=arguments.out,
+            data_dir=arguments.data_dir,
+            idx_dir=arguments.idx_dir,
+            overwrite=arguments.overwrite,
+            report=display.show,
+            data_progress=display.show_data,
+        )
+    if not arguments.quiet:
+        console.print(epochs_table(done.rows))
+    console.print(result(done, time.perf_counter() - begin), highlight=False, soft_wrap=True)
+    return 0
+
+
+def dry_run(arguments: Arguments, console: Console) -> None:
+    """Prints what would be trained; fetches nothing."""
+    config = arguments.config
+    count = data.TRAIN_COUNT
+    if arguments.idx_dir is not None:
+        count = len(data.load(config.dataset, idx_dir=arguments.idx_dir).train_images)
+    count = min(count, config.limit_train or count)
+    steps = steps_per_epoch(count, config.batch_size)
+    tx, _ = make_optimizer(config, config.epochs * steps)
+    model = create_model(config.variant, config.dropout)
+    state = jax.eval_shape(lambda: create_state(model, tx, config.seed))
+    console.print_json(config.to_json())
+    console.print(parameters_table(state.params))
+    console.print(
+        f"{config.epochs} epochs of {steps} steps of {config.batch_size} images: "
+        f"{config.epochs * steps} steps over {count:,} training images",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs on disk, so that the next start need not compile."""
+    folder = platformdirs.user_cache_path("jaxmnist") / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def result(done: Run, seconds: float) -> str:
+    """The last line: what a run came to."""
+    summary = done.summary
+    return (
+        f"{summary['variant']}, seed {done.config.seed}: "
+        f"{summary['final_test_accuracy'][0]:.2f} % of {summary['test_count']:,} test images "
+        f"(best epoch {summary['best_test_accuracy'][0]:.2f} %), "
+        f"{summary['parameters']:,} parameters, {seconds:.0f} s, in {done.path}"
+    )
+
+
+class Display(AbstractContextManager, Protocol):
+    """Shows a run while it goes on."""
+
+    def show(self, event: Event) -> None:
+        """Shows an event of the training."""
+        ...
+
+    def show_data(self, what: str, done: int, total: int) -> None:
+        """Shows how far fetching or preparing the images is."""
+        ...
+
+
+def make_display(arguments: Arguments, console: Console) -> Display:
+    """The display for this output: live on a terminal, lines elsewhere, none if quiet."""
+    if arguments.quiet:
+        return Silence()
+    epochs = arguments.config.epochs
+    return Live(console, epochs) if console.is_terminal else Lines(console, epochs)
+
+
+class Silence:
+    """Shows nothing."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+    def show(self, event: Event) -> None:
+        """Shows nothing."""
+
+    def show_data(self, what: str, done: int, total: int) -> None:
+        """Shows nothing."""
+
+
+class Lines(Silence):
+    """Shows a line an epoch, and a sign of life in long ones."""
+
+    def __init__(self, console: Console, epochs: int):
+        self._console, self._epochs = console, epochs
+        self._last = time.monotonic()
+        self._total_steps = 0
+        self._what = ""
+
+    def show(self, event: Event) -> None:
+        """Prints the start, every epoch, and the progress now and then."""
+        if isinstance(event, Started):
+            self._total_steps = event.total_steps
+            self._print(started(event))
+        elif isinstance(event, EpochDone):
+            self._print(f"epoch {event.row['epoch']}/{self._epochs}: {epoch_figures(event)}")
+        elif time.monotonic() - self._last > PLAIN_SECONDS:
+            self._print(
+                f"epoch {event.epoch}/{self._epochs}, step {event.step}/{self._total_steps}: "
+                f"{figures(event)}"
+            )
+
+    def show_data(self, what: str, done: int, total: int) -> None:
+        """Prints a line when something new is fetched or prepared."""
+        if what != self._what:
+            self._what = what
+            self._print(what)
+
+    def _print(self, line: str) -> None:
+        self._last = time.monotonic()
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+class Live(Silence):
+    """Shows bars that move, and a line an epoch above them."""
+
+    def __init__(self, console: Console, epochs: int):
+        self._console, self._epochs = console, epochs
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[figures]}"),
+            progress.TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: progress.TaskID | None = None
+
+    def __enter__(self):
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._bars.stop()
+
+    def show(self, event: Event) -> None:
+        """Moves the bar; prints the start and every epoch."""
+        if isinstance(event, Started):
+            self._print(started(event))
+            self._next_bar("compiling", event.total_steps)
+        elif isinstance(event, EpochDone):
+            self._print(f"epoch {event.row['epoch']}/{self._epochs}: {epoch_figures(event)}")
+        elif self._task is not None:
+            self._bars.update(
+                self._task,
+                completed=event.step,
+                description=f"epoch {event.epoch}/{self._epochs}",
+                figures=figures(event),
+            )
+
+    def show_data(self, what: str, done: int, total: int) -> None:
+        """Moves a bar, a new one for each thing that is fetched or prepared."""
+        if self._task is None or self._bars.tasks[-1].description != what:
+            self._next_bar(what, total)
+        if self._task is not None:
+            self._bars.update(self._task, completed=done)
+
+    def _next_bar(self, description: str, total: int) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(description, total=total, figures="")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def started(event: Started) -> str:
+    """Where a run goes, and why not to where it would have gone."""
+    taken = "" if event.out == event.wished else f" ({event.wished} holds a run already)"
+    return (
+        f"training {event.total_steps} steps over {event.train_count:,} images "
+        f"into {event.out}{taken}"
+    )
+
+
+def figures(event: Progress) -> str:
+    """The figures of a chunk."""
+    return (
+        f"loss {event.loss:.4f}  accuracy {event.accuracy:.2f} %  "
+        f"rate {event.learning_rate:.3g}  {event.images_per_second:,.0f} images/s"
+    )
+
+
+def epoch_figures(event: EpochDone) -> str:
+    """The figures of an epoch."""
+    row = event.row
+    test_loss = "not finite" if row["test_loss"] is None else f"{row['test_loss']:.4f}"
+    return (
+        f"train loss {row['train_loss']:.4f}, {row['train_accuracy']:.2f} %; "
+        f"test loss {test_loss}, {row['test_accuracy']:.2f} %; {row['train_seconds']:.1f} s"
+    )
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    words = " ".join(str(error).split())
+    ours = type(error).__module__.split(".")[0] == "jaxmnist"
+    if ours or isinstance(error, OSError):
+        return words
+    return f"{type(error).__name__}: {words} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
