@@ -50,7 +50,7 @@ class Arguments:
     out: Path | None = None
     data_dir: Path | None = None
     idx_dir: Path | None = None
-    overwrite: bool = False
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     debug: tyro.conf.FlagCreatePairsOff[bool] = False

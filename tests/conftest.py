@@ -1,0 +1,108 @@
+"""What several test files share: small images, a small run, and golden numbers drawn by name."""
+
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmnist
+from jaxmnist.data import idx
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def no_real_data_dir(monkeypatch, tmp_path):
+    """No test sees or changes what the user keeps."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tensorflow_datasets"))
+
+
+def drawn(name: str, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """The golden files' drawing rule: uniform float32, seeded by the crc32 of the name."""
+    rng = np.random.RandomState(zlib.crc32(name.encode()))
+    return (low + (high - low) * rng.random_sample(shape)).astype(np.float32)
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """The arrays of a golden file."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def golden_batch(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The golden files' images `[N, 28, 28, 1]`, normalised, and labels `[N]`."""
+    images = (drawn("batch/golden/images", (count, 1, 28, 28), 0, 1) - 0.1307) / 0.3081
+    labels = drawn("batch/golden/labels", (count,), 0, 10).astype(np.int64)
+    return images.astype(np.float32).transpose(0, 2, 3, 1), labels
+
+
+def golden_variables(variant: str) -> dict:
+    """The weights that the golden files were computed with, in the networks' own names."""
+    model = jaxmnist.create_model(variant)
+    images = np.zeros((1, 28, 28, 1), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {
+        collection: {
+            layer: {kind: _weight(variant, layer, kind, leaves) for kind in leaves}
+            for layer, leaves in layers.items()
+        }
+        for collection, layers in shapes.items()
+    }
+
+
+def _weight(variant, layer, kind, leaves):
+    name = f"{variant}/{layer}/{kind}"
+    if layer.startswith("norm"):
+        low, high = (0.5, 1.5) if kind in ("scale", "var") else (-0.5, 0.5)
+        return drawn(name, leaves[kind].shape, low, high)
+    height, width, inputs, outputs = leaves["kernel"].shape
+    bound = 1.7 / np.sqrt(height * width * inputs)
+    if kind == "bias":
+        return drawn(name, (outputs,), -bound, bound)
+    kernel = drawn(
+        f"{variant}/{layer}/weight_oihw", (outputs, inputs, height, width), -bound, bound
+    )
+    return kernel.transpose(2, 3, 1, 0)
+
+
+def small_files(train_count: int = 600, test_count: int = 430) -> dict[str, bytes]:
+    """A small data set that can be learnt: each class is a bright square in a place of its own."""
+    rng = np.random.default_rng(0)
+
+    def part(count):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = rng.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            row, column = 4 + 10 * (label // 5), 4 + 4 * (label % 5)
+            image[row : row + 6, column : column + 4] = 255
+        return idx.to_bytes(images), idx.to_bytes(labels)
+
+    train_images, train_labels = part(train_count)
+    test_images, test_labels = part(test_count)
+    return dict(zip(idx.NAMES, (train_images, train_labels, test_images, test_labels), strict=True))
+
+
+@pytest.fixture(scope="session")
+def small_idx_dir(tmp_path_factory) -> Path:
+    """The four IDX files of the small data set."""
+    folder = tmp_path_factory.mktemp("idx")
+    for name, content in small_files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config() -> jaxmnist.TrainConfig:
+    """Two epochs of nine steps of the network that compiles fastest."""
+    return jaxmnist.TrainConfig(
+        "less_params", "fashion_mnist", epochs=2, batch_size=64, learning_rate=0.05
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(small_config, small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
+    """A finished run; tests may read it, not change it."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return jaxmnist.train(small_config, out=out, idx_dir=small_idx_dir)

@@ -1,0 +1,174 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmnist import layers
+
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize(
+    ("kernel_size", "channels", "features", "size"),
+    [(3, 1, 4, 28), (3, 5, 8, 7), (1, 6, 3, 9), (3, 16, 2, 3)],
+)
+def test_matmul_and_native_convolution_agree(kernel_size, channels, features, size, padding):
+    x = normal(0, channels, size, size, 6)
+    kernel = normal(1, kernel_size, kernel_size, channels, features) / 10
+
+    def value_and_grads(conv):
+        def weighted_sum(x, kernel):
+            y = conv(x, kernel, padding)
+            return jnp.sum(y * normal(2, *y.shape)) / 10, y
+
+        (_, y), grads = jax.value_and_grad(weighted_sum, (0, 1), has_aux=True)(x, kernel)
+        return y, grads
+
+    ours, native = value_and_grads(layers.matmul_conv), value_and_grads(layers.native_conv)
+    chex.assert_trees_all_close(ours, native, **TOLERANCE)
+    assert ours[0].shape == (features, *[size + 2 * padding - kernel_size + 1] * 2, 6)
+
+
+def test_convolution_worked_by_hand():
+    # [[1, 2, 3], [4, 5, 6], [7, 8, 9]] with [[1, 0], [0, -1]]: each pixel less its lower right.
+    x = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    kernel = jnp.array([[1.0, 0.0], [0.0, -1.0]])[:, :, None, None]
+    expected = jnp.full((1, 2, 2, 1), -4.0)
+    chex.assert_trees_all_close(layers.matmul_conv(x, kernel), expected)
+    chex.assert_trees_all_close(layers.native_conv(x, kernel), expected)
+
+
+@pytest.mark.parametrize(("backend", "native"), [("cpu", False), ("gpu", True), ("tpu", True)])
+def test_each_backend_gets_its_convolution(monkeypatch, backend, native):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    # A function of its own: traces are cached by function.
+    jaxpr = jax.make_jaxpr(lambda *operands: layers.conv(*operands))(
+        normal(0, 2, 5, 5, 3), normal(1, 3, 3, 2, 4)
+    )
+    primitives = {equation.primitive.name for equation in jaxpr.eqns}
+    assert ("conv_general_dilated" in primitives) == native
+    assert ("dot_general" in primitives) != native
+
+
+@pytest.mark.parametrize(("kernel_size", "channels"), [(3, 4), (1, 9)])
+def test_initial_weights_are_torchs(kernel_size, channels):
+    conv = layers.Conv(500, kernel_size, use_bias=True)
+    params = conv.init(jax.random.key(0), jnp.zeros((channels, 5, 5, 1)))["params"]
+    bound = 1 / np.sqrt(kernel_size**2 * channels)
+    for leaf in params.values():
+        assert np.abs(leaf).max() <= bound
+        assert np.abs(leaf).max() > 0.95 * bound
+        # A uniform variable on (-b, b) has the standard deviation b / sqrt(3).
+        np.testing.assert_allclose(leaf.std(), bound / np.sqrt(3), rtol=0.1)
+        assert abs(leaf.mean()) < 0.1 * bound
+
+
+def test_batch_norm_worked_by_hand():
+    # Two channels of four values. Means 2.5 and 0, biased variances 1.25 and 4,
+    # unbiased ones 5/3 and 16/3.
+    x = jnp.array([[1.0, 2.0, 3.0, 4.0], [-2.0, 2.0, -2.0, 2.0]]).reshape(2, 2, 1, 2)
+    norm = layers.BatchNorm()
+    variables = norm.init(jax.random.key(0), x)
+    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    expected = jnp.array(
+        [
+            (np.array([1.0, 2.0, 3.0, 4.0]) - 2.5) / np.sqrt(1.25 + 1e-5),
+            np.array([-2.0, 2.0, -2.0, 2.0]) / np.sqrt(4 + 1e-5),
+        ]
+    ).reshape(2, 2, 1, 2)
+    chex.assert_trees_all_close(y, expected, atol=1e-6)
+    chex.assert_trees_all_close(
+        updates["batch_stats"],
+        {
+            "mean": jnp.array([0.25, 0.0]),
+            "var": jnp.array([0.9 + 0.1 * 5 / 3, 0.9 + 0.1 * 16 / 3]),
+        },
+        atol=1e-6,
+    )
+
+
+def test_batch_norm_evaluates_with_running_statistics():
+    variables = {
+        "params": {"scale": jnp.array([2.0]), "bias": jnp.array([1.0])},
+        "batch_stats": {"mean": jnp.array([3.0]), "var": jnp.array([4.0 - 1e-5])},
+    }
+    x = jnp.array([3.0, 5.0, 1.0]).reshape(1, 1, 1, 3)
+    y = layers.BatchNorm().apply(variables, x, train=False)
+    chex.assert_trees_all_close(y, jnp.array([1.0, 3.0, -1.0]).reshape(1, 1, 1, 3), atol=1e-6)
+
+
+def test_initialising_leaves_the_running_statistics_alone():
+    variables = layers.BatchNorm().init(jax.random.key(0), normal(0, 3, 4, 4, 5) + 7, train=True)
+    chex.assert_trees_all_close(
+        variables["batch_stats"], {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    )
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
+def test_dropout_drops_at_its_rate_and_scales_the_rest(rate):
+    x = jnp.ones((5, 40, 40, 50))
+    y = layers.Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    dropped = float(jnp.mean(y == 0))
+    standard_error = np.sqrt(rate * (1 - rate) / x.size)
+    assert abs(dropped - rate) < 4 * standard_error + 1e-5
+    chex.assert_trees_all_close(y[y != 0], jnp.full(int((y != 0).sum()), 1 / (1 - rate)))
+
+
+def test_dropout_drops_each_activation_independently():
+    x = jnp.ones((5, 40, 40, 50))
+    y = layers.Dropout(0.5).apply({}, x, train=True, rngs={"dropout": jax.random.key(1)}) == 0
+    for axis in range(4):
+        for distance in (1, 2, 3):
+            both = jnp.mean(y & jnp.roll(y, distance, axis))
+            assert abs(float(both) - 0.25) < 0.005, (axis, distance)
+
+
+def test_dropout_depends_on_its_key_alone():
+    def apply(seed):
+        key = jax.random.key(seed)
+        return layers.Dropout(0.3).apply({}, jnp.ones((3, 4, 4, 9)), True, rngs={"dropout": key})
+
+    chex.assert_trees_all_equal(apply(0), apply(0))
+    assert (apply(0) != apply(1)).any()
+
+
+@pytest.mark.parametrize(("rate", "train"), [(0.3, False), (0.0, True)])
+def test_dropout_that_drops_nothing(rate, train):
+    x = normal(0, 2, 3, 3, 4)
+    chex.assert_trees_all_equal(layers.Dropout(rate).apply({}, x, train=train), x)
+
+
+def test_max_pool_worked_by_hand():
+    x = jnp.array(
+        [
+            [1.0, 5.0, 2.0, 0.0, 9.0],
+            [3.0, 4.0, 8.0, 1.0, 9.0],
+            [0.0, -1.0, -5.0, -4.0, 9.0],
+            [-2.0, -3.0, -7.0, -6.0, 9.0],
+            [9.0, 9.0, 9.0, 9.0, 9.0],
+        ]
+    ).reshape(1, 5, 5, 1)
+    expected = jnp.array([[5.0, 8.0], [0.0, -4.0]]).reshape(1, 2, 2, 1)
+    chex.assert_trees_all_equal(layers.max_pool(x), expected)
+    slope = jax.grad(lambda x: layers.max_pool(x).sum())(x).reshape(5, 5)
+    assert np.argwhere(slope).tolist() == [[0, 1], [1, 2], [2, 0], [2, 3]]
+
+
+def test_global_avg_pool_worked_by_hand():
+    x = jnp.array([[[[1.0, 10.0], [3.0, 30.0]]]])  # one channel, 1x2 pixels, two images
+    chex.assert_trees_all_close(layers.global_avg_pool(x), jnp.array([[[[2.0, 20.0]]]]))
+
+
+def test_layouts():
+    images = normal(0, 5, 28, 27, 3)
+    chex.assert_trees_all_equal(layers.from_images(images)[2, 4, 6, 1], images[1, 4, 6, 2])
+    logits = layers.to_logits(jnp.arange(6.0).reshape(3, 1, 1, 2))
+    chex.assert_trees_all_equal(logits, jnp.array([[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]))
+    with pytest.raises(ValueError, match="2x1 pixels; expected 1x1"):
+        layers.to_logits(jnp.zeros((3, 2, 1, 4)))
