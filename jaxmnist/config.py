@@ -20,8 +20,11 @@ VARIANTS = (
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
 
 
-class ConfigError(ValueError):
-    """The command line or the config asks for something that cannot be trained."""
+class ConfigError(Exception):
+    """The command line or the config asks for something that cannot be trained.
+
+    Not a ValueError, which the command-line library would catch and wrap in words of its own.
+    """
 
 
 class Recipe(NamedTuple):

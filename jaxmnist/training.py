@@ -19,7 +19,7 @@ from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.records import Row
-from jaxmnist.state import TrainState, create_state
+from jaxmnist.state import TrainState, create_state, initial_state
 from jaxmnist.steps import Images, make_evaluate, make_train_chunk
 
 # A chunk of steps is one call: progress and interruptions have their place between two of them.
@@ -122,7 +122,7 @@ def train(
     records.write(path / records.CONFIG, config.to_json())
     report(Started(path, wished, train_count, config.epochs * steps))
 
-    state = jax.jit(create_state, static_argnums=(0, 1))(model, tx, config.seed)
+    state = initial_state(model, tx, config.seed)
     programs = compile_programs(config, model, tx, state, train_images, test_images)
     rows = []
     with (path / records.METRICS).open("a") as log:

@@ -1,0 +1,232 @@
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxmnist import TrainConfig, training
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "train.py"
+TINY = ("--variant", "less_params", "--dataset", "kmnist", "--epochs", "1", "--batch-size", "100")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """scripts/train.py as a module."""
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_script"] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, capsys, tmp_path, monkeypatch):
+    """Runs the command line in this process: exit status, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "keep_compiled_programs", lambda: None)
+
+    def run(*words):
+        try:
+            status = script.main([str(word) for word in words])
+        except SystemExit as stop:  # the command-line library's own way out
+            status = stop.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_trains_and_says_what_came_of_it(run, small_idx_dir):
+    status, out, err = run(*TINY, "--idx-dir", small_idx_dir)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "training 6 steps over 600 images into runs/less_params-kmnist-seed0"
+    assert re.match(r"epoch 1/1: train loss \d\.\d{4}, .* %; test loss \d\.\d{4}, .* %; ", lines[1])
+    assert re.fullmatch(
+        r"less_params, seed 0: \d+\.\d\d % of 430 test images \(best epoch \d+\.\d\d %\), "
+        r"4,572 parameters, \d+ s, in runs/less_params-kmnist-seed0",
+        lines[-1],
+    )
+    summary = json.loads(Path("runs/less_params-kmnist-seed0/summary.json").read_text())
+    assert f"{summary['final_test_accuracy'][0]:.2f} %" in lines[-1]
+
+
+def test_quiet_says_the_result_only_and_a_second_run_takes_the_next_name(run, small_idx_dir):
+    quiet = (*TINY, "--idx-dir", small_idx_dir, "--quiet", "--limit-train", "200")
+    for name in ("less_params-kmnist-seed0", "less_params-kmnist-seed0-2"):
+        status, out, _ = run(*quiet)
+        assert status == 0
+        (line,) = out.splitlines()
+        assert line.endswith(f"in runs/{name}")
+    _, out, _ = run(*quiet[:-3], *quiet[-2:])
+    assert "into runs/less_params-kmnist-seed0-3 (runs/less_params-kmnist-seed0 holds a run" in out
+
+
+def test_a_taken_out_is_refused_unless_overwritten(run, small_idx_dir):
+    tiny = (*TINY, "--idx-dir", small_idx_dir, "--out", "here", "--limit-train", "200")
+    assert run(*tiny)[0] == 0
+    status, _, err = run(*tiny)
+    assert (status, err) == (
+        2,
+        "error: here is not empty; pass another --out, or --overwrite to replace a run there\n",
+    )
+    assert run(*tiny, "--overwrite")[0] == 0
+
+
+def test_dry_run_prints_and_trains_nothing(run):
+    status, out, err = run("--variant", "gap", "--dry-run", "--seed", "7")
+    assert (status, err) == (0, "")
+    config = out[: out.index("}") + 1]
+    assert TrainConfig.from_json(config) == TrainConfig("gap", seed=7)
+    assert "7,364" in out
+    assert "15 epochs of 468 steps of 128 images: 7020 steps over 60,000 training images" in out
+    assert list(Path().iterdir()) == []
+
+
+def test_dry_run_counts_the_images_of_idx_dir(run, small_idx_dir):
+    _, out, _ = run(*TINY, "--idx-dir", small_idx_dir, "--dry-run", "--limit-train", "450")
+    assert "1 epochs of 4 steps of 100 images: 4 steps over 450 training images" in out
+
+
+@pytest.mark.parametrize("variant", ["gap", "less_params"])
+def test_defaults_are_those_of_the_variant(script, variant):
+    arguments = script.parse(["--variant", variant])
+    assert arguments.config == TrainConfig(variant)
+
+
+def test_every_option_reaches_the_config(script):
+    words = (
+        "--variant gap --dataset kmnist --epochs 3 --batch-size 64 --learning-rate 0.5 --seed 9 "
+        "--no-augment --dropout 0.1 --limit-train 1000 --out o --data-dir d --idx-dir i "
+        "--overwrite --quiet --debug --no-compilation-cache"
+    )
+    arguments = script.parse(words.split())
+    assert arguments.config == TrainConfig(
+        "gap",
+        "kmnist",
+        epochs=3,
+        batch_size=64,
+        learning_rate=0.5,
+        seed=9,
+        augment=False,
+        dropout=0.1,
+        limit_train=1000,
+    )
+    assert (arguments.out, arguments.data_dir, arguments.idx_dir) == (
+        Path("o"),
+        Path("d"),
+        Path("i"),
+    )
+    assert arguments.overwrite
+    assert arguments.quiet
+    assert arguments.debug
+    assert not arguments.compilation_cache
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--variant gpa", r"^error: variant is 'gpa'; .*Did you mean gap\?\n$"),
+        ("--dataset minst", r"^error: dataset is 'minst'; .*Did you mean mnist\?\n$"),
+        ("--epochs 0", r"^error: epochs is 0; expected a whole number of at least 1\n$"),
+        ("--batch-size -3", r"^error: batch_size is -3; expected a whole number"),
+        ("--learning-rate 0", r"^error: learning_rate is 0\.0; expected a finite number above 0"),
+        ("--seed -1", r"^error: seed is -1; expected a whole number from 0"),
+        ("--variant skeleton --dropout 0.1", r"^error: dropout is 0\.1, but the variant skeleton"),
+        ("--dry-run --batch-size 60001", r"^error: batch_size is 60001, but there are only 60000"),
+        ("--dry-run --epochs 1 --batch-size 30000", r"^error: the one-cycle schedule needs at"),
+        ("--epochs many", r"(?s)epochs.*invalid"),
+        ("--epoch-count 3", r"(?s)[Uu]nrecognized.*--epoch-count"),
+    ],
+)
+def test_a_wrong_command_line_is_named_and_exits_2(run, words, message):
+    status, _, err = run(*words.split())
+    assert status == 2
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert list(Path().iterdir()) == []
+
+
+def test_what_goes_wrong_is_one_line_and_exits_1(run, tmp_path, small_idx_dir):
+    status, _, err = run(*TINY, "--idx-dir", "nowhere")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert err.startswith("error: nowhere has no train-images-idx3-ubyte")
+
+    (tmp_path / "file").write_text("")
+    status, _, err = run(*TINY, "--idx-dir", small_idx_dir, "--out", "file/below")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "file/below" in err
+
+
+def test_debug_adds_the_traceback(run):
+    _, _, err = run(*TINY, "--idx-dir", "nowhere", "--debug")
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: nowhere has no")
+
+
+def test_an_unforeseen_error_is_one_line_too(run, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("never\nmind")
+
+    monkeypatch.setattr(training, "train", fail)
+    assert run(*TINY) == (1, "", "error: ZeroDivisionError: never mind (--debug shows where)\n")
+
+
+def test_the_compilation_cache_is_the_users(script, monkeypatch, tmp_path):
+    set_options = {}
+    monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script.keep_compiled_programs()
+    folder = Path(set_options["jax_compilation_cache_dir"])
+    assert folder.parts[-2:] == ("jaxmnist", "compiled")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(run, small_idx_dir, monkeypatch):
+    claim = training.records.claim_folder
+
+    def claim_with_full_log(*arguments):
+        wished, path = claim(*arguments)
+        (path / "metrics.jsonl").symlink_to("/dev/full")
+        return wished, path
+
+    monkeypatch.setattr(training.records, "claim_folder", claim_with_full_log)
+    status, _, err = run(*TINY, "--idx-dir", small_idx_dir, "--out", "here")
+    assert status == 1
+    assert "No space left on device" in err
+    assert len(err.splitlines()) == 1
+    assert not Path("here/summary.json").exists()
+
+
+def test_interrupted_as_a_user_would(tmp_path, small_idx_dir):
+    """The script as a process of its own: it starts, is stopped by Ctrl-C, and says so."""
+    command = [sys.executable, SCRIPT, *TINY, "--epochs", "100000", "--idx-dir", small_idx_dir]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch 1/100000"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "stopped"

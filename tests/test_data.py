@@ -1,0 +1,255 @@
+import json
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxmnist import ConfigError, data
+from jaxmnist.data import DataError, idx, ignore_progress, sources, tfds_mnist
+from tests.conftest import small_files
+
+FILES = small_files(60, 30)
+
+
+def arrays(files):
+    return [
+        parse(files[name], name)
+        for name, parse in zip(idx.NAMES, (idx.parse_images, idx.parse_labels) * 2, strict=True)
+    ]
+
+
+def assert_loaded(dataset, files=FILES):
+    for found, expected in zip(dataset[:4], arrays(files), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """Lets the network give the small files, and counts how often it is asked."""
+    asked = []
+
+    def fetch(dataset, progress):
+        asked.append(dataset)
+        return FILES
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    return asked
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def fetch(dataset, progress):
+        raise DataError("no network")
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+
+
+def test_idx_dir_is_read_and_nothing_is_kept(tmp_path, no_network, small_idx_dir):
+    loaded = data.load("fashion_mnist", tmp_path / "data", small_idx_dir)
+    assert_loaded(loaded, small_files())
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_first_load_prepares_and_the_second_reads_the_cache(tmp_path, fetches):
+    told = []
+    first = data.load("kmnist", tmp_path, progress=lambda *step: told.append(step))
+    assert_loaded(first)
+    assert {what for what, _, _ in told} == {
+        "preparing train-images-idx3-ubyte",
+        "preparing t10k-images-idx3-ubyte",
+        "decoding train images",
+        "decoding test images",
+    }
+    told.clear()
+    second = data.load("kmnist", tmp_path, progress=lambda *step: told.append(step))
+    assert_loaded(second)
+    assert fetches == ["kmnist"]
+    assert told == []
+
+
+def test_what_is_prepared_is_a_tfds_data_set(tmp_path, fetches):
+    data.load("kmnist", tmp_path)
+    source = tfds.data_source("jaxmnist/kmnist", split="test", data_dir=tmp_path)
+    assert len(source) == 30
+    expected = arrays(FILES)
+    for k in (0, 17, 29):
+        np.testing.assert_array_equal(source[k]["image"][..., 0], expected[2][k])
+        assert source[k]["label"] == expected[3][k]
+
+
+def test_without_its_cache_the_prepared_data_set_is_read(tmp_path, fetches):
+    data.load("kmnist", tmp_path)
+    shutil.rmtree(tmp_path / "jaxmnist" / "arrays")
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert fetches == ["kmnist"]
+
+
+@pytest.mark.parametrize("name", [*idx.NAMES, "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_cache_is_named_removed_and_made_again(tmp_path, fetches, caplog, name, damage):
+    data.load("kmnist", tmp_path)
+    path = tmp_path / "jaxmnist" / "arrays" / "kmnist" / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-3])
+    else:
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert fetches == ["kmnist"]
+    assert "removed" in caplog.text
+    assert name in caplog.text
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_prepared_data_set_is_named_removed_and_made_again(tmp_path, fetches, caplog):
+    data.load("kmnist", tmp_path)
+    shutil.rmtree(tmp_path / "jaxmnist" / "arrays")
+    own = tfds_mnist.own_folder("kmnist", tmp_path)
+    shard = next(own.glob("*train.array_record*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert fetches == ["kmnist", "kmnist"]
+    assert f"removed: the prepared data set in {own} is damaged" in caplog.text
+
+
+def test_files_that_are_not_mnist_are_never_trained_on(tmp_path, fetches, small_idx_dir):
+    message = r"train-images-idx3-ubyte from .* is corrupt or another file: its SHA-256 is "
+    with pytest.raises(DataError, match=message + r".*, expected ba891046"):
+        data.load("mnist", tmp_path, small_idx_dir)
+    with pytest.raises(DataError, match=message):
+        data.load("mnist", tmp_path)
+    assert not list(tmp_path.rglob("*ubyte*"))
+
+
+def test_a_wrong_prepared_mnist_is_removed_where_it_is_ours(tmp_path, no_network, caplog):
+    tfds_mnist.prepare("mnist", FILES, tmp_path, ignore_progress)
+    with pytest.raises(DataError, match="no network"):
+        data.load("mnist", tmp_path)
+    assert "removed: train-images-idx3-ubyte from" in caplog.text
+    assert not tfds_mnist.own_folder("mnist", tmp_path).exists()
+
+
+with tfds.core.registered.skip_registration():
+
+    class Kmnist(tfds.core.GeneratorBasedBuilder):
+        """Writes what TFDS's own builder would: shuffled by the hash of the example's place."""
+
+        VERSION = tfds.core.Version("3.0.1")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(28, 28, 1)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(0), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, first):
+            images, labels = arrays(FILES)[first : first + 2]
+            for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield k, {"image": tfds_mnist._png(image), "label": int(label)}
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """An array_record copy where TFDS itself would keep it."""
+    Kmnist(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    return tfds_mnist.stock_folder("kmnist", tmp_path)
+
+
+def test_a_stock_copy_is_read_in_the_original_order(tmp_path, stock, no_network):
+    source = tfds.builder_from_directory(stock).as_data_source("train")
+    shuffled = [int(example["label"]) for example in source]
+    assert shuffled != arrays(FILES)[1].tolist()
+    assert_loaded(data.load("kmnist", tmp_path))
+
+
+def test_a_tfrecord_copy_breaks_nothing(tmp_path, stock, fetches):
+    path = stock / "dataset_info.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    before = sorted(file.name for file in stock.iterdir())
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert fetches == ["kmnist"]
+    assert sorted(file.name for file in stock.iterdir()) == before
+
+
+def test_a_damaged_stock_copy_is_passed_over_and_left_alone(tmp_path, stock, fetches, caplog):
+    shard = next(stock.glob("*train.array_record*"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert f"passed over: the prepared data set in {stock} is damaged" in caplog.text
+    assert shard.stat().st_size == 100
+
+
+def _load_in_a_process(data_dir, results):
+    sources.fetch = lambda dataset, progress: FILES
+    loaded = data.load("kmnist", data_dir)
+    results.put(int(loaded.train_images.sum()))
+
+
+def test_two_processes_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=_load_in_a_process, args=(tmp_path, results)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    sums = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert sums == [int(arrays(FILES)[0].sum())] * 2
+    assert not list(tmp_path.rglob(".new-*"))
+    assert_loaded(data.load("kmnist", tmp_path))
+
+
+def test_a_disk_that_does_not_take_the_cache_costs_only_time(tmp_path, stock, caplog, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data, "_publish", full)
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert "could not be kept" in caplog.text
+    assert not list(tmp_path.rglob(".new-*"))
+
+
+def test_normalisation(small_idx_dir, tmp_path, monkeypatch):
+    loaded = data.load("fashion_mnist", idx_dir=small_idx_dir)
+    pixels = loaded.train_images / 255
+    assert loaded.mean == pytest.approx(pixels.mean(), rel=1e-12)
+    assert loaded.std == pytest.approx(pixels.std(), rel=1e-12)
+    monkeypatch.setitem(idx.SHA256, "mnist", {})
+    mnist = data.load("mnist", idx_dir=small_idx_dir)
+    assert (mnist.mean, mnist.std) == (0.1307, 0.3081)
+
+
+def test_images_that_are_all_alike(tmp_path):
+    files = {**FILES, idx.TRAIN_IMAGES: idx.to_bytes(np.full((60, 28, 28), 7, np.uint8))}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="all training pixels are alike"):
+        data.load("kmnist", idx_dir=tmp_path)
+
+
+def test_as_many_labels_as_images(tmp_path):
+    files = {**FILES, idx.TEST_LABELS: idx.to_bytes(np.zeros(31, np.uint8))}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="has 30 images but 31 labels"):
+        data.load("kmnist", idx_dir=tmp_path)
+
+
+def test_unknown_data_set():
+    with pytest.raises(ConfigError, match="dataset is 'cifar10'; expected one of mnist"):
+        data.load("cifar10")

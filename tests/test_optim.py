@@ -1,0 +1,69 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.optim import make_optimizer, one_cycle
+from tests.conftest import golden
+
+PEAK = 0.015
+
+
+@pytest.mark.parametrize("total_steps", [20, 1000, 7035])
+def test_one_cycle_equals_pytorch(total_steps):
+    learning_rate, momentum = one_cycle(PEAK, total_steps)
+    steps, expected = jnp.arange(total_steps), golden("one_cycle")
+    np.testing.assert_allclose(
+        jax.jit(learning_rate)(steps), expected[f"lr_{total_steps}"], atol=1e-6 * PEAK, rtol=0
+    )
+    np.testing.assert_allclose(
+        jax.jit(momentum)(steps), expected[f"momentum_{total_steps}"], atol=1e-6, rtol=0
+    )
+
+
+def test_one_cycle_worked_by_hand():
+    # 100 steps: the peak is at step 29, half of the climb at 14.5, half of the fall at 64.
+    learning_rate, momentum = one_cycle(1.0, 100)
+    for step, rate in ((0, 0.04), (14.5, 0.52), (29, 1.0), (64, 0.500002), (99, 4e-6)):
+        assert float(learning_rate(jnp.float32(step))) == pytest.approx(rate, abs=1e-6)
+    for step, value in ((0, 0.95), (14.5, 0.9), (29, 0.85), (64, 0.9), (99, 0.95)):
+        assert float(momentum(jnp.float32(step))) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3])
+def test_one_cycle_refuses_a_training_without_a_climb(total_steps):
+    with pytest.raises(ConfigError, match=f"at least 4 steps, but training has {total_steps}; use"):
+        one_cycle(PEAK, total_steps)
+    with pytest.raises(ConfigError, match="at least 4 steps"):
+        make_optimizer(TrainConfig("gap"), total_steps)
+    make_optimizer(TrainConfig("less_params"), total_steps)
+
+
+def test_four_steps_are_enough():
+    learning_rate, _ = one_cycle(PEAK, 4)
+    assert np.isfinite(jax.vmap(learning_rate)(jnp.arange(4))).all()
+
+
+def test_constant_rate():
+    _, schedules = make_optimizer(TrainConfig("dropout", learning_rate=0.02), 100)
+    assert {schedules.learning_rate(k) for k in (0, 50, 99)} == {0.02}
+    assert {schedules.momentum(k) for k in (0, 50, 99)} == {0.9}
+
+
+@pytest.mark.parametrize("variant", ["less_params", "gap"])
+def test_the_optimiser_follows_its_schedules_as_torch_sgd_does(variant):
+    """v <- momentum_k v + gradient; w <- w - rate_k v (torch.optim.SGD)."""
+    tx, schedules = make_optimizer(TrainConfig(variant), 20)
+    params = {"w": jnp.array([1.0, -2.0])}
+    opt_state = tx.init(params)
+    update = jax.jit(tx.update)
+    weight, velocity = np.array([1.0, -2.0]), np.zeros(2)
+    for k in range(12):
+        grads = np.array([0.5 + k, 1.0 - k], np.float32)
+        updates, opt_state = update({"w": grads}, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        velocity = float(schedules.momentum(k)) * velocity + grads
+        weight = weight - float(schedules.learning_rate(k)) * velocity
+        chex.assert_trees_all_close(params, {"w": weight.astype(np.float32)}, rtol=1e-5)

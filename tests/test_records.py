@@ -1,0 +1,143 @@
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from jaxmnist import ConfigError, TrainConfig, records
+from jaxmnist.metrics import Metrics
+from jaxmnist.optim import Schedules
+
+SCHEDULES = Schedules(learning_rate=lambda step: step / 100, momentum=lambda step: 0.9)
+
+
+def metrics(loss_sum, correct, count):
+    return Metrics(np.float32(loss_sum), np.int32(correct), np.int32(count))  # type: ignore[arg-type]
+
+
+def row(epoch, correct, test_loss=50.0):
+    return records.make_row(
+        TrainConfig("less_params", seed=4),
+        SCHEDULES,
+        epoch,
+        epoch * 10,
+        metrics(64.0, 96, 128),
+        metrics(test_loss, correct, 100),
+        2.0,
+    )
+
+
+def test_a_row_worked_by_hand():
+    assert row(3, 97) == {
+        "epoch": 3,
+        "step": 30,
+        "seed": 4,
+        "train_loss": 0.5,
+        "train_accuracy": 75.0,
+        "test_loss": 0.5,
+        "test_accuracy": 97.0,
+        "learning_rate": 0.29,
+        "momentum": 0.9,
+        "train_seconds": 2.0,
+        "images_per_second": 64.0,
+    }
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_is_null(loss):
+    assert json.loads(json.dumps(row(1, 97, loss), allow_nan=False))["test_loss"] is None
+
+
+def test_a_summary_worked_by_hand():
+    config = TrainConfig("less_params", seed=4, epochs=3)
+    rows = [row(1, 95), row(2, 99), row(3, 97)]
+    summary = records.make_summary(config, 4572, rows, 100, 1.23456)
+    described = {key: summary.pop(key) for key in ("device", "versions", "git_commit")}
+    assert summary == {
+        "variant": "less_params",
+        "recipe": "notebook",
+        "dataset": "mnist",
+        "parameters": 4572,
+        "seeds": [4],
+        "epochs": 3,
+        "steps": 30,
+        "test_count": 100,
+        "final_test_accuracy": [97.0],
+        "best_test_accuracy": [99.0],
+        "final_test_loss": [0.5],
+        "final_train_accuracy": [75.0],
+        "compile_seconds": 1.235,
+        "train_seconds": 6.0,
+        "images_per_second": 640.0,
+    }
+    assert described["device"].split(",")[0] in ("cpu", "gpu", "tpu")
+    assert {"python", "jax", "jaxlib", "flax", "optax", "jaxmnist"} <= set(described["versions"])
+
+
+def test_git_commit_outside_a_checkout_is_none(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    assert records.git_commit() is None
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (TrainConfig("gap"), "gap-seed0"),
+        (TrainConfig("less_params", seed=12), "less_params-seed12"),
+        (TrainConfig("gap", "kmnist", seed=3), "gap-kmnist-seed3"),
+    ],
+)
+def test_default_name(config, name):
+    assert records.default_name(config) == name
+
+
+def test_the_next_free_folder_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = [records.claim_folder(TrainConfig("gap"), None, False) for _ in range(3)]
+    assert [str(wished) for wished, _ in taken] == ["runs/gap-seed0"] * 3
+    assert [str(made) for _, made in taken] == [
+        "runs/gap-seed0",
+        "runs/gap-seed0-2",
+        "runs/gap-seed0-3",
+    ]
+
+
+def test_a_named_folder_that_holds_something_is_refused(tmp_path):
+    out = tmp_path / "run"
+    assert records.claim_folder(TrainConfig("gap"), out, False) == (out, out)
+    (out / "config.json").write_text("{}")
+    (out / "old").write_text("old")
+    with pytest.raises(ConfigError, match=r"run is not empty; pass another --out, or --overwrite"):
+        records.claim_folder(TrainConfig("gap"), out, False)
+    assert (out / "old").exists()
+    records.claim_folder(TrainConfig("gap"), out, True)
+    assert list(out.iterdir()) == []
+
+
+def test_overwrite_removes_nothing_but_runs(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="is not empty"):
+        records.claim_folder(TrainConfig("gap"), tmp_path, True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_file_in_the_folders_place_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FileExistsError):
+        records.claim_folder(TrainConfig("gap"), tmp_path / "run", True)
+
+
+def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):
+    records.write(tmp_path / "a.json", "one")
+
+    def full(self, content):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tmp_path), "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            records.write(tmp_path / "a.json", "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "one"

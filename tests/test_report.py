@@ -1,0 +1,34 @@
+import jax.numpy as jnp
+from rich.console import Console
+
+from jaxmnist.report import epochs_table, parameters_table
+
+
+def shown(table) -> str:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_epochs_table():
+    row = {
+        "epoch": 2,
+        "train_loss": 0.51234,
+        "train_accuracy": 87.654,
+        "test_loss": None,
+        "test_accuracy": 99.416,
+        "learning_rate": 0.015,
+        "images_per_second": 12345.6,
+    }
+    line = next(line for line in shown(epochs_table([row])).splitlines() if "0.5123" in line)
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == ["2", "0.5123", "87.65", "-", "99.42", "0.015", "12,346"]
+
+
+def test_parameters_table():
+    text = shown(
+        parameters_table({"conv0": {"kernel": jnp.zeros((3, 3, 1, 400))}, "b": jnp.zeros(5)})
+    )
+    assert "conv0/kernel │ 3 x 3 x 1 x 400 │   3,600" in text
+    assert "3,605" in text.splitlines()[-2]

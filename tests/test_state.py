@@ -1,0 +1,40 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmnist import TrainConfig, create_model
+from jaxmnist.optim import make_optimizer
+from jaxmnist.state import initial_state, stream
+
+
+@pytest.fixture(scope="module")
+def create():
+    model = create_model("less_params")
+    tx, _ = make_optimizer(TrainConfig("less_params"), 100)
+    return functools.partial(initial_state, model, tx)
+
+
+def test_a_new_state(create):
+    state = create(0)
+    assert int(state.step) == 0
+    assert state.batch_stats == {}
+    chex.assert_tree_all_finite((state.params, state.opt_state))
+    chex.assert_trees_all_equal(state.key, jax.random.key(0))
+
+
+def test_the_seed_decides_the_weights(create):
+    chex.assert_trees_all_equal(create(3).params, create(3).params)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(create(3).params, create(4).params)
+
+
+def test_streams_are_separate():
+    key = jax.random.key(0)
+    names = ("init", "order", "augment", "dropout")
+    draws = [float(jax.random.uniform(stream(key, name))) for name in names]
+    assert len(set(draws)) == len(names)
+    chex.assert_trees_all_equal(stream(key, "order"), stream(key, "order"))
+    assert (jnp.array(stream(key, "order")) != stream(jax.random.key(1), "order")).all()

@@ -1,0 +1,160 @@
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmnist import TrainConfig, create_model, data
+from jaxmnist.metrics import Metrics
+from jaxmnist.optim import make_optimizer
+from jaxmnist.state import initial_state
+from jaxmnist.steps import (
+    EVAL_BLOCK,
+    Batch,
+    Images,
+    epoch_order,
+    make_evaluate,
+    make_train_chunk,
+    make_train_step,
+    normalise,
+)
+from jaxmnist.training import compile_programs, to_device
+
+STEPS = 9  # an epoch of 600 images in batches of 64
+
+
+class Trainer:
+    """A network with its compiled programs and a state to start from."""
+
+    def __init__(self, variant, idx_dir):
+        self.config = TrainConfig(variant, "fashion_mnist", epochs=2, batch_size=64)
+        self.model = create_model(variant)
+        self.tx, _ = make_optimizer(self.config, 2 * STEPS)
+        self.images, self.test_images = to_device(data.load("fashion_mnist", idx_dir=idx_dir), None)
+        self.create = functools.partial(initial_state, self.model, self.tx)
+        self.programs = compile_programs(
+            self.config, self.model, self.tx, self.create(0), self.images, self.test_images
+        )
+
+    def train(self, *stops, seed=0):
+        state, metrics = self.create(seed), Metrics.zero()
+        for stop in stops:
+            state, metrics = self.programs.train_chunk(state, metrics, self.images, np.int32(stop))
+        return state, metrics
+
+
+@pytest.fixture(scope="module")
+def gap(small_idx_dir):
+    """With everything that is random: order, augmentation, dropout."""
+    return Trainer("gap", small_idx_dir)
+
+
+def test_chunks_of_any_length_give_the_same_bits(gap):
+    whole = gap.train(STEPS)
+    assert int(whole[0].step) == STEPS
+    assert int(whole[1].count) == STEPS * 64
+    for stops in ((1, 2, STEPS), (4, STEPS), tuple(range(1, STEPS + 1))):
+        chex.assert_trees_all_equal(gap.train(*stops), whole)
+
+
+def test_a_chunk_ends_with_its_epoch(gap):
+    state, metrics = gap.train(2 * STEPS)
+    assert int(state.step) == STEPS
+    state, metrics = gap.train(2 * STEPS, 2 * STEPS)
+    assert int(state.step) == 2 * STEPS
+    assert int(metrics.count) == 2 * STEPS * 64
+
+
+def test_seeds_differ_and_repeat(gap):
+    chex.assert_trees_all_equal(gap.train(3, seed=5), gap.train(3, seed=5))
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(gap.train(3, seed=5)[0].params, gap.train(3, seed=6)[0].params)
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite(gap):
+    state = gap.create(0)
+    params = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), state.params)
+    state, metrics = gap.programs.train_chunk(
+        state.replace(params=params), Metrics.zero(), gap.images, np.int32(STEPS)
+    )
+    assert int(state.step) == 1
+    assert np.isnan(metrics.loss)
+
+
+def test_evaluation_counts_every_image(gap):
+    state, _ = gap.train(STEPS)
+    count = len(gap.test_images.pixels)
+    assert count % EVAL_BLOCK != 0
+    metrics = gap.programs.evaluate(state, gap.test_images)
+    assert int(metrics.count) == count
+    logits = gap.model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        normalise(gap.test_images.pixels, gap.test_images.mean, gap.test_images.std),
+    )
+    labels = np.asarray(gap.test_images.labels)
+    assert int(metrics.correct) == int((np.asarray(logits).argmax(axis=1) == labels).sum())
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    expected = -log_probs[np.arange(count), labels].mean()
+    assert metrics.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_makes_a_chunk_fast(gap):
+    """No convolution inside the loop, state donated, nothing sent to the host on the way."""
+    hlo = gap.programs.train_chunk.as_text()
+    assert not re.search(r"\bconvolution\(", hlo)
+    assert "while(" in hlo
+    for sent in ("outfeed", "infeed", "send(", "callback"):
+        assert sent not in hlo
+    leaves = len(jax.tree.leaves((gap.create(0), Metrics.zero())))
+    # The seed's key and what the optimiser derives anew have nothing to be written over.
+    header = hlo.splitlines()[0]
+    assert header.count("may-alias") >= leaves - 3
+    state, metrics = gap.create(0), jax.device_put(Metrics.zero())
+    gap.programs.train_chunk(state, metrics, gap.images, np.int32(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    data_constants = re.findall(r"u8\[600,28,28\]\S* constant", hlo)
+    assert not data_constants
+
+
+def test_an_epochs_order_is_a_permutation_of_its_own():
+    key = jax.random.key(0)
+    orders = [np.asarray(epoch_order(key, jnp.int32(epoch), 600)) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order) == list(range(600))
+    assert (orders[0] != orders[1]).mean() > 0.9
+
+
+def test_normalise_worked_by_hand():
+    pixels = jnp.array([[[0, 255, 51]]], jnp.uint8)
+    images = normalise(pixels, np.asarray(0.2, np.float32), np.asarray(0.4, np.float32))
+    chex.assert_trees_all_close(images, jnp.array([-0.5, 2.0, 0.0]).reshape(1, 1, 3, 1), atol=1e-6)
+
+
+def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):
+    """Without augmentation and dropout, a chunk is `train_step` over slices of the order."""
+    config = TrainConfig("less_params", "fashion_mnist", batch_size=64)
+    model = create_model("less_params")
+    tx, _ = make_optimizer(config, 2 * STEPS)
+    images, _ = to_device(data.load("fashion_mnist", idx_dir=small_idx_dir), None)
+    start = initial_state(model, tx, 0)
+    chunk = jax.jit(make_train_chunk(config, model, tx))
+    state, metrics = chunk(start, Metrics.zero(), images, np.int32(2))
+
+    order = np.asarray(epoch_order(start.key, jnp.int32(0), 600))
+    train_step, expected, merged = jax.jit(make_train_step(model, tx)), start, Metrics.zero()
+    for k in range(2):
+        chosen = order[64 * k : 64 * (k + 1)]
+        pixels = normalise(images.pixels[chosen], images.mean, images.std)
+        expected, of_step = train_step(expected, Batch(pixels, images.labels[chosen]))
+        merged = merged.merge(of_step)
+    chex.assert_trees_all_close(state.params, expected.params, atol=1e-6)
+    chex.assert_trees_all_close(metrics, merged, rtol=1e-5)
+
+
+def test_evaluating_fewer_images_than_a_block(gap):
+    few = Images(*(leaf[:7] for leaf in gap.test_images[:2]), *gap.test_images[2:])
+    metrics = jax.jit(make_evaluate(gap.model))(gap.create(0), few)
+    assert int(metrics.count) == 7

@@ -1,0 +1,146 @@
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+
+import jaxmnist
+from jaxmnist import ConfigError, TrainConfig, data, training
+from jaxmnist.training import EpochDone, Progress, Started, TrainingError
+
+
+def test_a_run_learns(small_run):
+    assert small_run.summary["final_test_accuracy"][0] > 90
+    assert small_run.rows[-1]["train_loss"] < small_run.rows[0]["train_loss"]
+
+
+def test_a_run_writes_what_it_returns(small_run, small_config):
+    path = small_run.path
+    assert {entry.name for entry in path.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+    }
+    assert TrainConfig.from_json((path / "config.json").read_text()) == small_config
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == small_run.rows
+    assert json.loads((path / "summary.json").read_text()) == small_run.summary
+
+
+def test_the_rows_and_the_summary(small_run):
+    assert [row["epoch"] for row in small_run.rows] == [1, 2, 3]
+    assert [row["step"] for row in small_run.rows] == [18, 36, 54]
+    summary = small_run.summary
+    assert summary["parameters"] == 4652
+    assert summary["test_count"] == 430
+    assert summary["steps"] == 54
+    assert summary["final_test_accuracy"] == [small_run.rows[-1]["test_accuracy"]]
+    assert summary["train_seconds"] > 0
+    # Of 430 images, whatever the block: a whole number of them is right.
+    right = small_run.rows[-1]["test_accuracy"] * 4.3
+    assert right == pytest.approx(round(right), abs=1e-9)
+
+
+def test_load_run_gives_the_same_back(small_run):
+    loaded = jaxmnist.load_run(small_run.path)
+    assert loaded[0] == small_run.config
+    assert loaded[2:] == small_run[2:]
+    for found, expected in zip(
+        jax.tree.leaves(loaded.state), jax.tree.leaves(small_run.state), strict=True
+    ):
+        if jax.dtypes.issubdtype(found.dtype, jax.dtypes.prng_key):
+            found, expected = jax.random.key_data(found), jax.random.key_data(expected)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_load_run_refuses_what_is_no_finished_run(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"has no config\.json; expected the folder of a finished"
+    ):
+        jaxmnist.load_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def watched(small_config, small_idx_dir, tmp_path_factory):
+    """The small run again: its events, and how often XLA compiled since the start was told."""
+    events, compiled = [], []
+
+    def report(event):
+        events.append(event)
+        compiled.append(0)
+
+    def count(name, seconds, **kwargs):
+        if name == "/jax/core/compile/backend_compile_duration" and compiled:
+            compiled[-1] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    out = tmp_path_factory.mktemp("runs") / "watched"
+    run = jaxmnist.train(small_config, out=out, idx_dir=small_idx_dir, report=report)
+    jax.monitoring.unregister_event_duration_listener(count)
+    return run, events, compiled
+
+
+def test_the_same_seed_gives_the_same_run(small_run, watched):
+    run, _, _ = watched
+    chex.assert_trees_all_equal(run.state.params, small_run.state.params)
+    for row, expected in zip(run.rows, small_run.rows, strict=True):
+        timed = ("train_seconds", "images_per_second")
+        assert {k: v for k, v in row.items() if k not in timed} == {
+            k: v for k, v in expected.items() if k not in timed
+        }
+
+
+def test_events_tell_of_everything_in_order(watched):
+    run, events, _ = watched
+    assert events[0] == Started(run.path, run.path, 600, 54)
+    assert [event.row for event in events if isinstance(event, EpochDone)] == run.rows
+    steps = [event.step for event in events if isinstance(event, Progress)]
+    assert steps == sorted(set(steps))
+    assert {4, 18, 36, 54} <= set(steps)  # the first chunk, and the end of every epoch
+
+
+def test_everything_is_compiled_before_the_first_step(watched):
+    """After the first chunk, XLA is not called again: one compilation for the whole run."""
+    _, events, compiled = watched
+    first = next(k for k, event in enumerate(events) if isinstance(event, Progress))
+    last = len(events) - 1
+    assert sum(compiled[first:last]) == 0
+    assert sum(compiled[:first]) > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_config, small_idx_dir, tmp_path):
+    config = dataclasses.replace(small_config, learning_rate=1e30, seed=5)
+    message = r"loss became nan at step \d+ of seed 5; try a smaller --learning-rate than 1e\+30"
+    with pytest.raises(TrainingError, match=message):
+        jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_limit_train(small_idx_dir):
+    dataset = data.load("kmnist", idx_dir=small_idx_dir)
+    train_images, test_images = training.to_device(dataset, 100)
+    assert len(train_images.pixels) == len(train_images.labels) == 100
+    assert len(test_images.pixels) == 430
+    np.testing.assert_array_equal(train_images.pixels, dataset.train_images[:100])
+    with pytest.raises(ConfigError, match="limit_train is 601, but there are 600 training images"):
+        training.to_device(dataset, 601)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 601}, "batch_size is 601, but there are only 600 training images"),
+        ({"variant": "gap", "epochs": 1, "batch_size": 200}, "needs at least 4 steps, .* has 3"),
+    ],
+)
+def test_a_config_that_cannot_be_trained_leaves_no_folder(
+    small_config, small_idx_dir, tmp_path, changes, message
+):
+    config = dataclasses.replace(small_config, **changes)
+    with pytest.raises(ConfigError, match=message):
+        jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
+    assert not (tmp_path / "run").exists()
