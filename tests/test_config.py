@@ -58,7 +58,7 @@ def test_what_is_given_stands():
 
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainConfig().epochs = 3  # type: ignore[misc]
+        TrainConfig().epochs = 3
 
 
 @pytest.mark.parametrize(

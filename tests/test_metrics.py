@@ -41,5 +41,5 @@ def test_no_image_has_no_mean():
 
 
 def test_counts_stay_exact():
-    many = Metrics(np.float32(0), np.int32(2**24), np.int32(2**24))  # type: ignore[arg-type]
+    many = Metrics(np.float32(0), np.int32(2**24), np.int32(2**24))
     assert int(many.merge(measure(LOGITS, LABELS)).count) == 2**24 + 3

@@ -12,7 +12,7 @@ SCHEDULES = Schedules(learning_rate=lambda step: step / 100, momentum=lambda ste
 
 
 def metrics(loss_sum, correct, count):
-    return Metrics(np.float32(loss_sum), np.int32(correct), np.int32(count))  # type: ignore[arg-type]
+    return Metrics(np.float32(loss_sum), np.int32(correct), np.int32(count))
 
 
 def row(epoch, correct, test_loss=50.0):
