@@ -92,9 +92,9 @@ class TrainConfig:
     limit_train: int | None = None
 
     def __post_init__(self):
-        _check_name("recipe", self.recipe, RECIPES)
-        _check_name("variant", self.variant, VARIANTS)
-        _check_name("dataset", self.dataset, DATASETS)
+        check_name("recipe", self.recipe, RECIPES)
+        check_name("variant", self.variant, VARIANTS)
+        check_name("dataset", self.dataset, DATASETS)
         recipe = self.recipe_of_variant
         for name in ("epochs", "learning_rate", "augment", "dropout"):
             if getattr(self, name) is None:
@@ -114,6 +114,10 @@ class TrainConfig:
         if type(self.augment) is not bool:
             raise ConfigError(f"augment is {self.augment!r}; expected True or False")
         _check_dropout(self.variant, self.dropout, recipe.dropout)
+        if self.variant == "gap" and self.batch_size == 1:
+            raise ConfigError(
+                "batch_size is 1; gap normalises single numbers over the batch: use at least 2"
+            )
 
     @property
     def recipe_of_variant(self) -> Recipe:
@@ -167,7 +171,12 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
     return train_count // batch_size
 
 
-def _check_name(field: str, value: object, known: Collection[str]) -> None:
+def check_name(field: str, value: object, known: Collection[str]) -> None:
+    """Accepts a known name.
+
+    Raises:
+        ConfigError: it is another; the message suggests the nearest.
+    """
     if isinstance(value, str) and value in known:
         return
     close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from jaxmnist.config import RECIPES, VARIANTS, ConfigError
+from jaxmnist.config import RECIPES, VARIANTS, check_name
 from jaxmnist.layers import (
     BatchNorm,
     Conv,
@@ -224,7 +224,7 @@ class Gap(Network):
         ]
 
 
-_NETWORKS = dict(
+_NETWORKS: dict[str, type[Network]] = dict(
     zip(
         VARIANTS,
         (Skeleton, LessParams, BatchNormalised, DroppedOut, FullyConnected, Augmented, Gap),
@@ -248,8 +248,7 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
     Raises:
         ConfigError: there is no such variant.
     """
-    if variant not in _NETWORKS:
-        raise ConfigError(f"variant is {variant!r}; expected one of {', '.join(VARIANTS)}")
+    check_name("variant", variant, VARIANTS)
     if dropout_rate is None:
         dropout_rate = RECIPES["notebook"][variant].dropout
     return _NETWORKS[variant](dropout_rate=dropout_rate)

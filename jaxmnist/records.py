@@ -1,12 +1,14 @@
 """The files of a run: its folder, config.json, metrics.jsonl and summary.json."""
 
+import contextlib
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ Row = dict[str, Any]
 def claim_folder(
     config: TrainConfig, out: str | os.PathLike | None, overwrite: bool
 ) -> tuple[Path, Path]:
-    """Makes the run folder, so that no other process can take it too.
+    """Makes the run folder; no two processes can make the same default one.
 
     Args:
         config: names the default folder.
@@ -46,21 +48,39 @@ def claim_folder(
     """
     if out is None:
         wished = Path("runs") / default_name(config)
-        for path in _candidates(wished):
-            try:
-                path.mkdir(parents=True)
-                return wished, path
-            except FileExistsError:
-                continue
-    path = Path(out)  # type: ignore[arg-type]
-    if overwrite and (path / "config.json").is_file():
-        shutil.rmtree(path)
+        return wished, _next_free(wished)
+    path = Path(out)
+    check_free(path, overwrite)
     path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()):
+    for name in (CONFIG, METRICS, SUMMARY):
+        (path / name).unlink(missing_ok=True)
+    if (path / CHECKPOINTS).exists():
+        shutil.rmtree(path / CHECKPOINTS)
+    return path, path
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Accepts a folder for a run: one that is empty or not there, or a run to be overwritten.
+
+    Raises:
+        ConfigError: it holds something that is not to be removed.
+    """
+    if not path.is_dir():
+        return
+    found = {entry.name for entry in path.iterdir()}
+    if not found:
+        return
+    if not overwrite:
         raise ConfigError(
             f"{path} is not empty; pass another --out, or --overwrite to replace a run there"
         )
-    return path, path
+    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS}
+    if foreign or CONFIG not in found:
+        raise ConfigError(
+            f"{path} holds {', '.join(sorted(foreign or found))}, which is not of a run; "
+            "--overwrite replaces runs only, so pass another --out"
+        )
+    TrainConfig.from_json((path / CONFIG).read_text())
 
 
 def default_name(config: TrainConfig) -> str:
@@ -73,12 +93,19 @@ def default_name(config: TrainConfig) -> str:
     return "-".join([*parts, f"seed{config.seed}"])
 
 
-def _candidates(wished: Path) -> Iterator[Path]:
-    yield wished
-    number = 2
-    while True:
-        yield wished.with_name(f"{wished.name}-{number}")
-        number += 1
+def _next_free(wished: Path) -> Path:
+    """Makes the first of `wished`, `wished`-2, `wished`-3, ... that is not there yet."""
+    wished.parent.mkdir(exist_ok=True)
+    others = (wished.with_name(f"{wished.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([wished], others) if _made(path))
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def write(path: Path, content: str) -> None:
@@ -93,6 +120,22 @@ def write(path: Path, content: str) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file; if the disk does not take the whole of it, none of it stays.
+
+    Raises:
+        OSError: the disk does not take it; the error names the file.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_row(
@@ -126,6 +169,7 @@ def make_summary(
     rows: Sequence[Row],
     test_count: int,
     compile_seconds: float,
+    environment: dict[str, Any],
 ) -> dict[str, Any]:
     """What summary.json says of a finished run; accuracies in percent, one entry a seed."""
     last = rows[-1]
@@ -146,13 +190,24 @@ def make_summary(
         "compile_seconds": round(compile_seconds, 3),
         "train_seconds": round(train_seconds, 3),
         "images_per_second": round(last["step"] * config.batch_size / train_seconds, 1),
+        **environment,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a run runs on: device, versions and commit. To be asked before it starts."""
+    return {
         "device": device(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **dict(map(_version, _PACKAGES))},
         "git_commit": git_commit(),
     }
+
+
+def _version(package: str) -> tuple[str, str | None]:
+    try:
+        return package, importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return package, None
 
 
 def device() -> str:

@@ -7,6 +7,7 @@ import jax
 from rich.table import Table
 
 from jaxmnist.records import Row
+from jaxmnist.training import count_parameters
 
 
 def epochs_table(rows: Sequence[Row]) -> Table:
@@ -29,12 +30,11 @@ def epochs_table(rows: Sequence[Row]) -> Table:
 def parameters_table(params: Any) -> Table:
     """One line an array: name, shape, how many numbers; and their sum."""
     table = _table("Parameters", ("array", "shape", "numbers"))
-    leaves = jax.tree.leaves_with_path(params)
-    for path, leaf in leaves:
+    for path, leaf in jax.tree.leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         table.add_row(name, " x ".join(map(str, leaf.shape)), f"{leaf.size:,}")
     table.add_section()
-    table.add_row("all", "", f"{sum(leaf.size for _, leaf in leaves):,}")
+    table.add_row("all", "", f"{count_parameters(params):,}")
     return table
 
 

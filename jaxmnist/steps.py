@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmnist.augment import augment
@@ -34,7 +35,8 @@ class Batch(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-TrainChunk = Callable[[TrainState, Metrics, Images, jax.Array], tuple[TrainState, Metrics]]
+TrainChunk = Callable[[TrainState, Metrics, Images, np.int32], tuple[TrainState, Metrics]]
+EvalStep = Callable[[TrainState, Batch, jax.Array], Metrics]
 Evaluate = Callable[[TrainState, Images], Metrics]
 
 
@@ -121,8 +123,23 @@ def make_train_chunk(
     return train_chunk
 
 
+def make_eval_step(model: nn.Module) -> EvalStep:
+    """The evaluation of one block: `eval_step(state, batch, valid) -> metrics`.
+
+    `valid`, bool `[N]`, says which images of the batch count.
+    """
+
+    def eval_step(state: TrainState, batch: Batch, valid: jax.Array) -> Metrics:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits: Any = model.apply(variables, batch.images)
+        return measure(logits, batch.labels, valid)
+
+    return eval_step
+
+
 def make_evaluate(model: nn.Module) -> Evaluate:
     """Evaluation: `evaluate(state, images) -> metrics` over all images, however many."""
+    eval_step = make_eval_step(model)
 
     def evaluate(state: TrainState, images: Images) -> Metrics:
         count = len(images.pixels)
@@ -133,19 +150,13 @@ def make_evaluate(model: nn.Module) -> Evaluate:
 
         def body(block, metrics):
             start = block * EVAL_BLOCK
-            of_block = eval_step(
-                jax.lax.dynamic_slice_in_dim(pixels, start, EVAL_BLOCK),
+            block_pixels = jax.lax.dynamic_slice_in_dim(pixels, start, EVAL_BLOCK)
+            batch = Batch(
+                normalise(block_pixels, images.mean, images.std),
                 jax.lax.dynamic_slice_in_dim(labels, start, EVAL_BLOCK),
-                start + jnp.arange(EVAL_BLOCK) < count,
             )
-            return metrics.merge(of_block)
-
-        def eval_step(pixels, labels, valid):
-            logits: Any = model.apply(
-                {"params": state.params, "batch_stats": state.batch_stats},
-                normalise(pixels, images.mean, images.std),
-            )
-            return measure(logits, labels, valid)
+            valid = start + jnp.arange(EVAL_BLOCK) < count
+            return metrics.merge(eval_step(state, batch, valid))
 
         return jax.lax.fori_loop(0, blocks, body, Metrics.zero())
 

@@ -20,7 +20,7 @@ from jaxmnist.models import create_model
 from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.records import Row
 from jaxmnist.state import TrainState, create_state, initial_state
-from jaxmnist.steps import Images, make_evaluate, make_train_chunk
+from jaxmnist.steps import Evaluate, Images, TrainChunk, make_evaluate, make_train_chunk
 
 # A chunk of steps is one call: progress and interruptions have their place between two of them.
 CHUNK_SECONDS = 1.0
@@ -74,8 +74,8 @@ class Run(NamedTuple):
 class Programs(NamedTuple):
     """The two compiled programs of a run. `train_chunk` takes its state and metrics for itself."""
 
-    train_chunk: Callable[[TrainState, Metrics, Images, np.int32], tuple[TrainState, Metrics]]
-    evaluate: Callable[[TrainState, Images], Metrics]
+    train_chunk: TrainChunk
+    evaluate: Evaluate
     compile_seconds: float
 
 
@@ -90,7 +90,7 @@ def train(
     idx_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
     report: Report = ignore,
-    data_progress: Callable[[str, int, int], None] = data.ignore_progress,
+    data_progress: data.Progress = data.ignore_progress,
 ) -> Run:
     """Trains one network and writes its run folder.
 
@@ -112,6 +112,9 @@ def train(
         TrainingError: the loss is not finite.
         OSError: the disk does not take the run.
     """
+    if out is not None:
+        records.check_free(Path(out), overwrite)  # before the images are fetched
+    environment = records.environment()
     dataset = data.load(config.dataset, data_dir, idx_dir, data_progress)
     train_images, test_images = to_device(dataset, config.limit_train)
     train_count, test_count = len(train_images.pixels), len(test_images.pixels)
@@ -125,20 +128,19 @@ def train(
     state = initial_state(model, tx, config.seed)
     programs = compile_programs(config, model, tx, state, train_images, test_images)
     rows = []
-    with (path / records.METRICS).open("a") as log:
-        epochs = _epochs(config, programs, schedules, state, train_images, report)
-        for epoch, (state, metrics, seconds) in enumerate(epochs, start=1):
-            tested = programs.evaluate(state, test_images)
-            row = records.make_row(
-                config, schedules, epoch, int(state.step), metrics, tested, seconds
-            )
-            rows.append(row)
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            report(EpochDone(row))
+    epochs = _epochs(config, programs, schedules, state, train_images, report)
+    for epoch, (state, metrics, seconds) in enumerate(epochs, start=1):
+        tested = programs.evaluate(state, test_images)
+        step = int(state.step)
+        row = records.make_row(config, schedules, epoch, step, metrics, tested, seconds)
+        rows.append(row)
+        records.append(path / records.METRICS, json.dumps(row))
+        report(EpochDone(row))
+        _check_finite("test", tested.loss, step, config)
     _save(path, state)
+    parameters = count_parameters(state.params)
     summary = records.make_summary(
-        config, count_parameters(state.params), rows, test_count, programs.compile_seconds
+        config, parameters, rows, test_count, programs.compile_seconds, environment
     )
     records.write(path / records.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return Run(config, state, rows, summary, path)
@@ -164,11 +166,7 @@ def _epochs(
             done, step = step, int(state.step)  # waits for the device
             elapsed = time.perf_counter() - begin
             seconds += elapsed
-            if not math.isfinite(metrics.loss):
-                raise TrainingError(
-                    f"the training loss became {metrics.loss} at step {step} of seed "
-                    f"{config.seed}; try a smaller --learning-rate than {config.learning_rate}"
-                )
+            _check_finite("training", metrics.loss, step, config)
             speed = (step - done) / elapsed
             chunk = max(1, round(CHUNK_SECONDS * speed))
             rate = float(schedules.learning_rate(step - 1))
@@ -178,6 +176,14 @@ def _epochs(
                 )
             )
         yield state, metrics, seconds
+
+
+def _check_finite(which: str, loss: float, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {which} loss became {loss} at step {step} of seed {config.seed}; "
+            f"try a smaller --learning-rate than {config.learning_rate}"
+        )
 
 
 def compile_programs(
@@ -206,14 +212,25 @@ def to_device(dataset: data.Dataset, limit_train: int | None) -> tuple[Images, I
     Raises:
         ConfigError: there are not so many.
     """
-    count = len(dataset.train_images)
-    if limit_train is not None and limit_train > count:
-        raise ConfigError(f"limit_train is {limit_train}, but there are {count} training images")
+    count = count_images(len(dataset.train_images), limit_train)
     mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
-    pixels, labels = dataset.train_images[:limit_train], dataset.train_labels[:limit_train]
+    pixels, labels = dataset.train_images[:count], dataset.train_labels[:count]
     train_images = Images(pixels, labels, mean, std)
     test_images = Images(dataset.test_images, dataset.test_labels, mean, std)
     return jax.device_put((train_images, test_images))
+
+
+def count_images(available: int, limit_train: int | None) -> int:
+    """How many of the available images are trained on.
+
+    Raises:
+        ConfigError: the limit asks for more.
+    """
+    if limit_train is not None and limit_train > available:
+        raise ConfigError(
+            f"limit_train is {limit_train}, but there are {available} training images"
+        )
+    return limit_train or available
 
 
 def count_parameters(params: Any) -> int:

@@ -6,9 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import platformdirs
@@ -90,8 +88,7 @@ def run(arguments: Arguments) -> int:
     if arguments.compilation_cache:
         keep_compiled_programs()
     begin = time.perf_counter()
-    with ExitStack() as stack:
-        display = stack.enter_context(make_display(arguments, console))
+    with make_display(arguments, console) as display:
         done = training.train(
             arguments.config,
             out=arguments.out,
@@ -110,10 +107,10 @@ def run(arguments: Arguments) -> int:
 def dry_run(arguments: Arguments, console: Console) -> None:
     """Prints what would be trained; fetches nothing."""
     config = arguments.config
-    count = data.TRAIN_COUNT
+    available = data.TRAIN_COUNT
     if arguments.idx_dir is not None:
-        count = len(data.load(config.dataset, idx_dir=arguments.idx_dir).train_images)
-    count = min(count, config.limit_train or count)
+        available = len(data.load(config.dataset, idx_dir=arguments.idx_dir).train_images)
+    count = training.count_images(available, config.limit_train)
     steps = steps_per_epoch(count, config.batch_size)
     tx, _ = make_optimizer(config, config.epochs * steps)
     model = create_model(config.variant, config.dropout)
@@ -146,19 +143,7 @@ def result(done: Run, seconds: float) -> str:
     )
 
 
-class Display(AbstractContextManager, Protocol):
-    """Shows a run while it goes on."""
-
-    def show(self, event: Event) -> None:
-        """Shows an event of the training."""
-        ...
-
-    def show_data(self, what: str, done: int, total: int) -> None:
-        """Shows how far fetching or preparing the images is."""
-        ...
-
-
-def make_display(arguments: Arguments, console: Console) -> Display:
+def make_display(arguments: Arguments, console: Console) -> "Silence":
     """The display for this output: live on a terminal, lines elsewhere, none if quiet."""
     if arguments.quiet:
         return Silence()
@@ -205,10 +190,10 @@ class Lines(Silence):
             )
 
     def show_data(self, what: str, done: int, total: int) -> None:
-        """Prints a line when something new is fetched or prepared."""
-        if what != self._what:
+        """Prints a line when something new is fetched or prepared, and now and then."""
+        if what != self._what or time.monotonic() - self._last > PLAIN_SECONDS:
             self._what = what
-            self._print(what)
+            self._print(f"{what}: {done / total:.0%}")
 
     def _print(self, line: str) -> None:
         self._last = time.monotonic()
@@ -222,8 +207,7 @@ class Live(Silence):
         self._console, self._epochs = console, epochs
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
+            progress.BarColumn(bar_width=12),
             progress.TextColumn("{task.fields[figures]}"),
             progress.TimeRemainingColumn(),
             console=console,
@@ -280,8 +264,8 @@ def started(event: Started) -> str:
 def figures(event: Progress) -> str:
     """The figures of a chunk."""
     return (
-        f"loss {event.loss:.4f}  accuracy {event.accuracy:.2f} %  "
-        f"rate {event.learning_rate:.3g}  {event.images_per_second:,.0f} images/s"
+        f"loss {event.loss:.4f} {event.accuracy:.2f} % rate {event.learning_rate:.2g} "
+        f"{event.images_per_second:,.0f} img/s"
     )
 
 

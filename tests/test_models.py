@@ -74,8 +74,8 @@ def test_dropout_rate():
 
 
 def test_unknown_variant():
-    with pytest.raises(jaxmnist.ConfigError, match="variant is 'resnet'; expected one of skeleton"):
-        create_model("resnet")
+    with pytest.raises(jaxmnist.ConfigError, match=r"'batchnorm'; .* Did you mean batch_norm\?"):
+        create_model("batchnorm")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

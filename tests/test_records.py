@@ -1,6 +1,8 @@
 import json
 import subprocess
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -51,8 +53,7 @@ def test_a_figure_that_is_not_finite_is_null(loss):
 def test_a_summary_worked_by_hand():
     config = TrainConfig("less_params", seed=4, epochs=3)
     rows = [row(1, 95), row(2, 99), row(3, 97)]
-    summary = records.make_summary(config, 4572, rows, 100, 1.23456)
-    described = {key: summary.pop(key) for key in ("device", "versions", "git_commit")}
+    summary = records.make_summary(config, 4572, rows, 100, 1.23456, {"device": "abacus"})
     assert summary == {
         "variant": "less_params",
         "recipe": "notebook",
@@ -69,9 +70,17 @@ def test_a_summary_worked_by_hand():
         "compile_seconds": 1.235,
         "train_seconds": 6.0,
         "images_per_second": 640.0,
+        "device": "abacus",
     }
-    assert described["device"].split(",")[0] in ("cpu", "gpu", "tpu")
-    assert {"python", "jax", "jaxlib", "flax", "optax", "jaxmnist"} <= set(described["versions"])
+
+
+def test_the_environment(monkeypatch):
+    found = records.environment()
+    assert found["device"].split(",")[0] in ("cpu", "gpu", "tpu")
+    assert {"python", "jax", "jaxlib", "flax", "optax", "jaxmnist"} <= set(found["versions"])
+    assert found["versions"]["jax"] == jax.__version__
+    monkeypatch.setattr(records, "_PACKAGES", ("not-installed-anywhere",))
+    assert records.environment()["versions"]["not-installed-anywhere"] is None
 
 
 def test_git_commit_outside_a_checkout_is_none(tmp_path, monkeypatch):
@@ -106,20 +115,36 @@ def test_the_next_free_folder_is_taken(tmp_path, monkeypatch):
 def test_a_named_folder_that_holds_something_is_refused(tmp_path):
     out = tmp_path / "run"
     assert records.claim_folder(TrainConfig("gap"), out, False) == (out, out)
-    (out / "config.json").write_text("{}")
-    (out / "old").write_text("old")
+    (out / "config.json").write_text(TrainConfig("gap").to_json())
+    (out / "summary.json").write_text("old")
+    (out / "checkpoints" / "7").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"run is not empty; pass another --out, or --overwrite"):
         records.claim_folder(TrainConfig("gap"), out, False)
-    assert (out / "old").exists()
+    assert (out / "summary.json").exists()
     records.claim_folder(TrainConfig("gap"), out, True)
     assert list(out.iterdir()) == []
 
 
-def test_overwrite_removes_nothing_but_runs(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is not empty"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("thesis.tex", "years of work", r"holds thesis\.tex, which is not of a run"),
+        ("config.json", '{"api": "settings"}', r"config has \['api'\]; expected an object"),
+        ("checkpoints", "", "holds checkpoints, which is not of a run"),
+    ],
+)
+def test_overwrite_removes_nothing_but_runs(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
         records.claim_folder(TrainConfig("gap"), tmp_path, True)
-    assert (tmp_path / "thesis.tex").exists()
+    assert (tmp_path / name).read_text() == content
+
+
+def test_runs_that_cannot_be_made_is_an_error_not_a_loop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to("nowhere")
+    with pytest.raises(OSError, match="runs"):
+        records.claim_folder(TrainConfig("gap"), None, False)
 
 
 def test_a_file_in_the_folders_place_is_an_error(tmp_path):
@@ -141,3 +166,18 @@ def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):
             records.write(tmp_path / "a.json", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "one"
+
+
+def test_appending_is_whole_or_nothing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records.append(path, "one")
+    records.append(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_does_not_take_a_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
+        records.append(path, "three")

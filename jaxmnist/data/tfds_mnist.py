@@ -4,7 +4,6 @@ The stock builders need TensorFlow to encode their images. This one hands TFDS f
 and asks for the array_record format, which is read without TensorFlow too.
 """
 
-import contextlib
 import io
 import tempfile
 from pathlib import Path
@@ -18,8 +17,7 @@ from tensorflow_datasets.image_classification import mnist
 
 from jaxmnist.config import DATASETS
 from jaxmnist.data import idx
-from jaxmnist.data.idx import DataError, Files
-from jaxmnist.data.sources import Progress
+from jaxmnist.data.idx import DataError, Files, Progress
 
 _SPLITS = {
     "train": (idx.TRAIN_IMAGES, idx.TRAIN_LABELS),
@@ -54,6 +52,12 @@ class Jaxmnist(tfds.core.GeneratorBasedBuilder):
             ),
             disable_shuffling=True,
         )
+
+    def _log_download_bytes(self) -> None:
+        """Does not print where it works, which is a scratch folder and of no use to anybody."""
+
+    def _log_download_done(self) -> None:
+        """Does not print it either."""
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(*names) for split, names in _SPLITS.items()}
@@ -100,9 +104,7 @@ def prepare(dataset: str, files: Files, folder: Path, progress: Progress) -> Non
         progress: told of every `BLOCK` examples.
     """
     tfds.disable_progress_bar()  # `progress` tells of it
-    # TFDS prints where it works, which here is a scratch folder: of no use to anybody.
-    silence = contextlib.redirect_stdout(io.StringIO())
-    with tempfile.TemporaryDirectory() as downloads, silence:
+    with tempfile.TemporaryDirectory() as downloads:
         builder = Jaxmnist(data_dir=folder, config=dataset, files=files, progress=progress)
         builder.download_and_prepare(download_dir=downloads)
 
@@ -130,7 +132,7 @@ def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
     Raises:
         DataError: the data set is there but damaged.
     """
-    if not (folder / "dataset_info.json").exists():
+    if not folder.exists():
         return None
     try:
         builder = tfds.builder_from_directory(folder)
@@ -142,9 +144,17 @@ def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
             files[images_name], files[labels_name] = idx.to_bytes(images), idx.to_bytes(labels)
     # What a damaged file makes TFDS, array_record, protobuf and Pillow raise is not documented.
     except Exception as error:
+        if _is_the_machines(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"the prepared data set in {folder} is damaged ({reason})") from error
     return files
+
+
+def _is_the_machines(error: Exception) -> bool:
+    """Whether memory, rights or the disk failed, and not the files."""
+    numbered = isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, MemoryError) or (numbered and not isinstance(error, FileNotFoundError))
 
 
 def _read_split(builder, split: str, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
