@@ -35,6 +35,7 @@ class Batch(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+BatchAt = Callable[[TrainState, Images, jax.Array, jax.Array], Batch]
 TrainChunk = Callable[[TrainState, Metrics, Images, np.int32], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch, jax.Array], Metrics]
 Evaluate = Callable[[TrainState, Images], Metrics]
@@ -82,6 +83,25 @@ def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(stream(key, "order"), epoch), count)
 
 
+def make_batch_at(config: TrainConfig) -> BatchAt:
+    """The batch of a step: `batch_at(state, images, order, position) -> batch`.
+
+    `order` is the epoch's, `position` the step's place in the epoch. The batch depends on these,
+    the seed and `state.step` alone.
+    """
+
+    def batch_at(state: TrainState, images: Images, order: jax.Array, position: jax.Array) -> Batch:
+        start = position * config.batch_size
+        chosen = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
+        pixels = images.pixels[chosen]
+        if config.augment:
+            key = jax.random.fold_in(stream(state.key, "augment"), state.step)
+            pixels = augment(key, pixels)
+        return Batch(normalise(pixels, images.mean, images.std), images.labels[chosen])
+
+    return batch_at
+
+
 def make_train_chunk(
     config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation
 ) -> TrainChunk:
@@ -89,21 +109,12 @@ def make_train_chunk(
 
     It trains until `state.step` is `stop` or the epoch is over, and adds to the metrics. `stop` is
     traced, so that one compilation serves stretches of any length. It also ends after the first
-    step whose loss is not finite. The batch of a step depends on the seed and the step alone.
+    step whose loss is not finite.
     """
-    train_step = make_train_step(model, tx)
-    size = config.batch_size
-
-    def batch_at(state: TrainState, images: Images, order: jax.Array, position: jax.Array) -> Batch:
-        chosen = jax.lax.dynamic_slice_in_dim(order, position * size, size)
-        pixels = images.pixels[chosen]
-        if config.augment:
-            key = jax.random.fold_in(stream(state.key, "augment"), state.step)
-            pixels = augment(key, pixels)
-        return Batch(normalise(pixels, images.mean, images.std), images.labels[chosen])
+    batch_at, train_step = make_batch_at(config), make_train_step(model, tx)
 
     def train_chunk(state, metrics, images, stop):
-        steps = steps_per_epoch(len(images.pixels), size)
+        steps = steps_per_epoch(len(images.pixels), config.batch_size)
         epoch = state.step // steps
         order = epoch_order(state.key, epoch, len(images.pixels))
         stop = jnp.minimum(stop, (epoch + 1) * steps)

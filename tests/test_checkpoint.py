@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import chex
 import jax
@@ -66,3 +67,11 @@ def test_no_checkpoint(tmp_path, state):
         checkpoint.restore(tmp_path / "none", state)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoint.restore(tmp_path, state)
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, state, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"No space left on device \(1000 bytes free, .*checkpoints"):
+        checkpoint.save(tmp_path / "checkpoints", state)
+    assert list((tmp_path / "checkpoints").iterdir()) == []

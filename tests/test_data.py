@@ -254,6 +254,17 @@ def test_a_disk_that_does_not_take_the_cache_costs_only_time(tmp_path, stock, ca
     assert not list(tmp_path.rglob(".new-*"))
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("No space left")])
+def test_a_disk_without_room_for_the_data_set_is_named(tmp_path, fetches, monkeypatch, error):
+    def full(*arguments):
+        raise error
+
+    monkeypatch.setattr(tfds_mnist, "prepare", full)
+    with pytest.raises(DataError, match=r"could not be prepared in .*No space left.*--data-dir"):
+        data.load("kmnist", tmp_path)
+    assert not list(tmp_path.rglob(".new-*"))
+
+
 def test_normalisation(small_idx_dir, tmp_path, monkeypatch):
     loaded = data.load("fashion_mnist", idx_dir=small_idx_dir)
     pixels = loaded.train_images / 255

@@ -1,13 +1,15 @@
+import dataclasses
 import functools
 import re
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmnist import TrainConfig, create_model, data
+from jaxmnist import TrainConfig, create_model, data, layers
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
 from jaxmnist.state import initial_state
@@ -16,6 +18,7 @@ from jaxmnist.steps import (
     Batch,
     Images,
     epoch_order,
+    make_batch_at,
     make_evaluate,
     make_train_chunk,
     make_train_step,
@@ -131,6 +134,45 @@ def test_normalise_worked_by_hand():
     pixels = jnp.array([[[0, 255, 51]]], jnp.uint8)
     images = normalise(pixels, np.asarray(0.2, np.float32), np.asarray(0.4, np.float32))
     chex.assert_trees_all_close(images, jnp.array([-0.5, 2.0, 0.0]).reshape(1, 1, 3, 1), atol=1e-6)
+
+
+class DropHalf(nn.Module):
+    """The smallest network that drops something."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = layers.Dropout(0.5)(layers.from_images(images), train)
+        return nn.Dense(10)(layers.to_logits(layers.global_avg_pool(x)))
+
+
+def test_every_step_drops_others():
+    model = DropHalf()
+    tx, _ = make_optimizer(TrainConfig("less_params"), 10)
+    state = initial_state(model, tx, 0)
+    train_step = jax.jit(make_train_step(model, tx))
+    batch = Batch(jnp.ones((8, 28, 28, 1)), jnp.arange(8, dtype=jnp.uint8))
+    losses = [
+        train_step(state.replace(step=jnp.int32(step)), batch)[1].loss for step in (0, 1, 2, 0)
+    ]
+    assert len(set(losses)) == 3
+    assert losses[0] == losses[3]
+
+
+def test_every_step_augments_otherwise_and_the_same_step_the_same(gap):
+    batch_at = jax.jit(make_batch_at(gap.config))
+    state, order = gap.create(0), jnp.arange(600)
+
+    def images(step, position):
+        at_step = state.replace(step=jnp.int32(step))
+        return batch_at(at_step, gap.images, order, jnp.int32(position)).images
+
+    chex.assert_trees_all_equal(images(3, 0), images(3, 0))
+    assert (images(3, 0) != images(4, 0)).any()
+    plain = jax.jit(make_batch_at(dataclasses.replace(gap.config, augment=False)))
+    batch = plain(state, gap.images, order, jnp.int32(2))
+    expected = normalise(gap.images.pixels[128:192], gap.images.mean, gap.images.std)
+    chex.assert_trees_all_close(batch.images, expected, atol=1e-6)
+    chex.assert_trees_all_equal(batch.labels, gap.images.labels[128:192])
 
 
 def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):

@@ -106,9 +106,16 @@ def _read_or_prepare(dataset: str, data_dir: Path, published, progress) -> Files
     if files is None:
         fetched = sources.fetch(dataset, progress)
         idx.check(fetched, published, "the network")
-        with _folder_beside(own) as scratch:
-            tfds_mnist.prepare(dataset, fetched, scratch, progress)
-            _publish(tfds_mnist.own_folder(dataset, scratch), own)
+        try:
+            with _folder_beside(own) as scratch:
+                tfds_mnist.prepare(dataset, fetched, scratch, progress)
+                _publish(tfds_mnist.own_folder(dataset, scratch), own)
+        # A full disk is an OSError here and array_record's RuntimeError there.
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{dataset} could not be prepared in {data_dir}: {error}; "
+                "make room there, or pass another --data-dir"
+            ) from error
         files = read(own)
     if files is None:
         raise DataError(f"{own} was prepared and is not whole; is the disk sound?")
