@@ -271,22 +271,24 @@ def test_a_full_disk_is_one_line(run, small_idx_dir, monkeypatch):
 def test_interrupted_as_a_user_would(tmp_path, small_idx_dir):
     """The script as a process of its own: it starts, is stopped by Ctrl-C, and says so."""
     command = [sys.executable, SCRIPT, *TINY, "--epochs", "100000", "--idx-dir", small_idx_dir]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [str(word) for word in command],
         cwd=tmp_path,
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("epoch 1/100000"):
-                break
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        # Where the tests run in the background, children begin with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith("epoch 1/100000"):
+                    break
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err.splitlines()[-1] == "stopped"
