@@ -270,7 +270,13 @@ def test_a_full_disk_is_one_line(run, small_idx_dir, monkeypatch):
 
 def test_interrupted_as_a_user_would(tmp_path, small_idx_dir):
     """The script as a process of its own: it starts, is stopped by Ctrl-C, and says so."""
-    command = [sys.executable, SCRIPT, *TINY, "--epochs", "100000", "--idx-dir", small_idx_dir]
+    # Where the tests run in the background, children begin with SIGINT ignored.
+    start = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", start, SCRIPT, *TINY]
+    command += ["--epochs", "100000", "--idx-dir", small_idx_dir]
     with subprocess.Popen(
         [str(word) for word in command],
         cwd=tmp_path,
@@ -278,8 +284,6 @@ def test_interrupted_as_a_user_would(tmp_path, small_idx_dir):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, children begin with SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         try:
