@@ -86,7 +86,7 @@ def run(arguments: Arguments) -> int:
         dry_run(arguments, console)
         return 0
     if arguments.compilation_cache:
-        keep_compiled_programs()
+        keep_compiled_programs(platformdirs.user_cache_path("jaxmnist") / "compiled")
     begin = time.perf_counter()
     with make_display(arguments, console) as display:
         done = training.train(
@@ -125,9 +125,8 @@ def dry_run(arguments: Arguments, console: Console) -> None:
     )
 
 
-def keep_compiled_programs() -> None:
+def keep_compiled_programs(folder: Path) -> None:
     """Lets JAX keep compiled programs on disk, so that the next start need not compile."""
-    folder = platformdirs.user_cache_path("jaxmnist") / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

@@ -39,7 +39,7 @@ def script():
 def run(script, capsys, tmp_path, monkeypatch):
     """Runs the command line in this process: exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(script, "keep_compiled_programs", lambda folder: None)
 
     def run(*words):
         try:
@@ -232,12 +232,22 @@ def test_an_unforeseen_error_is_one_line_too(run, monkeypatch):
     assert run(*TINY) == (1, "", "error: ZeroDivisionError: never mind (--debug shows where)\n")
 
 
-def test_the_compilation_cache_is_the_users(script, monkeypatch, tmp_path):
+def test_compiled_programs_are_kept(script, monkeypatch, tmp_path):
     set_options = {}
     monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
+    script.keep_compiled_programs(tmp_path)
+    assert set_options == {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+
+
+def test_the_compilation_cache_is_the_users(script, monkeypatch, run, tmp_path):
+    folders = []
+    monkeypatch.setattr(script, "keep_compiled_programs", folders.append)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    script.keep_compiled_programs()
-    folder = Path(set_options["jax_compilation_cache_dir"])
+    run(*TINY, "--idx-dir", "nowhere")
+    (folder,) = folders
     assert folder.parts[-2:] == ("jaxmnist", "compiled")
     if sys.platform == "linux":
         assert folder.parent.parent == tmp_path
@@ -246,7 +256,7 @@ def test_the_compilation_cache_is_the_users(script, monkeypatch, tmp_path):
 @pytest.mark.parametrize(("words", "kept"), [((), 1), (("--no-compilation-cache",), 0)])
 def test_the_compilation_cache_can_be_refused(script, monkeypatch, run, words, kept):
     calls = []
-    monkeypatch.setattr(script, "keep_compiled_programs", lambda: calls.append(1))
+    monkeypatch.setattr(script, "keep_compiled_programs", calls.append)
     run(*TINY, "--idx-dir", "nowhere", *words)
     assert len(calls) == kept
 

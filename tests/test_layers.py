@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 
 from jaxmnist import layers
 
@@ -13,18 +14,23 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def plain(images):
+    """`[C, H, W, N]` as layers take it, in tiles of one pixel."""
+    return images[:, None, None]
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize(
     ("kernel_size", "channels", "features", "size"),
-    [(3, 1, 4, 28), (3, 5, 8, 7), (1, 6, 3, 9), (3, 16, 2, 3)],
+    [(3, 1, 4, 28), (3, 5, 8, 7), (1, 6, 3, 9), (3, 16, 2, 3), (3, 12, 12, 8), (5, 2, 3, 10)],
 )
 def test_matmul_and_native_convolution_agree(kernel_size, channels, features, size, padding):
-    x = normal(0, channels, size, size, 6)
+    x = plain(normal(0, channels, size, size, 6))
     kernel = normal(1, kernel_size, kernel_size, channels, features) / 10
 
     def value_and_grads(conv):
         def weighted_sum(x, kernel):
-            y = conv(x, kernel, padding)
+            y = layers.retile(conv(x, kernel, padding), 1)
             return jnp.sum(y * normal(2, *y.shape)) / 10, y
 
         (_, y), grads = jax.value_and_grad(weighted_sum, (0, 1), has_aux=True)(x, kernel)
@@ -32,14 +38,44 @@ def test_matmul_and_native_convolution_agree(kernel_size, channels, features, si
 
     ours, native = value_and_grads(layers.matmul_conv), value_and_grads(layers.native_conv)
     chex.assert_trees_all_close(ours, native, **TOLERANCE)
-    assert ours[0].shape == (features, *[size + 2 * padding - kernel_size + 1] * 2, 6)
+    assert ours[0].shape == (features, 1, 1, *[size + 2 * padding - kernel_size + 1] * 2, 6)
+
+
+def test_tiled_images_are_convolved_as_plain_ones():
+    images = normal(0, 3, 10, 10, 4)
+    kernel = normal(1, 3, 3, 3, 8)
+    x = layers.retile(plain(images), 2)
+    chex.assert_shape(layers.matmul_conv(x, kernel), (8, 2, 2, 4, 4, 4))
+    for conv in (layers.matmul_conv, layers.native_conv):
+        from_tiles, from_plain = (layers.retile(conv(i, kernel), 1) for i in (x, plain(images)))
+        chex.assert_trees_all_close(from_tiles, from_plain, **TOLERANCE)
+
+
+def test_tiles_worked_by_hand():
+    x = plain(jnp.arange(16.0).reshape(1, 4, 4, 1))
+    tiles = layers.retile(x, 2)
+    assert tiles[0, 0, 0, :, :, 0].tolist() == [[0, 2], [8, 10]]  # upper left pixels
+    assert tiles[0, 1, 0, :, :, 0].tolist() == [[4, 6], [12, 14]]  # lower left ones
+    assert layers.image_size(tiles) == (4, 4)
+    chex.assert_trees_all_equal(layers.retile(tiles, 1), x)
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "size", "tile"),
+    [(8, 16, 26, 2), (16, 16, 8, 1), (8, 16, 25, 1)],
+    ids=["few channels", "many channels", "odd size"],
+)
+def test_where_tiles_pay(channels, features, size, tile):
+    x = jnp.zeros((channels, 1, 1, size, size, 2))
+    y = jax.eval_shape(layers.matmul_conv, x, jnp.zeros((3, 3, channels, features)))
+    assert y.shape[1:3] == (tile, tile)
 
 
 def test_convolution_worked_by_hand():
     # [[1, 2, 3], [4, 5, 6], [7, 8, 9]] with [[1, 0], [0, -1]]: each pixel less its lower right.
-    x = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    x = plain(jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1))
     kernel = jnp.array([[1.0, 0.0], [0.0, -1.0]])[:, :, None, None]
-    expected = jnp.full((1, 2, 2, 1), -4.0)
+    expected = jnp.full((1, 1, 1, 2, 2, 1), -4.0)
     chex.assert_trees_all_close(layers.matmul_conv(x, kernel), expected)
     chex.assert_trees_all_close(layers.native_conv(x, kernel), expected)
 
@@ -49,7 +85,7 @@ def test_each_backend_gets_its_convolution(monkeypatch, backend, native):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     # A function of its own: traces are cached by function.
     jaxpr = jax.make_jaxpr(lambda *operands: layers.conv(*operands))(
-        normal(0, 2, 5, 5, 3), normal(1, 3, 3, 2, 4)
+        plain(normal(0, 2, 5, 5, 3)), normal(1, 3, 3, 2, 4)
     )
     primitives = {equation.primitive.name for equation in jaxpr.eqns}
     assert ("conv_general_dilated" in primitives) == native
@@ -59,7 +95,7 @@ def test_each_backend_gets_its_convolution(monkeypatch, backend, native):
 @pytest.mark.parametrize(("kernel_size", "channels"), [(3, 4), (1, 9)])
 def test_initial_weights_are_torchs(kernel_size, channels):
     conv = layers.Conv(500, kernel_size, use_bias=True)
-    params = conv.init(jax.random.key(0), jnp.zeros((channels, 5, 5, 1)))["params"]
+    params = conv.init(jax.random.key(0), jnp.zeros((channels, 1, 1, 5, 5, 1)))["params"]
     bound = 1 / np.sqrt(kernel_size**2 * channels)
     for leaf in params.values():
         assert np.abs(leaf).max() <= bound
@@ -72,7 +108,7 @@ def test_initial_weights_are_torchs(kernel_size, channels):
 def test_batch_norm_worked_by_hand():
     # Two channels of four values. Means 2.5 and 0, biased variances 1.25 and 4,
     # unbiased ones 5/3 and 16/3.
-    x = jnp.array([[1.0, 2.0, 3.0, 4.0], [-2.0, 2.0, -2.0, 2.0]]).reshape(2, 2, 1, 2)
+    x = jnp.array([[1.0, 2.0, 3.0, 4.0], [-2.0, 2.0, -2.0, 2.0]]).reshape(2, 1, 1, 2, 1, 2)
     norm = layers.BatchNorm()
     variables = norm.init(jax.random.key(0), x)
     y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -81,7 +117,7 @@ def test_batch_norm_worked_by_hand():
             (np.array([1.0, 2.0, 3.0, 4.0]) - 2.5) / np.sqrt(1.25 + 1e-5),
             np.array([-2.0, 2.0, -2.0, 2.0]) / np.sqrt(4 + 1e-5),
         ]
-    ).reshape(2, 2, 1, 2)
+    ).reshape(2, 1, 1, 2, 1, 2)
     chex.assert_trees_all_close(y, expected, atol=1e-6)
     chex.assert_trees_all_close(
         updates["batch_stats"],
@@ -98,13 +134,15 @@ def test_batch_norm_evaluates_with_running_statistics():
         "params": {"scale": jnp.array([2.0]), "bias": jnp.array([1.0])},
         "batch_stats": {"mean": jnp.array([3.0]), "var": jnp.array([4.0 - 1e-5])},
     }
-    x = jnp.array([3.0, 5.0, 1.0]).reshape(1, 1, 1, 3)
+    x = jnp.array([3.0, 5.0, 1.0]).reshape(1, 1, 1, 1, 1, 3)
     y = layers.BatchNorm().apply(variables, x, train=False)
-    chex.assert_trees_all_close(y, jnp.array([1.0, 3.0, -1.0]).reshape(1, 1, 1, 3), atol=1e-6)
+    chex.assert_trees_all_close(y, jnp.array([1.0, 3.0, -1.0]).reshape(1, 1, 1, 1, 1, 3), atol=1e-6)
 
 
 def test_initialising_leaves_the_running_statistics_alone():
-    variables = layers.BatchNorm().init(jax.random.key(0), normal(0, 3, 4, 4, 5) + 7, train=True)
+    variables = layers.BatchNorm().init(
+        jax.random.key(0), normal(0, 3, 1, 1, 4, 4, 5) + 7, train=True
+    )
     chex.assert_trees_all_close(
         variables["batch_stats"], {"mean": jnp.zeros(3), "var": jnp.ones(3)}
     )
@@ -112,7 +150,7 @@ def test_initialising_leaves_the_running_statistics_alone():
 
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
 def test_dropout_drops_at_its_rate_and_scales_the_rest(rate):
-    x = jnp.ones((5, 40, 40, 50))
+    x = jnp.ones((5, 2, 2, 20, 20, 50))
     y = layers.Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
     dropped = float(jnp.mean(y == 0))
     standard_error = np.sqrt(rate * (1 - rate) / x.size)
@@ -121,9 +159,9 @@ def test_dropout_drops_at_its_rate_and_scales_the_rest(rate):
 
 
 def test_dropout_drops_each_activation_independently():
-    x = jnp.ones((5, 40, 40, 50))
+    x = jnp.ones((5, 4, 4, 10, 10, 50))
     y = layers.Dropout(0.5).apply({}, x, train=True, rngs={"dropout": jax.random.key(1)}) == 0
-    for axis in range(4):
+    for axis in range(6):
         for distance in (1, 2, 3):
             both = jnp.mean(y & jnp.roll(y, distance, axis))
             assert abs(float(both) - 0.25) < 0.005, (axis, distance)
@@ -132,7 +170,9 @@ def test_dropout_drops_each_activation_independently():
 def test_dropout_depends_on_its_key_alone():
     def apply(seed):
         key = jax.random.key(seed)
-        return layers.Dropout(0.3).apply({}, jnp.ones((3, 4, 4, 9)), True, rngs={"dropout": key})
+        return layers.Dropout(0.3).apply(
+            {}, jnp.ones((3, 1, 1, 4, 4, 9)), True, rngs={"dropout": key}
+        )
 
     chex.assert_trees_all_equal(apply(0), apply(0))
     assert (apply(0) != apply(1)).any()
@@ -140,12 +180,22 @@ def test_dropout_depends_on_its_key_alone():
 
 @pytest.mark.parametrize(("rate", "train"), [(0.3, False), (0.0, True)])
 def test_dropout_that_drops_nothing(rate, train):
-    x = normal(0, 2, 3, 3, 4)
+    x = plain(normal(0, 2, 3, 3, 4))
     chex.assert_trees_all_equal(layers.Dropout(rate).apply({}, x, train=train), x)
 
 
-def test_max_pool_worked_by_hand():
-    x = jnp.array(
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_random_words_are_threefrys(count):
+    # JAX's own generator takes the two words of each counter as the two halves of an array.
+    key, pairs = jax.random.key(7), -(-count // 2)
+    counters = jnp.concatenate([jnp.arange(pairs), jnp.zeros(pairs)]).astype(jnp.uint32)
+    expected = threefry_2x32(jax.random.key_data(key), counters)
+    chex.assert_trees_all_equal(layers.random_words(key, count), expected[:count])
+
+
+@pytest.mark.parametrize(("size", "tile"), [(4, 1), (4, 2), (5, 1)])
+def test_max_pool_worked_by_hand(size, tile):
+    square = jnp.array(
         [
             [1.0, 5.0, 2.0, 0.0, 9.0],
             [3.0, 4.0, 8.0, 1.0, 9.0],
@@ -153,22 +203,32 @@ def test_max_pool_worked_by_hand():
             [-2.0, -3.0, -7.0, -6.0, 9.0],
             [9.0, 9.0, 9.0, 9.0, 9.0],
         ]
-    ).reshape(1, 5, 5, 1)
-    expected = jnp.array([[5.0, 8.0], [0.0, -4.0]]).reshape(1, 2, 2, 1)
-    chex.assert_trees_all_equal(layers.max_pool(x), expected)
-    slope = jax.grad(lambda x: layers.max_pool(x).sum())(x).reshape(5, 5)
+    )[:size, :size]
+
+    def pooled(square):
+        return layers.max_pool(layers.retile(plain(square.reshape(1, size, size, 1)), tile))
+
+    expected = jnp.array([[5.0, 8.0], [0.0, -4.0]]).reshape(1, 1, 1, 2, 2, 1)
+    chex.assert_trees_all_equal(pooled(square), expected)
+    slope = jax.grad(lambda square: pooled(square).sum())(square)
     assert np.argwhere(slope).tolist() == [[0, 1], [1, 2], [2, 0], [2, 3]]
 
 
+def test_among_equals_the_first_gets_the_gradient():
+    slope = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.zeros((1, 1, 1, 2, 2, 1)))
+    assert slope.reshape(2, 2).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
 def test_global_avg_pool_worked_by_hand():
-    x = jnp.array([[[[1.0, 10.0], [3.0, 30.0]]]])  # one channel, 1x2 pixels, two images
-    chex.assert_trees_all_close(layers.global_avg_pool(x), jnp.array([[[[2.0, 20.0]]]]))
+    x = plain(jnp.array([[[[1.0, 10.0], [3.0, 30.0]]]]))  # one channel, 1x2 pixels, two images
+    expected = plain(jnp.array([[[[2.0, 20.0]]]]))
+    chex.assert_trees_all_close(layers.global_avg_pool(x), expected)
 
 
 def test_layouts():
     images = normal(0, 5, 28, 27, 3)
-    chex.assert_trees_all_equal(layers.from_images(images)[2, 4, 6, 1], images[1, 4, 6, 2])
-    logits = layers.to_logits(jnp.arange(6.0).reshape(3, 1, 1, 2))
+    chex.assert_trees_all_equal(layers.from_images(images)[2, 0, 0, 4, 6, 1], images[1, 4, 6, 2])
+    logits = layers.to_logits(jnp.arange(6.0).reshape(3, 1, 1, 1, 1, 2))
     chex.assert_trees_all_equal(logits, jnp.array([[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]))
     with pytest.raises(ValueError, match="2x1 pixels; expected 1x1"):
-        layers.to_logits(jnp.zeros((3, 2, 1, 4)))
+        layers.to_logits(jnp.zeros((3, 1, 1, 2, 1, 4)))

@@ -1,0 +1,297 @@
+"""Measures how fast the seven networks train here: `python scripts/bench.py --variant gap`."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+from benchmark.networks import describe, step_flop
+from benchmark.protocol import Contender, ContenderError
+from benchmark.tables import tables
+from rich.console import Console
+
+from jaxmnist import VARIANTS, TrainConfig, data
+from jaxmnist.config import ConfigError
+
+FOLDER = Path(__file__).parent / "benchmark"
+PEERS = ("pytorch", "flax")
+START_STEPS = 10  # of the runs that show how long a start takes
+BATCH_SIZES = (32, 128, 512, 1024, 4096)
+IMAGE_COUNTS = (6_000, 15_000, 30_000, 60_000)
+EPOCHS = (1, 2, 4)
+SEEDS = (1, 2, 4, 8)
+
+Times = dict[str, list[float]]  # by job, the seconds of each round
+
+
+class Measured(NamedTuple):
+    """What the contenders took, by contender and job, and which jobs do not work here."""
+
+    times: dict[str, Times]
+    facts: dict[str, dict[str, Any]]
+    failed: dict[str, str]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = parse(argv)
+    try:
+        return run(arguments, Console())
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variant", choices=[*VARIANTS, "all"], default="gap")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5, help="the medians are over so many")
+    parser.add_argument("--layers", action="store_true", help="measure every layer alone as well")
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="show how the cost grows with the batch, the images, the epochs and the seeds",
+    )
+    parser.add_argument(
+        "--peer",
+        choices=PEERS,
+        nargs="?",
+        const="pytorch",
+        action="append",
+        default=[],
+        help="measure the same work in PyTorch (the default) or plain flax; may be repeated",
+    )
+    parser.add_argument(
+        "--peer-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter of an environment with PyTorch",
+    )
+    parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
+    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Does what the command line asks for."""
+    if arguments.rounds < 1:
+        raise ConfigError(f"rounds is {arguments.rounds}; expected a whole number of at least 1")
+    variants = VARIANTS if arguments.variant == "all" else (arguments.variant,)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        images = write_images(arguments, Path(scratch))
+        for variant in variants:
+            config = TrainConfig(variant, batch_size=arguments.batch_size)
+            result = measure(arguments, config, images, Path(scratch) / variant)
+            results[variant] = result
+            for table in tables(variant, result):
+                console.print(table)
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+def measure(
+    arguments: argparse.Namespace, config: TrainConfig, images: Path, scratch: Path
+) -> dict[str, Any]:
+    """Everything that was asked for, of one variant."""
+    network = describe(config.variant)
+    work = {
+        "variant": config.variant,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "schedule": config.schedule,
+        "layers": network,
+        "images": str(images),
+    }
+    commands = {"ours": command("ours")}
+    if arguments.layers:
+        commands["layers"] = command("layer_times")
+    for peer in arguments.peer:
+        python = arguments.peer_python if peer == "pytorch" else sys.executable
+        commands[peer] = command(f"peer_{peer}", python)
+    measured = alternate(commands, work, arguments.rounds)
+    result = {
+        "batch_size": config.batch_size,
+        "rounds": arguments.rounds,
+        "seconds": measured.times,
+        "facts": measured.facts,
+        "failed": measured.failed,
+        "step_flop": step_flop(network) * config.batch_size,
+        "ratios": ratios(measured.times, arguments.peer),
+        "start": measure_start(arguments, config, scratch),
+    }
+    if arguments.layers:
+        result["layers"] = network
+    if arguments.scaling:
+        result["scaling"] = measure_scaling(work, arguments.rounds)
+    return result
+
+
+def command(name: str, python: str = sys.executable) -> list[str]:
+    """Starts a contender."""
+    return [python, str(FOLDER / f"{name}.py")]
+
+
+def alternate(
+    commands: Mapping[str, Sequence[str]], work: Mapping[str, Any], rounds: int
+) -> Measured:
+    """Times every job of every contender, one after another, round after round.
+
+    Args:
+        commands: starts each contender.
+        work: what they work on.
+        rounds: how many, after one in which every job is prepared.
+
+    Raises:
+        ContenderError: a contender does not start.
+    """
+    contenders: dict[str, Contender] = {}
+    measured = Measured({}, {}, {})
+    try:
+        for name, start in commands.items():
+            try:
+                contenders[name] = Contender(start, work)
+            except (ContenderError, OSError) as error:
+                raise ContenderError(f"{name} cannot be measured: {error}") from error
+            measured.times[name] = {}
+            measured.facts[name] = contenders[name].facts
+        for number in range(rounds + 1):
+            for name, contender in contenders.items():
+                _round(name, contender, measured, is_kept=number > 0)
+    finally:
+        for contender in contenders.values():
+            contender.close()
+    return measured
+
+
+def _round(name: str, contender: Contender, measured: Measured, is_kept: bool) -> None:
+    """Times every job of a contender that has not failed before."""
+    for job in contender.jobs:
+        label = f"{name}: {job}"
+        if label in measured.failed:
+            continue
+        try:
+            seconds = contender.seconds(job)
+        except ContenderError as error:
+            measured.failed[label] = str(error)
+            continue
+        if is_kept:
+            measured.times[name].setdefault(job, []).append(seconds)
+
+
+def ratios(times: Mapping[str, Times], peers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Our median time over the best one of each peer, for each kind of work."""
+    found = {}
+    for peer in peers:
+        for kind, ours in (
+            ("step", "step"),
+            ("augmented step", "augmented step"),
+            ("notebook step", "augmented step"),
+            ("evaluation", "evaluation"),
+        ):
+            medians = {
+                job: median(seconds)
+                for job, seconds in times[peer].items()
+                if job.split(":")[0] == kind
+            }
+            if medians:
+                best = min(medians, key=lambda job: medians[job])
+                ratio = median(times["ours"][ours]) / medians[best]
+                found[f"{peer}: {kind}"] = {"best": best, "ratio": ratio}
+    return found
+
+
+def measure_start(
+    arguments: argparse.Namespace, config: TrainConfig, scratch: Path
+) -> dict[str, Any]:
+    """Short runs of the training command: the first with an empty compilation cache, then warm.
+
+    Returns:
+        Seconds from the start of the process to the end of the first steps, and the peak memory.
+    """
+    runs = []
+    for number in range(1 + arguments.rounds):
+        words = [
+            *("--variant", config.variant),
+            *("--batch-size", str(config.batch_size)),
+            *("--limit-train", str(START_STEPS * config.batch_size)),
+            *("--epochs", "1"),
+            *("--out", str(scratch / f"run{number}")),
+        ]
+        for option, path in (("--data-dir", arguments.data_dir), ("--idx-dir", arguments.idx_dir)):
+            words += [option, str(path)] if path is not None else []
+        begin = time.monotonic()
+        done = subprocess.run(
+            [*command("start"), str(scratch / "compiled"), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ContenderError(f"the training command failed: {done.stderr.strip()}")
+        answer = json.loads(done.stdout.splitlines()[-1])
+        runs.append((answer["first_step"] - begin, answer["peak_bytes"]))
+    cold, *warm = runs
+    return {
+        "cold_seconds": cold[0],
+        "cold_peak_bytes": cold[1],
+        "warm_seconds": [seconds for seconds, _ in warm],
+        "warm_peak_bytes": [peak for _, peak in warm],
+    }
+
+
+def measure_scaling(work: Mapping[str, Any], rounds: int) -> dict[str, dict[str, float]]:
+    """How the seconds grow with one thing at a time, the others as they are."""
+
+    def seconds(contender: str, **changes: Any) -> dict[str, float]:
+        times = alternate({contender: command(contender)}, {**work, **changes}, rounds).times
+        return {job: median(rounds) for job, rounds in times[contender].items()}
+
+    return {
+        "batch size: a step": {
+            str(size): seconds("ours", batch_size=size)["augmented step"] for size in BATCH_SIZES
+        },
+        "images: an epoch": {
+            str(count): seconds("epochs", limit_train=count, epochs=(1,))["1"]
+            for count in IMAGE_COUNTS
+        },
+        "epochs of 6,000 images: all of them": seconds("epochs", limit_train=6000, epochs=EPOCHS),
+        "seeds under vmap: a step of all": seconds("seeds", seeds=SEEDS),
+    }
+
+
+def write_images(arguments: argparse.Namespace, scratch: Path) -> Path:
+    """Puts MNIST where every contender can read it."""
+    dataset = data.load("mnist", arguments.data_dir, arguments.idx_dir)
+    path = scratch / "images.npz"
+    np.savez(
+        path,
+        train_images=dataset.train_images,
+        train_labels=dataset.train_labels,
+        test_images=dataset.test_images,
+        test_labels=dataset.test_labels,
+        mean=np.float32(dataset.mean),
+        std=np.float32(dataset.std),
+    )
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

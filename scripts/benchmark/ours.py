@@ -1,0 +1,89 @@
+"""jaxmnist itself, the programs that `scripts/train.py` runs; and the limits of the machine."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from inputs import load_images
+from layer_times import repeat
+from protocol import Job, Offer, serve
+
+from jaxmnist.config import TrainConfig, steps_per_epoch
+from jaxmnist.metrics import Metrics
+from jaxmnist.models import create_model
+from jaxmnist.optim import make_optimizer
+from jaxmnist.records import environment
+from jaxmnist.state import initial_state
+from jaxmnist.steps import Images
+from jaxmnist.training import compile_programs
+
+MATMUL_SIZE = 2048
+COPY_NUMBERS = 2**26  # 256 MB of float32
+
+
+def prepare(work: dict[str, Any]) -> Offer:
+    """Training with and without augmentation, and evaluation."""
+    train_images, test_images = load_images(work)
+    jobs: dict[str, Job] = {}
+    facts = {}
+    for job in ("step", "augmented step"):
+        config = TrainConfig(
+            work["variant"], batch_size=work["batch_size"], augment=job == "augmented step"
+        )
+        trainer = Trainer(config, train_images, test_images)
+        jobs |= {job: trainer.train, "evaluation": trainer.evaluate}
+        facts[f"{job} compile seconds"] = trainer.programs.compile_seconds
+    matrix, numbers = jnp.ones((MATMUL_SIZE, MATMUL_SIZE)), jnp.ones(COPY_NUMBERS)
+    jobs["matmul"] = repeat(jax.jit(jnp.matmul), matrix, matrix)
+    jobs["copy"] = negation(numbers)
+    facts |= {"matmul flop": 2 * MATMUL_SIZE**3, "copy bytes": 2 * numbers.nbytes}
+    return Offer(jobs, facts | environment())
+
+
+def negation(numbers: jax.Array) -> Job:
+    """Negates the numbers so many times, in place: every one is read and written.
+
+    In place, since else the time would be that of getting new memory from the system.
+    """
+    negate = jax.jit(jnp.negative, donate_argnums=0)
+    carry = [numbers]
+
+    def job(times: int) -> None:
+        for _ in range(times):
+            carry[0] = negate(carry[0])
+        jax.block_until_ready(carry)
+
+    return job
+
+
+class Trainer:
+    """A network under training, in the programs of `jaxmnist.train`."""
+
+    def __init__(self, config: TrainConfig, train_images: Images, test_images: Images):
+        self._train_images, self._test_images = train_images, test_images
+        model = create_model(config.variant, config.dropout)
+        steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
+        tx, _ = make_optimizer(config, config.epochs * steps)
+        self._state = initial_state(model, tx, config.seed)
+        self.programs = compile_programs(config, model, tx, self._state, train_images, test_images)
+
+    def train(self, steps: int) -> None:
+        """Trains so many more steps."""
+        stop = int(self._state.step) + steps
+        while int(self._state.step) < stop:
+            self._state, metrics = self.programs.train_chunk(
+                self._state, Metrics.zero(), self._train_images, np.int32(stop)
+            )
+            if not math.isfinite(metrics.loss):
+                raise RuntimeError(f"the loss became {metrics.loss} at step {self._state.step}")
+
+    def evaluate(self, times: int) -> None:
+        """Evaluates all test images so many times."""
+        for _ in range(times):
+            jax.block_until_ready(self.programs.evaluate(self._state, self._test_images))
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,127 @@
+"""A peer: the same networks in flax's own layers, NHWC, one jitted call a step.
+
+This is what somebody who knows JAX would write first. Only the network and the loop differ from
+jaxmnist: batches, augmentation, optimiser and metrics are its own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from inputs import load_images
+from protocol import Job, Offer, serve
+
+from jaxmnist.config import TrainConfig, steps_per_epoch
+from jaxmnist.metrics import Metrics
+from jaxmnist.optim import make_optimizer
+from jaxmnist.state import initial_state
+from jaxmnist.steps import (
+    Batch,
+    Images,
+    epoch_order,
+    make_batch_at,
+    make_eval_step,
+    make_train_step,
+    normalise,
+)
+
+EVAL_BATCH = 1000
+
+
+class PlainNetwork(nn.Module):
+    """A network of `networks.describe`."""
+
+    layers: tuple[Mapping[str, Any], ...]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Args and Returns as of `jaxmnist.models.Network`."""
+        x = images
+        for layer in self.layers:
+            match layer["kind"]:
+                case "conv":
+                    window = (layer["kernel_size"], layer["kernel_size"])
+                    x = nn.Conv(
+                        layer["features"],
+                        window,
+                        padding=layer["padding"],
+                        use_bias=layer["use_bias"],
+                    )(x)
+                case "norm":
+                    x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+                case "dropout":
+                    x = nn.Dropout(layer["rate"], deterministic=not train)(x)
+                case "relu":
+                    x = nn.relu(x)
+                case "max_pool":
+                    x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                case "mean":
+                    x = x.mean(axis=(1, 2), keepdims=True)
+        return x.reshape(len(x), -1)
+
+
+def prepare(work: dict[str, Any]) -> Offer:
+    """Training with and without augmentation, and evaluation."""
+    train_images, test_images = load_images(work)
+    model = PlainNetwork(tuple(flax.core.FrozenDict(layer) for layer in work["layers"]))
+    jobs: dict[str, Job] = {"evaluation": evaluation(model, work, test_images)}
+    for job in ("step", "augmented step"):
+        jobs[job] = training(model, work, train_images, augmented=job == "augmented step")
+    return Offer(jobs)
+
+
+def training(model: nn.Module, work: dict[str, Any], images: Images, augmented: bool) -> Job:
+    """Trains one batch a call."""
+    config = TrainConfig(work["variant"], batch_size=work["batch_size"], augment=augmented)
+    steps = steps_per_epoch(len(images.pixels), config.batch_size)
+    tx, _ = make_optimizer(config, config.epochs * steps)
+    batch_at, train_step = make_batch_at(config), make_train_step(model, tx)
+
+    def step(state, metrics, images, order):
+        batch = batch_at(state, images, order, state.step % steps)
+        state, of_step = train_step(state, batch)
+        return state, metrics.merge(of_step)
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    state = initial_state(model, tx, config.seed)
+    order = jax.jit(epoch_order, static_argnums=2)(state.key, jnp.int32(0), len(images.pixels))
+    carry = [state, jax.device_put(Metrics.zero())]
+
+    def job(times: int) -> None:
+        for _ in range(times):
+            carry[:] = jitted(*carry, images, order)
+        jax.block_until_ready(carry)
+
+    return job
+
+
+def evaluation(model: nn.Module, work: dict[str, Any], images: Images) -> Job:
+    """Evaluates all test images, one batch a call."""
+    tx, _ = make_optimizer(TrainConfig(work["variant"]), 100)
+    state = initial_state(model, tx, 0)
+    eval_step = make_eval_step(model)
+
+    @jax.jit
+    def evaluate_batch(metrics, start, images):
+        pixels, labels = (
+            jax.lax.dynamic_slice_in_dim(array, start, EVAL_BATCH)
+            for array in (images.pixels, images.labels)
+        )
+        batch = Batch(normalise(pixels, images.mean, images.std), labels)
+        return metrics.merge(eval_step(state, batch, jnp.ones(EVAL_BATCH, bool)))
+
+    def job(times: int) -> None:
+        for _ in range(times):
+            metrics = Metrics.zero()
+            for start in range(0, len(images.pixels), EVAL_BATCH):
+                metrics = evaluate_batch(metrics, start, images)
+            jax.block_until_ready(metrics)
+
+    return job
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,226 @@
+"""A peer: the same networks and recipes in PyTorch, in every form that a good user would try."""
+# pyright: reportMissingImports=false
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from protocol import Job, Offer, serve
+from torch import nn
+
+MOMENTUM = 0.9
+TOTAL_STEPS = 7020
+WORKERS = (0, 1, 2, 4)
+EVAL_BATCH = 200
+
+FORMS = {
+    f"{how}, {layout}": (how == "compiled", memory_format)
+    for how in ("eager", "compiled")
+    for layout, memory_format in (
+        ("contiguous", torch.contiguous_format),
+        ("channels_last", torch.channels_last),
+    )
+}
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+def prepare(work: dict[str, Any]) -> Offer:
+    """Training in its forms, with three kinds of input, and evaluation in its forms."""
+    torch.manual_seed(0)
+    with np.load(work["images"]) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    batch_size = work["batch_size"]
+    jobs: dict[str, Job] = {}
+    for form, (compiled, memory_format) in FORMS.items():
+        trainer = Trainer(work, compiled, memory_format)
+        jobs[f"step: {form}"] = trainer.training(batches(arrays, batch_size))
+        jobs[f"augmented step: {form}"] = trainer.training(
+            (augment(images), labels) for images, labels in batches(arrays, batch_size)
+        )
+        jobs[f"evaluation: {form}"] = trainer.evaluation(arrays)
+    if importlib.util.find_spec("torchvision") is not None:
+        trainer = Trainer(work, False, torch.contiguous_format)
+        for workers in WORKERS:
+            pipeline = notebook_batches(arrays, batch_size, workers)
+            jobs[f"notebook step: {workers} workers"] = trainer.training(pipeline)
+    return Offer(jobs, {"version": torch.__version__, "threads": torch.get_num_threads()})
+
+
+class Trainer:
+    """A network under training."""
+
+    def __init__(self, work: dict[str, Any], compiled: bool, memory_format: torch.memory_format):
+        network = make_network(work["layers"]).to(memory_format=memory_format)
+        self._memory_format = memory_format
+        self._network = torch.compile(network) if compiled else network
+        self._optimizer = torch.optim.SGD(
+            network.parameters(), work["learning_rate"], momentum=MOMENTUM, fused=True
+        )
+        self._one_cycle = work["schedule"] == "one_cycle"
+
+    def training(self, stream: Batches) -> Job:
+        """Trains on the batches of a stream; loss and hits are summed up, as in jaxmnist."""
+        schedule = self._schedule()
+        loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+
+        def job(times: int) -> None:
+            self._network.train()
+            for images, labels in itertools.islice(stream, times):
+                self._optimizer.zero_grad()
+                logits = self._network(images.to(memory_format=self._memory_format))
+                loss = F.cross_entropy(logits, labels)
+                loss.backward()
+                self._optimizer.step()
+                schedule()
+                loss_sum.add_(loss.detach() * len(labels))
+                correct.add_((logits.argmax(1) == labels).sum())
+            if not math.isfinite(loss_sum):
+                raise RuntimeError("the loss is not finite")
+
+        return job
+
+    def evaluation(self, arrays: dict[str, torch.Tensor]) -> Job:
+        """Evaluates all test images."""
+
+        @torch.inference_mode()
+        def job(times: int) -> None:
+            self._network.eval()
+            for _ in range(times):
+                correct, loss_sum = torch.zeros((), dtype=torch.int64), torch.zeros(())
+                for start in range(0, len(arrays["test_images"]), EVAL_BATCH):
+                    chosen = slice(start, start + EVAL_BATCH)
+                    images, labels = normalise(arrays, "test", chosen)
+                    logits = self._network(images.to(memory_format=self._memory_format))
+                    loss_sum += F.cross_entropy(logits, labels, reduction="sum")
+                    correct += (logits.argmax(1) == labels).sum()
+
+        return job
+
+    def _schedule(self) -> Callable[[], None]:
+        if not self._one_cycle:
+            return lambda: None
+        peak = self._optimizer.param_groups[0]["lr"]
+        # Rounds may take more steps than a run has.
+        return torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, peak, total_steps=100 * TOTAL_STEPS
+        ).step
+
+
+def make_network(layers: list[dict[str, Any]]) -> nn.Sequential:
+    """A network of `networks.describe`."""
+    return nn.Sequential(*(make_layer(layer) for layer in layers), nn.Flatten())
+
+
+def make_layer(layer: dict[str, Any]) -> nn.Module:
+    """One layer of `networks.describe`."""
+    match layer["kind"]:
+        case "conv":
+            return nn.Conv2d(
+                layer["inputs"],
+                layer["features"],
+                layer["kernel_size"],
+                padding=layer["padding"],
+                bias=layer["use_bias"],
+            )
+        case "norm":
+            return nn.BatchNorm2d(layer["features"])
+        case "dropout":
+            return nn.Dropout(layer["rate"])
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "max_pool":
+            return nn.MaxPool2d(2)
+        case "mean":
+            return nn.AvgPool2d(layer["input_side"])
+        case kind:
+            raise ValueError(f"unknown layer {kind}")
+
+
+def normalise(arrays: dict[str, torch.Tensor], part: str, chosen: Any) -> tuple[Any, Any]:
+    """Images and labels as the networks take them."""
+    pixels = arrays[f"{part}_images"][chosen].float().div_(255)
+    images = pixels.sub_(arrays["mean"]).div_(arrays["std"])
+    return images.unsqueeze(1), arrays[f"{part}_labels"][chosen].long()
+
+
+def batches(arrays: dict[str, torch.Tensor], batch_size: int) -> Batches:
+    """Shuffled batches from tensors, without a DataLoader: the fastest way there is."""
+    count = len(arrays["train_images"])
+    while True:
+        order = torch.randperm(count)
+        for start in range(0, count - batch_size + 1, batch_size):
+            yield normalise(arrays, "train", order[start : start + batch_size])
+
+
+def augment(images: torch.Tensor) -> torch.Tensor:
+    """The recipe's augmentation on a batch of tensors: one look-up for both maps, two blends."""
+    count = len(images)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.empty(count).uniform_(low, high)
+
+    angle = torch.deg2rad(uniform(-6, 6) + uniform(-7, 7))
+    shear, scale = torch.deg2rad(uniform(-10, 10)), uniform(0.8, 1.2)
+    shift = torch.stack([uniform(-0.2, 0.2), uniform(-0.2, 0.2)], dim=1)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    rows = torch.stack(
+        [cos - sin * shear.tan(), sin + cos * shear.tan(), shift[:, 0], -sin, cos, shift[:, 1]],
+        dim=1,
+    )
+    grid = F.affine_grid(rows.view(count, 2, 3), list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, mode="nearest", align_corners=False)
+    brightness, contrast = (uniform(0.6, 1.4).view(-1, 1, 1, 1) for _ in range(2))
+    images = images * brightness
+    return torch.lerp(images.mean(dim=(1, 2, 3), keepdim=True), images, contrast)
+
+
+class Notebook(torch.utils.data.Dataset):
+    """The notebooks' data set: a PIL image at a time through torchvision's transforms."""
+
+    def __init__(self, arrays: dict[str, torch.Tensor]):
+        from torchvision import transforms
+
+        self._images, self._labels = arrays["train_images"].numpy(), arrays["train_labels"].tolist()
+        self._transform = transforms.Compose(
+            [
+                transforms.RandomRotation((-6.0, 6.0), fill=(1,)),
+                transforms.RandomAffine(
+                    degrees=7, shear=10, translate=(0.1, 0.1), scale=(0.8, 1.2)
+                ),
+                transforms.ColorJitter(0.4, 0.4, 0.4, 0.1),
+                transforms.ToTensor(),
+                transforms.Normalize((arrays["mean"].item(),), (arrays["std"].item(),)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        return self._transform(Image.fromarray(self._images[index])), self._labels[index]
+
+
+def notebook_batches(arrays: dict[str, torch.Tensor], batch_size: int, workers: int) -> Batches:
+    """The notebooks' input pipeline."""
+    loader = torch.utils.data.DataLoader(
+        Notebook(arrays),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader
+
+
+if __name__ == "__main__":
+    serve(prepare)

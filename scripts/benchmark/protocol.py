@@ -1,0 +1,150 @@
+"""How the benchmark talks to the programs that it times: a line of JSON each way.
+
+Every contender is a process of its own, which waits while another one works. This file needs the
+standard library alone: a contender may run in an environment that has no jaxmnist.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Does a job so many times over, and returns when the work is done.
+Job = Callable[[int], object]
+
+ROUND_SECONDS = 1.0
+# Before a job is timed: long enough for the threads of the contender before to fall asleep.
+PAUSE_SECONDS = 0.2
+LAST_WORDS = 500  # characters
+
+
+class ContenderError(RuntimeError):
+    """A contender, or one of its jobs, does not work here."""
+
+
+class Offer(NamedTuple):
+    """What a contender can do with the work it was given."""
+
+    jobs: Mapping[str, Job]
+    facts: Mapping[str, Any] = {}
+
+
+class Contender:
+    """The benchmark's end of a contender.
+
+    Args:
+        command: starts it.
+        work: what it is told to work on.
+
+    Raises:
+        ContenderError: it does not start.
+    """
+
+    def __init__(self, command: Sequence[str | Path], work: Mapping[str, Any]):
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        try:
+            offer = self._ask(work)
+        except ContenderError:
+            self.close()
+            raise
+        self.jobs: list[str] = offer["jobs"]
+        self.facts: dict[str, Any] = offer["facts"]
+
+    def seconds(self, job: str) -> float:
+        """Times one round of a job. The first round of a job also prepares it.
+
+        Returns:
+            Seconds for doing it once, on average over the round.
+
+        Raises:
+            ContenderError: the job failed.
+        """
+        return self._ask(job)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def __enter__(self) -> "Contender":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ask(self, question: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise ContenderError(self._last_words()) from None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ContenderError(self._last_words())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ContenderError(answer["error"])
+        return answer["answer"]
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        self._errors.seek(0)
+        words = self._errors.read().strip()
+        return f"it ended with status {self._process.returncode}: {words[-LAST_WORDS:]}"
+
+
+def serve(prepare: Callable[[dict[str, Any]], Offer]) -> None:
+    """A contender's main function: answers the benchmark until it hangs up.
+
+    Args:
+        prepare: from the work to what can be done with it.
+    """
+    # Libraries print to standard output now and then; only answers may go where answers go.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    offer = prepare(json.loads(sys.stdin.readline()))
+    rounds = {name: Rounds(job) for name, job in offer.jobs.items()}
+    _reply(replies, {"answer": {"jobs": list(rounds), "facts": dict(offer.facts)}})
+    for line in sys.stdin:
+        try:
+            answer = {"answer": rounds[json.loads(line)].seconds()}
+        except Exception as error:  # one job that does not work here must not end the others
+            answer = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+        _reply(replies, answer)
+
+
+class Rounds:
+    """Times a job in rounds of about ROUND_SECONDS."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._times = 0
+
+    def seconds(self) -> float:
+        """Seconds for doing the job once, on average over a round."""
+        if self._times == 0:
+            self._job(1)  # compiles, and fills caches
+            self._times = max(1, round(ROUND_SECONDS / self._once(1)))
+        time.sleep(PAUSE_SECONDS)
+        return self._once(self._times)
+
+    def _once(self, times: int) -> float:
+        begin = time.perf_counter()
+        self._job(times)
+        return (time.perf_counter() - begin) / times
+
+
+def _reply(replies: Any, answer: dict[str, Any]) -> None:
+    replies.write(json.dumps(answer) + "\n")
+    replies.flush()
