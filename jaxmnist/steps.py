@@ -36,7 +36,10 @@ class Batch(NamedTuple):
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 BatchAt = Callable[[TrainState, Images, jax.Array, jax.Array], Batch]
-TrainChunk = Callable[[TrainState, Metrics, Images, np.int32], tuple[TrainState, Metrics]]
+OrderOfEpoch = Callable[[TrainState, Images], jax.Array]
+TrainChunk = Callable[
+    [TrainState, Metrics, Images, jax.Array, np.int32], tuple[TrainState, Metrics]
+]
 EvalStep = Callable[[TrainState, Batch, jax.Array], Metrics]
 Evaluate = Callable[[TrainState, Images], Metrics]
 
@@ -83,6 +86,17 @@ def epoch_order(key: jax.Array, epoch: jax.Array, count: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(stream(key, "order"), epoch), count)
 
 
+def make_order_of_epoch(config: TrainConfig) -> OrderOfEpoch:
+    """The order of the epoch that the next step belongs to: `order_of_epoch(state, images)`."""
+
+    def order_of_epoch(state: TrainState, images: Images) -> jax.Array:
+        count = len(images.pixels)
+        epoch = state.step // steps_per_epoch(count, config.batch_size)
+        return epoch_order(state.key, epoch, count)
+
+    return order_of_epoch
+
+
 def make_batch_at(config: TrainConfig) -> BatchAt:
     """The batch of a step: `batch_at(state, images, order, position) -> batch`.
 
@@ -105,18 +119,18 @@ def make_batch_at(config: TrainConfig) -> BatchAt:
 def make_train_chunk(
     config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation
 ) -> TrainChunk:
-    """A stretch of training: `train_chunk(state, metrics, images, stop) -> (state, metrics)`.
+    """A stretch of training: `train_chunk(state, metrics, images, order, stop)`.
 
-    It trains until `state.step` is `stop` or the epoch is over, and adds to the metrics. `stop` is
-    traced, so that one compilation serves stretches of any length. It also ends after the first
+    It trains until `state.step` is `stop` or the epoch is over, adds to the metrics, and returns
+    `(state, metrics)`. `order` is that of the epoch: drawing it takes as long as two steps. `stop`
+    is traced, so that one compilation serves stretches of any length. It also ends after the first
     step whose loss is not finite.
     """
     batch_at, train_step = make_batch_at(config), make_train_step(model, tx)
 
-    def train_chunk(state, metrics, images, stop):
+    def train_chunk(state, metrics, images, order, stop):
         steps = steps_per_epoch(len(images.pixels), config.batch_size)
         epoch = state.step // steps
-        order = epoch_order(state.key, epoch, len(images.pixels))
         stop = jnp.minimum(stop, (epoch + 1) * steps)
 
         def unfinished(carry):

@@ -20,7 +20,15 @@ from jaxmnist.models import create_model
 from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.records import Row
 from jaxmnist.state import TrainState, create_state, initial_state
-from jaxmnist.steps import Evaluate, Images, TrainChunk, make_evaluate, make_train_chunk
+from jaxmnist.steps import (
+    Evaluate,
+    Images,
+    OrderOfEpoch,
+    TrainChunk,
+    make_evaluate,
+    make_order_of_epoch,
+    make_train_chunk,
+)
 
 # A chunk of steps is one call: progress and interruptions have their place between two of them.
 CHUNK_SECONDS = 1.0
@@ -72,8 +80,9 @@ class Run(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The two compiled programs of a run. `train_chunk` takes its state and metrics for itself."""
+    """The compiled programs of a run. `train_chunk` takes its state and metrics for itself."""
 
+    order_of_epoch: OrderOfEpoch
     train_chunk: TrainChunk
     evaluate: Evaluate
     compile_seconds: float
@@ -159,10 +168,11 @@ def _epochs(
     step, chunk = 0, FIRST_CHUNK
     for epoch in range(1, config.epochs + 1):
         metrics, seconds = Metrics.zero(), 0.0
+        order = programs.order_of_epoch(state, images)
         while step < epoch * steps:
             stop = min(step + chunk, epoch * steps)
             begin = time.perf_counter()
-            state, metrics = programs.train_chunk(state, metrics, images, np.int32(stop))
+            state, metrics = programs.train_chunk(state, metrics, images, order, np.int32(stop))
             done, step = step, int(state.step)  # waits for the device
             elapsed = time.perf_counter() - begin
             seconds += elapsed
@@ -196,10 +206,15 @@ def compile_programs(
 ) -> Programs:
     """Compiles training and evaluation for these shapes, once for the whole run."""
     begin = time.perf_counter()
-    train_chunk = jax.jit(make_train_chunk(config, model, tx), donate_argnums=(0, 1))
-    compiled_chunk = train_chunk.lower(state, Metrics.zero(), train_images, np.int32(0)).compile()
-    compiled_evaluate = jax.jit(make_evaluate(model)).lower(state, test_images).compile()
-    return Programs(compiled_chunk, compiled_evaluate, time.perf_counter() - begin)
+    order_of_epoch = jax.jit(make_order_of_epoch(config)).lower(state, train_images)
+    train_chunk = jax.jit(make_train_chunk(config, model, tx), donate_argnums=(0, 1)).lower(
+        state, Metrics.zero(), train_images, order_of_epoch.out_info, np.int32(0)
+    )
+    evaluate = jax.jit(make_evaluate(model)).lower(state, test_images)
+    order_of_epoch, train_chunk, evaluate = (
+        program.compile() for program in (order_of_epoch, train_chunk, evaluate)
+    )
+    return Programs(order_of_epoch, train_chunk, evaluate, time.perf_counter() - begin)
 
 
 def to_device(dataset: data.Dataset, limit_train: int | None) -> tuple[Images, Images]:

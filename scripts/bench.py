@@ -230,6 +230,7 @@ def measure_start(
     for number in range(1 + arguments.rounds):
         words = [
             *("--variant", config.variant),
+            *("--dataset", config.dataset),
             *("--batch-size", str(config.batch_size)),
             *("--limit-train", str(START_STEPS * config.batch_size)),
             *("--epochs", "1"),

@@ -45,8 +45,12 @@ class Trainer:
     def train(self, *stops, seed=0):
         state, metrics = self.create(seed), Metrics.zero()
         for stop in stops:
-            state, metrics = self.programs.train_chunk(state, metrics, self.images, np.int32(stop))
+            state, metrics = self.chunk(state, metrics, stop)
         return state, metrics
+
+    def chunk(self, state, metrics, stop):
+        order = self.programs.order_of_epoch(state, self.images)
+        return self.programs.train_chunk(state, metrics, self.images, order, np.int32(stop))
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +84,7 @@ def test_seeds_differ_and_repeat(gap):
 def test_training_stops_at_the_first_loss_that_is_not_finite(gap):
     state = gap.create(0)
     params = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), state.params)
-    state, metrics = gap.programs.train_chunk(
-        state.replace(params=params), Metrics.zero(), gap.images, np.int32(STEPS)
-    )
+    state, metrics = gap.chunk(state.replace(params=params), Metrics.zero(), STEPS)
     assert int(state.step) == 1
     assert np.isnan(metrics.loss)
 
@@ -116,10 +118,17 @@ def test_what_makes_a_chunk_fast(gap):
     header = hlo.splitlines()[0]
     assert header.count("may-alias") >= leaves - 3
     state, metrics = gap.create(0), jax.device_put(Metrics.zero())
-    gap.programs.train_chunk(state, metrics, gap.images, np.int32(1))
+    gap.chunk(state, metrics, 1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     data_constants = re.findall(r"u8\[600,28,28\]\S* constant", hlo)
     assert not data_constants
+
+
+def test_the_order_is_that_of_the_next_steps_epoch(gap):
+    for step, epoch in ((0, 0), (STEPS - 1, 0), (STEPS, 1), (STEPS + 1, 1)):
+        state = gap.create(0).replace(step=jnp.int32(step))
+        expected = epoch_order(state.key, jnp.int32(epoch), 600)
+        chex.assert_trees_all_equal(gap.programs.order_of_epoch(state, gap.images), expected)
 
 
 def test_an_epochs_order_is_a_permutation_of_its_own():
@@ -182,10 +191,10 @@ def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):
     tx, _ = make_optimizer(config, 2 * STEPS)
     images, _ = to_device(data.load("fashion_mnist", idx_dir=small_idx_dir), None)
     start = initial_state(model, tx, 0)
-    chunk = jax.jit(make_train_chunk(config, model, tx))
-    state, metrics = chunk(start, Metrics.zero(), images, np.int32(2))
-
     order = np.asarray(epoch_order(start.key, jnp.int32(0), 600))
+    chunk = jax.jit(make_train_chunk(config, model, tx))
+    state, metrics = chunk(start, Metrics.zero(), images, order, np.int32(2))
+
     train_step, expected, merged = jax.jit(make_train_step(model, tx)), start, Metrics.zero()
     for k in range(2):
         chosen = order[64 * k : 64 * (k + 1)]

@@ -64,8 +64,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, train_images: Images, test_images: Images):
         self._train_images, self._test_images = train_images, test_images
         model = create_model(config.variant, config.dropout)
-        steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
-        tx, _ = make_optimizer(config, config.epochs * steps)
+        self._steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
+        tx, _ = make_optimizer(config, config.epochs * self._steps)
         self._state = initial_state(model, tx, config.seed)
         self.programs = compile_programs(config, model, tx, self._state, train_images, test_images)
 
@@ -73,8 +73,10 @@ class Trainer:
         """Trains so many more steps."""
         stop = int(self._state.step) + steps
         while int(self._state.step) < stop:
+            if int(self._state.step) % self._steps == 0:
+                self._order = self.programs.order_of_epoch(self._state, self._train_images)
             self._state, metrics = self.programs.train_chunk(
-                self._state, Metrics.zero(), self._train_images, np.int32(stop)
+                self._state, Metrics.zero(), self._train_images, self._order, np.int32(stop)
             )
             if not math.isfinite(metrics.loss):
                 raise RuntimeError(f"the loss became {metrics.loss} at step {self._state.step}")

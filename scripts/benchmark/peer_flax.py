@@ -21,9 +21,9 @@ from jaxmnist.state import initial_state
 from jaxmnist.steps import (
     Batch,
     Images,
-    epoch_order,
     make_batch_at,
     make_eval_step,
+    make_order_of_epoch,
     make_train_step,
     normalise,
 )
@@ -87,7 +87,7 @@ def training(model: nn.Module, work: dict[str, Any], images: Images, augmented: 
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
     state = initial_state(model, tx, config.seed)
-    order = jax.jit(epoch_order, static_argnums=2)(state.key, jnp.int32(0), len(images.pixels))
+    order = jax.jit(make_order_of_epoch(config))(state, images)
     carry = [state, jax.device_put(Metrics.zero())]
 
     def job(times: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 # Does a job so many times over, and returns when the work is done.
 Job = Callable[[int], object]
 
-ROUND_SECONDS = 1.0
+ROUND_SECONDS = 1.6
 # Before a job is timed: long enough for the threads of the contender before to fall asleep.
 PAUSE_SECONDS = 0.2
 LAST_WORDS = 500  # characters
@@ -125,7 +125,7 @@ def serve(prepare: Callable[[dict[str, Any]], Offer]) -> None:
 
 
 class Rounds:
-    """Times a job in rounds of about ROUND_SECONDS."""
+    """Times a job in rounds of ROUND_SECONDS, or half of it."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -135,7 +135,9 @@ class Rounds:
         """Seconds for doing the job once, on average over a round."""
         if self._times == 0:
             self._job(1)  # compiles, and fills caches
-            self._times = max(1, round(ROUND_SECONDS / self._once(1)))
+            self._times = 1
+            while self._once(self._times) * self._times < ROUND_SECONDS / 2:
+                self._times *= 2
         time.sleep(PAUSE_SECONDS)
         return self._once(self._times)
 

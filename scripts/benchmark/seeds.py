@@ -14,7 +14,7 @@ from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
 from jaxmnist.state import create_state
-from jaxmnist.steps import Images, make_train_chunk
+from jaxmnist.steps import Images, make_order_of_epoch, make_train_chunk
 
 
 def prepare(work: dict[str, Any]) -> Offer:
@@ -32,10 +32,11 @@ def training(config: TrainConfig, images: Images, count: int) -> Job:
     create = functools.partial(create_state, model, tx)
     states = jax.jit(jax.vmap(create))(jnp.arange(count))
     metrics = jax.tree.map(lambda zero: jnp.full(count, zero), Metrics.zero())
-    chunk = jax.jit(jax.vmap(make_train_chunk(config, model, tx), in_axes=(0, 0, None, None)))
+    orders = jax.jit(jax.vmap(make_order_of_epoch(config), in_axes=(0, None)))(states, images)
+    chunk = jax.jit(jax.vmap(make_train_chunk(config, model, tx), in_axes=(0, 0, None, 0, None)))
 
     def job(times: int) -> None:
-        jax.block_until_ready(chunk(states, metrics, images, np.int32(times)))
+        jax.block_until_ready(chunk(states, metrics, images, orders, np.int32(times)))
 
     return job
 

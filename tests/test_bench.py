@@ -1,0 +1,248 @@
+"""The benchmark gives every contender the same work, and says so when one cannot do it."""
+
+import argparse
+import importlib
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import chex
+import pytest
+
+import jaxmnist
+from jaxmnist import TrainConfig
+from tests.conftest import golden_batch, golden_variables
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+PARAMETERS = dict(
+    zip(jaxmnist.VARIANTS, (6_379_786, 4_572, 4_652, 4_708, 6_124, 6_124, 7_364), strict=True)
+)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Imports a module of the benchmark by its name."""
+    before = list(sys.path)
+    sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "benchmark")]
+    yield importlib.import_module
+    sys.path[:] = before
+
+
+@pytest.fixture
+def contender(parts, tmp_path):
+    """Starts a contender whose `prepare` has this body."""
+    protocol, started = parts("benchmark.protocol"), []
+
+    def start(body, work=None):
+        path = tmp_path / "contender.py"
+        path.write_text(
+            "from protocol import Offer, serve\n\n\ndef prepare(work):\n"
+            + textwrap.indent(textwrap.dedent(body), "    ")
+            + "\n\nserve(prepare)\n"
+        )
+        (tmp_path / "protocol.py").write_text(Path(protocol.__file__).read_text())
+        started.append(protocol.Contender([sys.executable, path], work or {}))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def test_a_contender_does_its_jobs(contender):
+    ours = contender(
+        """
+        import time
+        print("a library that prints")
+        return Offer({"nap": lambda times: time.sleep(0.01 * times)}, {"told": work["word"]})
+        """,
+        {"word": "yes"},
+    )
+    assert (ours.jobs, ours.facts) == (["nap"], {"told": "yes"})
+    assert ours.seconds("nap") >= 0.01
+
+
+def test_a_job_that_fails_does_not_end_the_others(parts, contender):
+    ours = contender(
+        """
+        def fail(times):
+            raise ValueError("no compiler\\nhere")
+        return Offer({"bad": fail, "good": lambda times: None})
+        """
+    )
+    with pytest.raises(
+        parts("benchmark.protocol").ContenderError, match=r"ValueError: no compiler$"
+    ):
+        ours.seconds("bad")
+    assert ours.seconds("good") >= 0
+
+
+def test_a_contender_that_dies_leaves_its_last_words(parts, contender):
+    error = parts("benchmark.protocol").ContenderError
+    with pytest.raises(error, match=r"ended with status 1: [\s\S]*No module named 'absent'"):
+        contender("import absent")
+
+
+def test_a_round_lasts_half_its_length_at_least(parts, monkeypatch):
+    protocol = parts("benchmark.protocol")
+    clock = [0.0]
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(protocol.time, "sleep", lambda seconds: None)
+    done = []
+
+    def job(times):
+        done.append(times)
+        clock[0] += 0.25 * times
+
+    rounds = protocol.Rounds(job)
+    assert [rounds.seconds(), rounds.seconds()] == [0.25, 0.25]
+    assert done == [1, 1, 2, 4, 4, 4]
+
+
+@pytest.mark.parametrize("variant", jaxmnist.VARIANTS)
+def test_the_description_has_the_networks_parameters(parts, variant):
+    network = parts("benchmark.networks").describe(variant)
+    count = 0
+    for layer in network:
+        if layer["kind"] == "conv":
+            count += layer["kernel_size"] ** 2 * layer["inputs"] * layer["features"]
+            count += layer["features"] * layer["use_bias"]
+        if layer["kind"] == "norm":
+            count += 2 * layer["features"]
+    assert count == PARAMETERS[variant]
+    assert (network[-1]["features"], network[-1]["side"]) == (10, 1)
+
+
+def test_costs_worked_by_hand(parts):
+    networks = parts("benchmark.networks")
+    first, *_ = network = networks.describe("gap")
+    # 4 features of 9 products each in 26 x 26 places; 28 x 28 numbers in, 4 x 26 x 26 out.
+    assert networks.forward_flop(first) == 2 * 9 * 4 * 26 * 26
+    assert networks.forward_bytes(first) == 4 * (28 * 28 + 4 * 26 * 26)
+    # Products of gap's convolutions forward, by hand; twice more backward but for the first.
+    products = [24336, 165888, 11520, 144000, 147456, 93312, 288, 160]
+    assert networks.step_flop(network) == 2 * (3 * sum(products) - products[0])
+
+
+@pytest.mark.parametrize("variant", ["less_params", "batch_norm", "gap"])
+def test_the_flax_peer_is_the_same_network(parts, variant):
+    network = parts("benchmark.networks").describe(variant)
+    plain = parts("peer_flax").PlainNetwork(tuple(network))
+    images, _ = golden_batch(4)
+    ours = golden_variables(variant)
+    names = {"conv": "Conv_", "norm": "BatchNorm_"}
+
+    def renamed(layers):
+        return {names[name[:4]] + name[4:]: leaves for name, leaves in layers.items()}
+
+    theirs = {collection: renamed(layers) for collection, layers in ours.items()}
+    expected = jaxmnist.create_model(variant).apply(ours, images)
+    chex.assert_trees_all_close(plain.apply(theirs, images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["skeleton", "gap"])
+def test_the_pytorch_peer_is_the_same_network(parts, variant):
+    torch = pytest.importorskip("torch")
+    network = parts("peer_pytorch").make_network(parts("benchmark.networks").describe(variant))
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[variant]
+    assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_ratios_are_to_the_best_form(parts):
+    times = {
+        "ours": {"step": [1.0, 3.0, 2.0], "augmented step": [4.0], "evaluation": [5.0]},
+        "pytorch": {
+            "step: eager": [8.0],
+            "step: compiled": [4.0, 4.0, 9.0],
+            "notebook step: 0 workers": [16.0],
+        },
+    }
+    assert parts("bench").ratios(times, ["pytorch"]) == {
+        "pytorch: step": {"best": "step: compiled", "ratio": 0.5},
+        "pytorch: notebook step": {"best": "notebook step: 0 workers", "ratio": 0.25},
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "peers"),
+    [((), []), (("--peer",), ["pytorch"]), (("--peer", "flax", "--peer"), ["flax", "pytorch"])],
+)
+def test_peers_on_the_command_line(parts, words, peers):
+    assert parts("bench").parse(words).peer == peers
+
+
+def test_no_rounds_are_refused(parts, capsys):
+    assert parts("bench").main(["--rounds", "0"]) == 2
+    assert capsys.readouterr().err == (
+        "error: rounds is 0; expected a whole number of at least 1\n"
+    )
+
+
+def test_a_peer_that_is_not_there_is_named(parts):
+    bench = parts("bench")
+    with pytest.raises(bench.ContenderError, match=r"pytorch cannot be measured: .*nowhere"):
+        bench.alternate({"pytorch": bench.command("peer_pytorch", "nowhere/python")}, {}, 1)
+
+
+def small_images(bench, idx_dir, folder):
+    """The small images, where contenders read them."""
+    dataset = jaxmnist.data.load("kmnist", idx_dir=idx_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.data, "load", lambda *names: dataset)
+        return bench.write_images(argparse.Namespace(data_dir=None, idx_dir=None), folder)
+
+
+@pytest.fixture(scope="module")
+def measured(parts, small_idx_dir, tmp_path_factory):
+    """Everything but the peers that need PyTorch, measured on the small images in short rounds."""
+    scratch = tmp_path_factory.mktemp("bench")
+    bench = parts("bench")
+    arguments = argparse.Namespace(
+        rounds=1, layers=True, peer=["flax"], scaling=False, data_dir=None, idx_dir=small_idx_dir
+    )
+    config = TrainConfig("less_params", "kmnist", batch_size=20)
+    images = small_images(bench, small_idx_dir, scratch)
+    return bench.measure(arguments, config, images, scratch)
+
+
+def test_everything_is_measured(parts, measured):
+    assert measured["failed"] == {}
+    assert set(measured["seconds"]["ours"]) == {
+        "step",
+        "augmented step",
+        "evaluation",
+        "matmul",
+        "copy",
+    }
+    assert set(measured["ratios"]) == {"flax: step", "flax: augmented step", "flax: evaluation"}
+    assert len(measured["seconds"]["layers"]) == 2 * len(measured["layers"])
+    assert all(
+        seconds[0] > 0 for times in measured["seconds"].values() for seconds in times.values()
+    )
+    assert measured["start"]["cold_seconds"] > 0
+    assert measured["start"]["warm_peak_bytes"][0] > 1e8
+    assert json.loads(json.dumps(measured)) == measured
+
+
+def test_every_figure_has_its_place_in_the_tables(parts, measured):
+    titles = [str(table.title) for table in parts("benchmark.tables").tables("gap", measured)]
+    assert [title.split(";")[0].split(" on ")[0] for title in titles] == [
+        "gap",
+        "gap: peers",
+        "gap: jaxmnist's time over the best",
+        "gap: every layer alone",
+    ]
+
+
+def test_scaling_trains_epochs_and_seeds(parts, small_idx_dir, tmp_path):
+    bench = parts("bench")
+    work = {
+        "variant": "less_params",
+        "batch_size": 100,
+        "limit_train": 400,
+        "images": str(small_images(bench, small_idx_dir, tmp_path)),
+    }
+    for name, counts in (("epochs", {"epochs": [1, 2]}), ("seeds", {"seeds": [1, 2]})):
+        times = bench.alternate({name: bench.command(name)}, {**work, **counts}, 1).times
+        assert set(times[name]) == {"1", "2"}
