@@ -5,7 +5,7 @@ come in tiles of t x t, and `x[c, i, j, row, column, n]` is the pixel `(t row + 
 image n. A tile of one pixel is the plain image.
 
 With the batch in the minor dimension a CPU reads and writes long contiguous runs whatever the
-number of channels (here 4 to 18). A convolution becomes one matrix product over shifted images; in
+number of channels (here 4 to 18). A convolution becomes matrix products over shifted images; in
 tiles of 2x2 it needs 16 of them for four pixels, in place of nine for each. GPU and TPU compilers
 choose the physical layout themselves, so there all tiles are of one pixel, and the layout costs
 nothing. `from_images` and `to_logits` are the only doors between this layout and the public one.
@@ -13,7 +13,7 @@ nothing. `from_images` and `to_logits` are the only doors between this layout an
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -66,7 +66,7 @@ def pad(x: jax.Array, padding: int) -> jax.Array:
 
 
 def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
-    """Convolution of stride 1 as one matrix product over the shifted images.
+    """Convolution of stride 1 as matrix products over the shifted images.
 
     XLA's CPU convolution is an order of magnitude slower inside a compiled loop than outside; its
     matrix product is not.
@@ -87,51 +87,70 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     height, width = (pixels - size + 1 for pixels in image_size(x))
     even = all(pixels % 2 == 0 for pixels in (*image_size(x), height, width))
     tile = 2 if even and channels * features <= TILED_CHANNELS else 1
-    window = size + tile - 1
-    patches: Any = _patches(retile(x, tile), window, height // tile, width // tile)
-    y = _kernel_of_tiles(kernel, tile).T @ patches.reshape(window * window * channels, -1)
-    return y.reshape(features, tile, tile, height // tile, width // tile, -1)
+    x, kernel = retile(x, tile), _kernel_of_tiles(kernel, tile)
+    window = _Window(size + tile - 1, height // tile, width // tile, 0, len(kernel))
+    # In two halves, each of which a CPU copies on a core of its own.
+    middle = len(kernel) // 2
+    y = _product(x, kernel[:middle], window._replace(last=middle))
+    y += _product(x, kernel[middle:], window._replace(first=middle))
+    return y.reshape(features, tile, tile, window.rows, window.columns, -1)
+
+
+class _Window(NamedTuple):
+    """The square of pixels that a tile of the output is made from, or some of its places."""
+
+    side: int  # pixels
+    rows: int  # of tiles in the output
+    columns: int
+    first: int  # the places meant, counted row by row
+    last: int  # the first place no longer meant
 
 
 def _kernel_of_tiles(kernel: jax.Array, tile: int) -> jax.Array:
-    """`[window * window * I, O * tile * tile]`: from a tile's window of pixels to its pixels."""
-    features = kernel.shape[-1]
-    places = [
+    """`[places, I, O * tile * tile]`: from the places of a window to the pixels of a tile."""
+    _, _, channels, features = kernel.shape
+    pixels = [
         jnp.pad(kernel, ((i, tile - 1 - i), (j, tile - 1 - j), (0, 0), (0, 0)))
         for i in range(tile)
         for j in range(tile)
     ]
-    return jnp.stack(places, axis=-1).reshape(-1, features * tile * tile)
+    return jnp.stack(pixels, axis=-1).reshape(-1, channels, features * tile * tile)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _patches(x: jax.Array, window: int, rows: int, columns: int) -> jax.Array:
-    """The window of pixels of each tile: `[window * window * channels, rows, columns, batch]`."""
-    shifts = _shifts(x.shape[1], window, rows, columns)
-    return jnp.concatenate([x[shift] for shift in shifts])
+def _product(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    """What these places of the window give: `[O * tile * tile, rows * columns * N]`."""
+    patches: Any = _patches(x, window)
+    places, channels, outputs = kernel.shape
+    return kernel.reshape(-1, outputs).T @ patches.reshape(places * channels, -1)
 
 
-def _shifts(tile: int, window: int, rows: int, columns: int):
-    """Where each pixel of the windows lies in `[channels, tile, tile, height, width, batch]`."""
-    for i in range(window):
-        for j in range(window):
-            top, left = i // tile, j // tile
-            area = (slice(top, top + rows), slice(left, left + columns))
-            yield (slice(None), i % tile, j % tile, *area)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _patches(x: jax.Array, window: _Window) -> jax.Array:
+    """The images as each place of the window sees them: `[places * channels, rows, columns, N]`."""
+    return jnp.concatenate([x[shift] for shift in _shifts(window, x.shape[1])])
 
 
-def _patches_forward(x, window, rows, columns):
-    return _patches(x, window, rows, columns), x
+def _shifts(window: _Window, tile: int):
+    """Where each place of the window lies in `[channels, tile, tile, height, width, N]`."""
+    for place in range(window.first, window.last):
+        i, j = divmod(place, window.side)
+        rows = slice(i // tile, i // tile + window.rows)
+        columns = slice(j // tile, j // tile + window.columns)
+        yield slice(None), i % tile, j % tile, rows, columns
 
 
-def _patches_backward(window, rows, columns, x, gradient):
-    """Adds up what each pixel of the windows got, in place.
+def _patches_forward(x, window):
+    return _patches(x, window), x
+
+
+def _patches_backward(window, x, gradient):
+    """Adds up what each pixel got, in place.
 
     JAX's own rule pads every shifted gradient to full size and adds: twice as slow on a CPU.
     """
-    parts = gradient.reshape(window * window, len(x), *gradient.shape[1:])
+    parts = gradient.reshape(-1, len(x), *gradient.shape[1:])
     total = jnp.zeros_like(x)
-    for shift, part in zip(_shifts(x.shape[1], window, rows, columns), parts, strict=True):
+    for shift, part in zip(_shifts(window, x.shape[1]), parts, strict=True):
         total = total.at[shift].add(part)
     return (total,)
 

@@ -37,17 +37,19 @@ def programs(module: nn.Module, x: jax.Array, is_first: bool) -> tuple[Job, Job,
     key = jax.random.key(0)
     variables = module.init(key, x)
 
-    def forward(variables, x):
+    def forward(x, variables, key):
         return module.apply(variables, x, True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
 
-    def both(variables, x, cotangent):
-        # The images need no gradient.
-        taken = (variables,) if is_first else (variables, x)
-        y, backward = jax.vjp(lambda *taken: forward(*taken, *(variables, x)[len(taken) :]), *taken)
+    def both(x, variables, key, cotangent):
+        if is_first:  # the images need no gradient
+            y, backward = jax.vjp(lambda variables: forward(x, variables, key), variables)
+        else:
+            y, backward = jax.vjp(lambda x, variables: forward(x, variables, key), x, variables)
         return y, backward(cotangent)
 
-    y = jax.jit(forward)(variables, x)
-    return repeat(jax.jit(forward), variables, x), repeat(jax.jit(both), variables, x, y), y
+    forward, both = jax.jit(forward), jax.jit(both)
+    y = forward(x, variables, key)
+    return repeat(forward, x, variables, key), repeat(both, x, variables, key, y), y
 
 
 def repeat(function: Any, *arguments: Any) -> Job:
