@@ -4,14 +4,19 @@
 import importlib.util
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812
 from protocol import Job, Offer, serve
-from torch import nn
+
+try:
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+    from torch import nn
+except ImportError:
+    sys.exit('there is no PyTorch: pip install -e ".[bench]", or --peer-python of where it is')
 
 MOMENTUM = 0.9
 TOTAL_STEPS = 7020

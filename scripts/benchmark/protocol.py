@@ -6,6 +6,7 @@ standard library alone: a contender may run in an environment that has no jaxmni
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,8 @@ class Contender:
     def _last_words(self) -> str:
         self._process.wait()
         self._errors.seek(0)
-        words = self._errors.read().strip()
+        # Of a traceback the message: what follows the last indented line.
+        words = re.split(r"\n[ \t].*\n", self._errors.read().strip())[-1]
         return f"it ended with status {self._process.returncode}: {words[-LAST_WORDS:]}"
 
 
