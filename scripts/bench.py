@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from benchmark.networks import describe, step_flop
-from benchmark.protocol import Contender, ContenderError
+from benchmark.protocol import ROUND_SECONDS, Contender, ContenderError
 from benchmark.tables import tables
 from rich.console import Console
 
@@ -23,6 +23,8 @@ from jaxmnist.config import ConfigError
 
 FOLDER = Path(__file__).parent / "benchmark"
 PEERS = ("pytorch", "flax")
+# Before a job is timed: long enough for the threads of the contender before to fall asleep.
+PAUSE_SECONDS = 0.2
 START_STEPS = 10  # of the runs that show how long a start takes
 BATCH_SIZES = (32, 128, 512, 1024, 4096)
 IMAGE_COUNTS = (6_000, 15_000, 30_000, 60_000)
@@ -167,7 +169,7 @@ def alternate(
     try:
         for name, start in commands.items():
             try:
-                contenders[name] = Contender(start, work)
+                contenders[name] = Contender(start, {"round_seconds": ROUND_SECONDS, **work})
             except (ContenderError, OSError) as error:
                 raise ContenderError(f"{name} cannot be measured: {error}") from error
             measured.times[name] = {}
@@ -187,6 +189,7 @@ def _round(name: str, contender: Contender, measured: Measured, is_kept: bool) -
         label = f"{name}: {job}"
         if label in measured.failed:
             continue
+        time.sleep(PAUSE_SECONDS)
         try:
             seconds = contender.seconds(job)
         except ContenderError as error:

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 Job = Callable[[int], object]
 
 ROUND_SECONDS = 1.6
-# Before a job is timed: long enough for the threads of the contender before to fall asleep.
-PAUSE_SECONDS = 0.2
 LAST_WORDS = 500  # characters
 
 
@@ -48,9 +46,12 @@ class Contender:
 
     def __init__(self, command: Sequence[str | Path], work: Mapping[str, Any]):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+        try:
+            self._process = subprocess.Popen(command, text=True, **pipes)
+        except OSError:
+            self._errors.close()
+            raise
         try:
             offer = self._ask(work)
         except ContenderError:
@@ -115,8 +116,10 @@ def serve(prepare: Callable[[dict[str, Any]], Offer]) -> None:
     # Libraries print to standard output now and then; only answers may go where answers go.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    offer = prepare(json.loads(sys.stdin.readline()))
-    rounds = {name: Rounds(job) for name, job in offer.jobs.items()}
+    work = json.loads(sys.stdin.readline())
+    round_seconds = work.get("round_seconds", ROUND_SECONDS)
+    offer = prepare(work)
+    rounds = {name: Rounds(job, round_seconds) for name, job in offer.jobs.items()}
     _reply(replies, {"answer": {"jobs": list(rounds), "facts": dict(offer.facts)}})
     for line in sys.stdin:
         try:
@@ -127,10 +130,11 @@ def serve(prepare: Callable[[dict[str, Any]], Offer]) -> None:
 
 
 class Rounds:
-    """Times a job in rounds of ROUND_SECONDS, or half of it."""
+    """Times a job in rounds that last `round_seconds`, or half of it."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, round_seconds: float):
         self._job = job
+        self._round_seconds = round_seconds
         self._times = 0
 
     def seconds(self) -> float:
@@ -138,9 +142,8 @@ class Rounds:
         if self._times == 0:
             self._job(1)  # compiles, and fills caches
             self._times = 1
-            while self._once(self._times) * self._times < ROUND_SECONDS / 2:
+            while self._once(self._times) * self._times < self._round_seconds / 2:
                 self._times *= 2
-        time.sleep(PAUSE_SECONDS)
         return self._once(self._times)
 
     def _once(self, times: int) -> float:

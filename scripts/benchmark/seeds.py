@@ -36,7 +36,9 @@ def training(config: TrainConfig, images: Images, count: int) -> Job:
     chunk = jax.jit(jax.vmap(make_train_chunk(config, model, tx), in_axes=(0, 0, None, 0, None)))
 
     def job(times: int) -> None:
-        jax.block_until_ready(chunk(states, metrics, images, orders, np.int32(times)))
+        for done in range(0, times, steps):  # a chunk is an epoch at most
+            stop = np.int32(min(steps, times - done))
+            jax.block_until_ready(chunk(states, metrics, images, orders, stop))
 
     return job
 
