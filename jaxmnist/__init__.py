@@ -7,7 +7,8 @@
 
 from jaxmnist.config import DATASETS, RECIPES, VARIANTS, ConfigError, TrainConfig
 from jaxmnist.models import create_model
-from jaxmnist.training import Run, load_run, train
+from jaxmnist.runs import Run, load_run
+from jaxmnist.training import train
 
 __all__ = [
     "DATASETS",

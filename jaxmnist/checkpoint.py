@@ -1,64 +1,277 @@
-"""Training states on disk, through Orbax."""
+"""Checkpoints: all that the future of a run depends on, on disk, through Orbax.
 
+A checkpoint is a folder named after its step. Its item `arrays` holds the state and the running
+metrics; its item `record`, JSON, holds what else there is to know, and the SHA-256 of every array
+and of itself. Orbax restores flipped bits without a word; the digests do not.
+"""
+
+import contextlib
 import errno
+import functools
+import hashlib
+import json
+import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 
+from jaxmnist.config import FORMAT, ConfigError, check_format
+from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState
+
+# Orbax is imported where it is used: that takes two seconds, which no first step has to wait for.
+
+ARRAYS, RECORD = "arrays", "record"
 
 # Room for what Orbax writes beside the arrays: 0.1 to 0.2 MB, generously.
 METADATA_BYTES = 1 << 20
+# A record of 10,000 epochs is a third of this.
+MAX_RECORD_BYTES = 16 << 20
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """There is no checkpoint, or it is not of this network."""
+    """A checkpoint cannot be written, or there is none that is whole and of this network."""
 
 
-def save(folder: Path, state: TrainState) -> None:
-    """Writes the state below `folder`, in a folder named after its step.
+class Checkpoint(NamedTuple):
+    """A moment of a run, from which it goes on as if nothing had happened."""
+
+    state: TrainState
+    metrics: Metrics  # running over the epoch that the state is in
+    notes: dict[str, Any]  # whatever else must survive, as JSON
+
+
+# From a checkpoint's notes to the shapes of its state.
+TemplateOf = Callable[[dict[str, Any]], TrainState]
+
+
+class Checkpoints:
+    """The checkpoints of a run in training; written in the background.
 
     Args:
-        folder: the run's checkpoints.
-        state: of one seed.
+        folder: where they are; made with the first one.
+        keep: how many; older ones are removed.
 
     Raises:
-        OSError: the disk has no room for it.
+        ConfigError: not even one is to be kept.
     """
-    arrays = _to_arrays(state)
-    folder.mkdir(exist_ok=True)
-    _check_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
-    with _manager(folder) as manager:
-        manager.save(int(state.step), args=ocp.args.StandardSave(arrays))
+
+    def __init__(self, folder: Path, keep: int):
+        if keep < 1:
+            raise ConfigError(f"keep is {keep}; expected a whole number of at least 1")
+        self._folder, self._keep = folder.absolute(), keep
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if "_manager" not in self.__dict__:
+            return
+        if kind is None:
+            with self._named():
+                self._manager.close()
+            return
+        # An error on the way out must not hide the one that led there, nor be silent.
+        try:
+            self._manager.close()
+        except Exception as another:
+            if not isinstance(error, CheckpointError):
+                _log.warning("the last checkpoint was not written: %s", _first_line(another))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Begins to write a checkpoint, after waiting for the one before.
+
+        Raises:
+            CheckpointError: this one or the one before could not be written.
+            OSError: the disk has no room for it, or the run's folder is gone.
+        """
+        # Copies: the arrays' own memory is reused by the next step.
+        arrays = jax.tree.map(np.array, _arrays(checkpoint.state, checkpoint.metrics))
+        step = int(checkpoint.state.step)
+        content = {"format": FORMAT, "sha256": _digests(arrays), "notes": checkpoint.notes}
+        record = {**content, "sha256_of_record": _digest_of_record(content)}
+        if not self._folder.parent.is_dir():
+            reason = f"{os.strerror(errno.ENOENT)} (the run's folder was removed)"
+            raise OSError(errno.ENOENT, reason, str(self._folder.parent))
+        self._folder.mkdir(exist_ok=True)
+        _check_room(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+        with self._named():
+            _save(self._manager, step, arrays, record)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        if "_manager" in self.__dict__:
+            with self._named():
+                self._manager.wait_until_finished()
+
+    @functools.cached_property
+    def _manager(self):
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+            cleanup_tmp_directories=True,
+            # Otherwise, should that fail, the threads that write wait for it for 20 minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Says in a line what Orbax says in its own many ways."""
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._folder}: {_first_line(error)}; "
+                "those before it are whole"
+            ) from error
 
 
-def restore(folder: Path, template: TrainState) -> TrainState:
-    """Reads the newest state below `folder`.
+def _save(manager: Any, step: int, arrays: Any, record: dict[str, Any]) -> None:
+    import orbax.checkpoint as ocp
+
+    items = {ARRAYS: ocp.args.StandardSave(arrays), RECORD: ocp.args.JsonSave(record)}
+    if not manager.save(step, args=ocp.args.Composite(**items)):
+        raise RuntimeError(f"Orbax did not accept step {step}")
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of which there is a folder that has its final name, newest first."""
+    if not folder.is_dir():
+        return []
+    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
+
+
+def newest_whole(folder: Path, template_of: TemplateOf) -> tuple[Checkpoint, list[str]]:
+    """Reads the newest checkpoint that is whole.
 
     Args:
         folder: the run's checkpoints.
-        template: a state, or its shapes, of the same network and optimiser.
+        template_of: makes of a checkpoint's notes the shapes that its state should have; what it
+            raises ends the search.
 
     Returns:
-        The state, on the default device.
+        The checkpoint, its arrays in memory, and why newer ones were passed over, a line each.
 
     Raises:
-        CheckpointError: there is none, or its arrays are not the template's.
+        CheckpointError: there is none.
     """
-    arrays = jax.eval_shape(_to_arrays, template)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} does not exist; was the run finished?")
-    with _manager(folder) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{folder} holds no checkpoint")
-        _check_same(manager.item_metadata(step), arrays, folder / str(step))
-        restored = manager.restore(step, args=ocp.args.StandardRestore(arrays))
-    return restored.replace(key=jax.random.wrap_key_data(restored.key))
+    skipped: list[str] = []
+    for step in steps(folder):
+        try:
+            return read(folder / str(step), template_of), skipped
+        except CheckpointError as error:
+            skipped.append(str(error))
+    reasons = "; ".join(skipped) if skipped else "there is none"
+    raise CheckpointError(f"no checkpoint in {folder} is whole: {reasons}")
+
+
+def read(path: Path, template_of: TemplateOf) -> Checkpoint:
+    """Reads one checkpoint and compares everything in it with its digest.
+
+    Args:
+        path: its folder.
+        template_of: as for `newest_whole`.
+
+    Raises:
+        CheckpointError: it is not whole, or not of this network or version.
+    """
+    with _unusable(path):
+        record = _read_record(path)
+    template = template_of(record["notes"])
+    with _unusable(path):
+        arrays = _read_arrays(path, jax.eval_shape(_arrays, template, Metrics.zero()))
+        digests = _digests(arrays)
+        wrong = [name for name in digests if digests[name] != record["sha256"][name]]
+        if wrong:
+            raise ValueError(f"{len(wrong)} arrays differ from their digests, first {wrong[0]}")
+        if str(int(arrays["state"].step)) != path.name:
+            raise ValueError(f"it is of step {int(arrays['state'].step)}")
+    state = arrays["state"]
+    state = state.replace(key=jax.random.wrap_key_data(state.key))
+    return Checkpoint(state, arrays["metrics"], record["notes"])
+
+
+@contextlib.contextmanager
+def _unusable(path: Path) -> Iterator[None]:
+    """Says of every error what it means; Orbax and TensorStore have many kinds."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be used: {_first_line(error)}") from error
+
+
+def remove_newer(folder: Path, step: int) -> None:
+    """Removes the checkpoints after a step: damaged ones, whose places will be needed."""
+    for newer in steps(folder):
+        if newer > step:
+            shutil.rmtree(folder / str(newer))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    size = sum(file.stat().st_size for file in (path / RECORD).iterdir())
+    if size > MAX_RECORD_BYTES:
+        raise ValueError(f"its record has {size} bytes; expected at most {MAX_RECORD_BYTES}")
+    with _checkpointer() as checkpointer:
+        args = ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()})
+        record = checkpointer.restore(path.absolute(), args=args)[RECORD]
+    check_format("it", record["format"])
+    digest = record.pop("sha256_of_record")
+    if digest != _digest_of_record(record):
+        raise ValueError("its record differs from its digest")
+    return record
+
+
+def _read_arrays(path: Path, expected: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    with _checkpointer() as checkpointer:
+        _check_same(checkpointer.metadata(path.absolute()).item_metadata[ARRAYS], expected)
+        args = ocp.args.Composite(**{ARRAYS: ocp.args.StandardRestore(expected)})
+        return checkpointer.restore(path.absolute(), args=args)[ARRAYS]
+
+
+def _checkpointer() -> Any:
+    """Reads, and unlike a CheckpointManager makes and removes nothing."""
+    import orbax.checkpoint as ocp
+
+    items = {ARRAYS: ocp.StandardCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items))
+
+
+def _check_same(found: Any, expected: Any) -> None:
+    """Compares names, shapes and dtypes before anything is read; Orbax itself casts silently."""
+    wanted = _named_leaves(expected)
+    there = _named_leaves(found.tree)
+    for name in sorted(there.keys() | wanted.keys()):
+        shape, want = _shape(there.get(name)), _shape(wanted.get(name))
+        if shape != want:
+            raise ValueError(
+                f"{name} is {shape}; expected {want}: it is of another network or version"
+            )
+        # A chunk is read whole: a larger one would take more memory than the array.
+        chunk = there[name].storage.chunk_shape
+        if any(length > most for length, most in zip(chunk, there[name].shape, strict=True)):
+            raise ValueError(f"{name} is stored in chunks of {list(chunk)}")
+
+
+def _shape(leaf: Any) -> str:
+    return "no such array" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -69,30 +282,30 @@ def _check_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, reason, str(folder))
 
 
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(
-        folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
-    )
+def _arrays(state: TrainState, metrics: Metrics) -> dict[str, Any]:
+    state = state.replace(key=jax.random.key_data(state.key))
+    return {"state": state, "metrics": metrics}
 
 
-def _to_arrays(state: TrainState) -> TrainState:
-    return state.replace(key=jax.random.key_data(state.key))
-
-
-def _check_same(found: Any, expected: TrainState, origin: Path) -> None:
-    """Compares names, shapes and dtypes; Orbax itself casts without a word."""
-    found, wanted = _shapes(found.tree), _shapes(expected)
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise CheckpointError(
-                f"{name} in {origin} is {found.get(name, 'missing')}; "
-                f"expected {wanted.get(name, 'no such array')}: it is of another network or version"
-            )
-
-
-def _shapes(tree: Any) -> dict[str, str]:
+def _digests(arrays: Any) -> dict[str, str]:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        name: hashlib.sha256(leaf.tobytes()).hexdigest()
+        for name, leaf in _named_leaves(arrays).items()
+    }
+
+
+def _digest_of_record(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
+
+
+def _first_line(error: BaseException) -> str:
+    line = next(iter(str(error).strip().splitlines()), "")[:300]
+    speaks_for_itself = line and isinstance(error, ValueError | OSError | ConfigError)
+    return line if speaks_for_itself else f"{type(error).__name__} {line}".strip()

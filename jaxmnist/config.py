@@ -19,6 +19,9 @@ VARIANTS = (
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
 
+# Of the files of a run. A change that older readers would misunderstand makes it one more.
+FORMAT = 1
+
 
 class ConfigError(Exception):
     """The command line or the config asks for something that cannot be trained.
@@ -131,26 +134,53 @@ class TrainConfig:
 
     def to_json(self) -> str:
         """The config as a JSON object, every field written out."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
         """Reads what `to_json` wrote.
 
         Raises:
-            ConfigError: the text is not a JSON object of exactly these fields.
+            ConfigError: the text is not a JSON object of exactly these fields, or of another
+                format.
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"config is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"config has {type(values).__name__}; expected a JSON object")
+        check_format("config", values.pop("format", None))
         fields = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != fields:
-            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+        if set(values) != fields:
             raise ConfigError(
-                f"config has {found}; expected an object with the fields {sorted(fields)}"
+                f"config has {sorted(values)}; expected an object with the fields {sorted(fields)}"
             )
         return cls(**values)
+
+    def check_continues(self, begun: "TrainConfig") -> None:
+        """Accepts a run that this config can go on with.
+
+        Everything must be as it was, but for the epochs of a run at a constant rate, which may
+        grow.
+
+        Args:
+            begun: the config that the run was begun with.
+
+        Raises:
+            ConfigError: something differs; the message names each field, as it was and as it is.
+        """
+        may_grow = begun.schedule == self.schedule == "constant" and self.epochs > begun.epochs
+        differing = [
+            f"{name} was {old!r} and is {new!r}"
+            for name, old in dataclasses.asdict(begun).items()
+            if (new := getattr(self, name)) != old and not (name == "epochs" and may_grow)
+        ]
+        if differing:
+            raise ConfigError(
+                f"the run was begun with another config: {', '.join(differing)}; go on with the "
+                "same one, or begin another run (only epochs may grow, and only at a constant rate)"
+            )
 
 
 def steps_per_epoch(train_count: int, batch_size: int) -> int:
@@ -169,6 +199,19 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
             f"use --batch-size {train_count} or less"
         )
     return train_count // batch_size
+
+
+def check_format(what: str, found: object) -> None:
+    """Accepts the format that this version reads.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if found != FORMAT:
+        raise ConfigError(
+            f"{what} is of format {found!r}, but this version of jaxmnist reads format {FORMAT}; "
+            "use the version that wrote it"
+        )
 
 
 def check_name(field: str, value: object, known: Collection[str]) -> None:

@@ -1,20 +1,22 @@
 """The files of a run: its folder, config.json, metrics.jsonl and summary.json."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import itertools
+import json
 import math
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.config import FORMAT, ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 
@@ -25,38 +27,97 @@ CONFIG, METRICS, SUMMARY, CHECKPOINTS = (
     "checkpoints",
 )
 _PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# What `write` leaves if it is killed.
+_SCRATCH = tuple(f".{name}.new" for name in (CONFIG, METRICS, SUMMARY))
+# A config has less than a thousand; nobody's file makes us read more than this.
+MAX_CONFIG_BYTES = 1 << 20
 
 Row = dict[str, Any]
 
 
-def claim_folder(
+@contextlib.contextmanager
+def new_folder(
     config: TrainConfig, out: str | os.PathLike | None, overwrite: bool
-) -> tuple[Path, Path]:
-    """Makes the run folder; no two processes can make the same default one.
+) -> Iterator[tuple[Path, Path]]:
+    """Makes a run folder and holds it; no two processes can make the same default one.
 
     Args:
         config: names the default folder.
         out: the folder wished for; None: the default.
         overwrite: whether a run that is there is removed.
 
-    Returns:
+    Yields:
         The folder wished for, and the one made.
 
     Raises:
-        ConfigError: `out` holds something already.
+        ConfigError: `out` holds something already, or another process holds it.
         OSError: it cannot be made.
     """
     if out is None:
         wished = Path("runs") / default_name(config)
-        return wished, _next_free(wished)
-    path = Path(out)
-    check_free(path, overwrite)
-    path.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, METRICS, SUMMARY):
-        (path / name).unlink(missing_ok=True)
-    if (path / CHECKPOINTS).exists():
-        shutil.rmtree(path / CHECKPOINTS)
-    return path, path
+        path = _next_free(wished)
+    else:
+        wished = path = Path(out)
+        check_free(path, overwrite)
+        path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        check_free(path, overwrite)
+        for name in (CONFIG, METRICS, SUMMARY, *_SCRATCH):
+            (path / name).unlink(missing_ok=True)
+        if (path / CHECKPOINTS).exists():
+            shutil.rmtree(path / CHECKPOINTS)
+        yield wished, path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a folder for this process alone; the lock ends with the process, however that ends.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is training into {path}; wait for it, or pass another --out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_own(path: Path) -> None:
+    """Accepts a folder that is there and in which nothing leads elsewhere.
+
+    Raises:
+        ConfigError: it is not there, or something in it is a link.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path} does not exist; expected the folder of a run")
+    for entry in path.rglob("*"):
+        if entry.is_symlink():
+            raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Reads config.json of a run folder.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+        OSError: it cannot be read.
+    """
+    file = path / CONFIG
+    if not file.is_file():
+        raise ConfigError(f"{path} has no {CONFIG}; expected the folder of a run")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{file} has {file.stat().st_size} bytes; expected a config")
+    try:
+        return TrainConfig.from_json(file.read_text())
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -72,15 +133,16 @@ def check_free(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(
-            f"{path} is not empty; pass another --out, or --overwrite to replace a run there"
+            f"{path} is not empty; pass another --out, or, if it holds a run, --resume to go on "
+            "with it or --overwrite to replace it"
         )
-    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS}
+    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS, *_SCRATCH}
     if foreign or CONFIG not in found:
         raise ConfigError(
             f"{path} holds {', '.join(sorted(foreign or found))}, which is not of a run; "
             "--overwrite replaces runs only, so pass another --out"
         )
-    TrainConfig.from_json((path / CONFIG).read_text())
+    read_config(path)
 
 
 def default_name(config: TrainConfig) -> str:
@@ -120,6 +182,16 @@ def write(path: Path, content: str) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Writes metrics.jsonl anew."""
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Writes summary.json."""
+    write(path, json.dumps(summary, indent=2) + "\n")
 
 
 def append(path: Path, line: str) -> None:
@@ -175,6 +247,7 @@ def make_summary(
     last = rows[-1]
     train_seconds = sum(row["train_seconds"] for row in rows)
     return {
+        "format": FORMAT,
         "variant": config.variant,
         "recipe": config.recipe,
         "dataset": config.dataset,

@@ -7,7 +7,7 @@ import jax
 from rich.table import Table
 
 from jaxmnist.records import Row
-from jaxmnist.training import count_parameters
+from jaxmnist.runs import count_parameters
 
 
 def epochs_table(rows: Sequence[Row]) -> Table:

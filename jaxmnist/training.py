@@ -1,12 +1,13 @@
-"""A whole run: images in, a trained network and its records out."""
+"""Training: the loop over chunks and epochs, from the first step to the last."""
 
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,12 +15,21 @@ import numpy as np
 import optax
 
 from jaxmnist import data, records
-from jaxmnist.config import ConfigError, TrainConfig, steps_per_epoch
+from jaxmnist.checkpoint import Checkpoints
+from jaxmnist.config import ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
-from jaxmnist.models import create_model
-from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.records import Row
-from jaxmnist.state import TrainState, create_state, initial_state
+from jaxmnist.runs import (
+    Job,
+    Position,
+    Run,
+    continued_run,
+    finished,
+    make_job,
+    new_run,
+    to_checkpoint,
+)
+from jaxmnist.state import TrainState
 from jaxmnist.steps import (
     Evaluate,
     Images,
@@ -34,18 +44,31 @@ from jaxmnist.steps import (
 CHUNK_SECONDS = 1.0
 FIRST_CHUNK = 4  # steps, before it is known how many make a second
 
+CHECKPOINT_EVERY = "30s"
+KEEP = 2  # checkpoints: should the newest be damaged, there is another
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on."""
 
 
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """The run stopped because it was asked to, and can go on from there."""
+
+    def __init__(self, path: Path, step: int):
+        super().__init__(f"the run in {path} stopped at step {step}; --resume goes on with it")
+        self.path, self.step = path, step
+
+
 class Started(NamedTuple):
-    """The run has its folder; what follows is compilation."""
+    """The run has its folder; what follows is compilation, if there is anything left to train."""
 
     out: Path
     wished: Path  # the folder it would have, were that free
     train_count: int
+    step: int  # where it goes on; 0: from the beginning
     total_steps: int
+    remarks: list[str]  # which checkpoints could not be used, and what else to know
 
 
 class Progress(NamedTuple):
@@ -69,16 +92,6 @@ Event = Started | Progress | EpochDone
 Report = Callable[[Event], None]
 
 
-class Run(NamedTuple):
-    """A finished run."""
-
-    config: TrainConfig
-    state: TrainState
-    rows: list[Row]  # one an epoch
-    summary: dict[str, Any]
-    path: Path
-
-
 class Programs(NamedTuple):
     """The compiled programs of a run. `train_chunk` takes its state and metrics for itself."""
 
@@ -92,14 +105,23 @@ def ignore(event: Event) -> None:
     """Shows nothing."""
 
 
+def never() -> bool:
+    """Lets a run go on to its end."""
+    return False
+
+
 def train(
     config: TrainConfig,
     out: str | os.PathLike | None = None,
     data_dir: str | os.PathLike | None = None,
     idx_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: str = CHECKPOINT_EVERY,
+    keep: int = KEEP,
     report: Report = ignore,
     data_progress: data.Progress = data.ignore_progress,
+    should_stop: Callable[[], bool] = never,
 ) -> Run:
     """Trains one network and writes its run folder.
 
@@ -109,83 +131,144 @@ def train(
         data_dir: see `jaxmnist.data.load`.
         idx_dir: see `jaxmnist.data.load`.
         overwrite: whether a run that is already in `out` is replaced.
+        resume: whether the run that is already in `out` goes on from its newest checkpoint.
+        checkpoint_every: what lies between two checkpoints, in epochs (as "2") or seconds (as
+            "90s"); there is always one at the end.
+        keep: how many checkpoints are kept, the newest ones.
         report: told of every event, as it happens.
         data_progress: see `jaxmnist.data.load`.
+        should_stop: asked after every chunk, about once a second.
 
     Returns:
         The trained state with the rows and the summary.
 
     Raises:
-        ConfigError: the config cannot be trained on these images, or `out` is taken.
+        ConfigError: the config cannot be trained on these images, `out` is taken, or it does not
+            hold a run that this config goes on with.
         DataError: the images cannot be had.
-        TrainingError: the loss is not finite.
+        CheckpointError: a checkpoint could not be written, or no checkpoint is whole.
+        TrainingError: the loss or a parameter is not finite.
+        Stopped: `should_stop` returned True; everything is saved.
         OSError: the disk does not take the run.
     """
+    _check_out(out, overwrite, resume)  # before the images are fetched
+    is_due = make_cadence(checkpoint_every)
+    job = make_job(config, data_dir, idx_dir, data_progress)
+    run = continued_run(job, Path(out)) if resume and out else new_run(job, out, overwrite)
+    with run as begun, Checkpoints(begun.path / records.CHECKPOINTS, keep) as checkpoints:
+        path, position = begun.path, begun.position
+        count = len(job.train_images.pixels)
+        report(Started(path, begun.wished, count, position.step, job.total_steps, begun.remarks))
+        for position in _positions(job, begun.position, path, report):
+            is_last = position.summary is not None
+            stops = should_stop() and not is_last
+            if is_last or stops or is_due(position):
+                _check_sound(position, config)
+                checkpoints.save(to_checkpoint(job, position))
+            if stops:
+                checkpoints.wait()
+                raise Stopped(path, position.step)
+        checkpoints.wait()
+        assert position.summary is not None
+        records.write_summary(path / records.SUMMARY, position.summary)
+    return Run(config, position.state, position.rows, position.summary, path)
+
+
+def _check_out(out: str | os.PathLike | None, overwrite: bool, resume: bool) -> None:
+    """Refuses a folder that cannot be had."""
+    if resume and overwrite:
+        raise ConfigError("resume and overwrite exclude each other: drop one of them")
+    if resume and out is None:
+        raise ConfigError("resume needs to know the folder of the run: pass --out")
     if out is not None:
-        records.check_free(Path(out), overwrite)  # before the images are fetched
-    environment = records.environment()
-    dataset = data.load(config.dataset, data_dir, idx_dir, data_progress)
-    train_images, test_images = to_device(dataset, config.limit_train)
-    train_count, test_count = len(train_images.pixels), len(test_images.pixels)
-    steps = steps_per_epoch(train_count, config.batch_size)
-    model = create_model(config.variant, config.dropout)
-    tx, schedules = make_optimizer(config, config.epochs * steps)
-    wished, path = records.claim_folder(config, out, overwrite)
-    records.write(path / records.CONFIG, config.to_json())
-    report(Started(path, wished, train_count, config.epochs * steps))
+        records.check_own(Path(out)) if resume else records.check_free(Path(out), overwrite)
 
-    state = initial_state(model, tx, config.seed)
-    programs = compile_programs(config, model, tx, state, train_images, test_images)
-    rows = []
-    epochs = _epochs(config, programs, schedules, state, train_images, report)
-    for epoch, (state, metrics, seconds) in enumerate(epochs, start=1):
-        tested = programs.evaluate(state, test_images)
-        step = int(state.step)
-        row = records.make_row(config, schedules, epoch, step, metrics, tested, seconds)
-        rows.append(row)
-        records.append(path / records.METRICS, json.dumps(row))
-        report(EpochDone(row))
-        _check_finite("test", tested.loss, step, config)
-    _save(path, state)
-    parameters = count_parameters(state.params)
-    summary = records.make_summary(
-        config, parameters, rows, test_count, programs.compile_seconds, environment
+
+def make_cadence(every: str) -> Callable[[Position], bool]:
+    """Says of a position, asked for one after another, whether a checkpoint is due.
+
+    Args:
+        every: so many epochs, as "2", or seconds, as "90s".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    parts = re.fullmatch(r"([1-9][0-9]{0,8})(s?)", every)
+    if parts is None:
+        raise ConfigError(
+            f"checkpoint_every is {every!r}; expected epochs, as 2, or seconds, as 90s"
+        )
+    number, last = int(parts[1]), time.monotonic()
+
+    def after_epochs(position: Position) -> bool:
+        at_the_end_of_one = int(position.metrics.count) == 0
+        return at_the_end_of_one and len(position.rows) % number == 0
+
+    def after_seconds(position: Position) -> bool:
+        nonlocal last
+        is_due = time.monotonic() - last >= number
+        last = time.monotonic() if is_due else last
+        return is_due
+
+    return after_seconds if parts[2] else after_epochs
+
+
+def _positions(job: Job, position: Position, path: Path, report: Report) -> Iterator[Position]:
+    """Trains from a position on; yields every one that follows, the last with the summary."""
+    if position.summary is not None:
+        return
+    programs = compile_programs(
+        job.config, job.model, job.tx, position.state, job.train_images, job.test_images
     )
-    records.write(path / records.SUMMARY, json.dumps(summary, indent=2) + "\n")
-    return Run(config, state, rows, summary, path)
+    while position.step < job.total_steps:
+        start = position
+        for position in _epoch(job, programs, start, report):
+            if position.step % job.steps:
+                yield position
+        position = _evaluated(job, programs, position, path)
+        report(EpochDone(position.rows[-1]))
+        if position.step < job.total_steps:
+            yield position
+    yield finished(job, position, programs.compile_seconds)
 
 
-def _epochs(
-    config: TrainConfig,
-    programs: Programs,
-    schedules: Schedules,
-    state: TrainState,
-    images: Images,
-    report: Report,
-) -> Iterator[tuple[TrainState, Metrics, float]]:
-    """Trains epoch after epoch; yields the state, the running metrics and the seconds of each."""
-    steps = steps_per_epoch(len(images.pixels), config.batch_size)
-    step, chunk = 0, FIRST_CHUNK
-    for epoch in range(1, config.epochs + 1):
-        metrics, seconds = Metrics.zero(), 0.0
-        order = programs.order_of_epoch(state, images)
-        while step < epoch * steps:
-            stop = min(step + chunk, epoch * steps)
-            begin = time.perf_counter()
-            state, metrics = programs.train_chunk(state, metrics, images, order, np.int32(stop))
-            done, step = step, int(state.step)  # waits for the device
-            elapsed = time.perf_counter() - begin
-            seconds += elapsed
-            _check_finite("training", metrics.loss, step, config)
-            speed = (step - done) / elapsed
-            chunk = max(1, round(CHUNK_SECONDS * speed))
-            rate = float(schedules.learning_rate(step - 1))
-            report(
-                Progress(
-                    epoch, step, metrics.loss, metrics.accuracy, rate, speed * config.batch_size
-                )
-            )
-        yield state, metrics, seconds
+def _epoch(job: Job, programs: Programs, position: Position, report: Report) -> Iterator[Position]:
+    """Trains to the end of the epoch; yields the position after each chunk."""
+    state, metrics, seconds, rows, _ = position
+    step, chunk = position.step, FIRST_CHUNK
+    epoch = step // job.steps + 1
+    order = programs.order_of_epoch(state, job.train_images)
+    while step < epoch * job.steps:
+        stop = np.int32(min(step + chunk, epoch * job.steps))
+        begin = time.perf_counter()
+        state, metrics = programs.train_chunk(state, metrics, job.train_images, order, stop)
+        done, step = step, int(state.step)  # waits for the device
+        elapsed = time.perf_counter() - begin
+        seconds += elapsed
+        _check_finite("training", metrics.loss, step, job.config)
+        speed = (step - done) / elapsed
+        chunk = max(1, round(CHUNK_SECONDS * speed))
+        rate = float(job.schedules.learning_rate(step - 1))
+        images_per_second = speed * job.config.batch_size
+        report(Progress(epoch, step, metrics.loss, metrics.accuracy, rate, images_per_second))
+        yield Position(state, metrics, seconds, rows)
+
+
+def _evaluated(job: Job, programs: Programs, position: Position, path: Path) -> Position:
+    """Evaluates the end of an epoch and writes its row."""
+    tested = programs.evaluate(position.state, job.test_images)
+    row = records.make_row(
+        job.config,
+        job.schedules,
+        position.step // job.steps,
+        position.step,
+        position.metrics,
+        tested,
+        position.seconds,
+    )
+    records.append(path / records.METRICS, json.dumps(row))
+    _check_finite("test", tested.loss, position.step, job.config)
+    return Position(position.state, Metrics.zero(), 0.0, [*position.rows, row])
 
 
 def _check_finite(which: str, loss: float, step: int, config: TrainConfig) -> None:
@@ -194,6 +277,17 @@ def _check_finite(which: str, loss: float, step: int, config: TrainConfig) -> No
             f"the {which} loss became {loss} at step {step} of seed {config.seed}; "
             f"try a smaller --learning-rate than {config.learning_rate}"
         )
+
+
+def _check_sound(position: Position, config: TrainConfig) -> None:
+    """Keeps a state from being saved whose last gradient was not finite."""
+    for path, leaf in jax.tree.leaves_with_path(position.state.params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise TrainingError(
+                f"{name} is not finite after step {position.step} of seed {config.seed}; "
+                f"try a smaller --learning-rate than {config.learning_rate}"
+            )
 
 
 def compile_programs(
@@ -215,76 +309,3 @@ def compile_programs(
         program.compile() for program in (order_of_epoch, train_chunk, evaluate)
     )
     return Programs(order_of_epoch, train_chunk, evaluate, time.perf_counter() - begin)
-
-
-def to_device(dataset: data.Dataset, limit_train: int | None) -> tuple[Images, Images]:
-    """Puts training and test images on the default device.
-
-    Args:
-        dataset: the arrays.
-        limit_train: take only this many training images, the first ones.
-
-    Raises:
-        ConfigError: there are not so many.
-    """
-    count = count_images(len(dataset.train_images), limit_train)
-    mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
-    pixels, labels = dataset.train_images[:count], dataset.train_labels[:count]
-    train_images = Images(pixels, labels, mean, std)
-    test_images = Images(dataset.test_images, dataset.test_labels, mean, std)
-    return jax.device_put((train_images, test_images))
-
-
-def count_images(available: int, limit_train: int | None) -> int:
-    """How many of the available images are trained on.
-
-    Raises:
-        ConfigError: the limit asks for more.
-    """
-    if limit_train is not None and limit_train > available:
-        raise ConfigError(
-            f"limit_train is {limit_train}, but there are {available} training images"
-        )
-    return limit_train or available
-
-
-def count_parameters(params: Any) -> int:
-    """How many numbers the optimiser trains."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _save(path: Path, state: TrainState) -> None:
-    # Orbax takes two seconds to import; here they pass after the training, not before it.
-    from jaxmnist import checkpoint
-
-    checkpoint.save(path / records.CHECKPOINTS, state)
-
-
-def load_run(path: str | os.PathLike) -> Run:
-    """Reads a finished run back from its folder.
-
-    Args:
-        path: the run folder.
-
-    Returns:
-        What `train` returned.
-
-    Raises:
-        ConfigError: the folder is not that of a finished run.
-        CheckpointError: there is no checkpoint of this network.
-        OSError: a file of the run cannot be read.
-    """
-    from jaxmnist import checkpoint
-
-    path = Path(path)
-    for name in (records.CONFIG, records.METRICS, records.SUMMARY):
-        if not (path / name).is_file():
-            raise ConfigError(f"{path} has no {name}; expected the folder of a finished run")
-    config = TrainConfig.from_json((path / records.CONFIG).read_text())
-    rows = [json.loads(line) for line in (path / records.METRICS).read_text().splitlines()]
-    summary = json.loads((path / records.SUMMARY).read_text())
-    model = create_model(config.variant, config.dropout)
-    tx, _ = make_optimizer(config, summary["steps"])
-    template = jax.eval_shape(lambda: create_state(model, tx, config.seed))
-    state = checkpoint.restore(path / records.CHECKPOINTS, template)
-    return Run(config, state, rows, summary, path)

@@ -1,12 +1,17 @@
 """Trains one of the seven networks: `python scripts/train.py --variant gap`."""
 
 import argparse
+import contextlib
 import dataclasses
+import os
+import shlex
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import platformdirs
@@ -14,12 +19,13 @@ import tyro
 from rich import progress
 from rich.console import Console
 
-from jaxmnist import TrainConfig, create_model, data, training
+from jaxmnist import TrainConfig, create_model, data, records, runs, training
 from jaxmnist.config import ConfigError, steps_per_epoch
 from jaxmnist.optim import make_optimizer
 from jaxmnist.report import epochs_table, parameters_table
+from jaxmnist.runs import Run
 from jaxmnist.state import create_state
-from jaxmnist.training import EpochDone, Event, Progress, Run, Started
+from jaxmnist.training import EpochDone, Event, Progress, Started, Stopped
 
 # Without a terminal, a long epoch says this often that it is alive.
 PLAIN_SECONDS = 30
@@ -38,6 +44,10 @@ class Arguments:
             ~/tensorflow_datasets.
         idx_dir: a folder with the four IDX files (raw or .gz), used in place of all other sources.
         overwrite: replace the run in --out.
+        resume: go on with the run in --out from its newest checkpoint; what it was begun with need
+            not be said again.
+        checkpoint_every: epochs, as 2, or seconds, as 90s, from one checkpoint to the next.
+        keep: how many checkpoints to keep, the newest ones.
         dry_run: print the resolved config, the parameters and the steps, and train nothing.
         quiet: print the result only.
         debug: print a traceback with an error.
@@ -49,6 +59,9 @@ class Arguments:
     data_dir: Path | None = None
     idx_dir: Path | None = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    checkpoint_every: str = training.CHECKPOINT_EVERY
+    keep: int = training.KEEP
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -58,28 +71,89 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     debug = "--debug" in argv
-    try:
-        return run(parse(argv))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    with Signals() as signals:
+        try:
+            return run(parse(argv), signals)
+        except Stopped as stopped:
+            go_on = shlex.join(["python", sys.argv[0], *words_to_resume(argv, stopped.path)])
+            print(f"stopped at step {stopped.step}; to go on: {go_on}", file=sys.stderr)
+            return signals.status
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return signals.status
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: {_line(error)}", file=sys.stderr)
+            return 2 if isinstance(error, ConfigError) else 1
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Reads the command line; what it leaves open comes from the recipe of its --variant."""
+    """Reads the command line.
+
+    What it leaves open comes from the run that is to go on, or from the recipe of its --variant.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--variant", default=TrainConfig.variant)
-    variant = first.parse_known_args(argv)[0].variant
-    default = Arguments(TrainConfig(variant=variant))
-    return tyro.cli(Arguments, args=list(argv), default=default)
+    first.add_argument("--variant", default=None)
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--out", type=Path, default=None)
+    known = first.parse_known_args(argv)[0]
+    default = TrainConfig(variant=known.variant or TrainConfig.variant)
+    if known.resume and known.out is not None:
+        # What is wrong with the folder is said later, and its checkpoints may know better.
+        with contextlib.suppress(ConfigError, OSError):
+            begun = records.read_config(known.out)
+            default = begun if known.variant in (None, begun.variant) else default
+    return tyro.cli(Arguments, args=list(argv), default=Arguments(default))
 
 
-def run(arguments: Arguments) -> int:
+def words_to_resume(argv: Sequence[str], path: Path) -> list[str]:
+    """The command line that goes on with what this one began."""
+    words = [word for word in argv if word not in ("--overwrite", "--resume")]
+    has_out = any(word.split("=")[0] == "--out" for word in argv)
+    return [*words, "--resume"] if has_out else [*words, "--resume", "--out", str(path)]
+
+
+class Signals:
+    """Ctrl-C and SIGTERM: at once before the training, between two chunks during it.
+
+    The second one ends the process whatever it does; the checkpoint before stays good.
+    """
+
+    def __init__(self):
+        self.training = False
+        self._stops = False
+        self._received = signal.SIGINT
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that stopped because of the signal."""
+        return 128 + self._received
+
+    def should_stop(self) -> bool:
+        """Whether there was a signal."""
+        return self._stops
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self._stops:
+            os._exit(128 + number)
+        self._stops, self._received = True, signal.Signals(number)
+        if not self.training:
+            raise KeyboardInterrupt
+
+
+def run(arguments: Arguments, signals: Signals) -> int:
     """Does what the command line asks for."""
     console = Console()
     if arguments.dry_run:
@@ -89,14 +163,23 @@ def run(arguments: Arguments) -> int:
         keep_compiled_programs(platformdirs.user_cache_path("jaxmnist") / "compiled")
     begin = time.perf_counter()
     with make_display(arguments, console) as display:
+
+        def report(event: Event) -> None:
+            signals.training = True
+            display.show(event)
+
         done = training.train(
             arguments.config,
             out=arguments.out,
             data_dir=arguments.data_dir,
             idx_dir=arguments.idx_dir,
             overwrite=arguments.overwrite,
-            report=display.show,
+            resume=arguments.resume,
+            checkpoint_every=arguments.checkpoint_every,
+            keep=arguments.keep,
+            report=report,
             data_progress=display.show_data,
+            should_stop=signals.should_stop,
         )
     if not arguments.quiet:
         console.print(epochs_table(done.rows))
@@ -110,7 +193,7 @@ def dry_run(arguments: Arguments, console: Console) -> None:
     available = data.TRAIN_COUNT
     if arguments.idx_dir is not None:
         available = len(data.load(config.dataset, idx_dir=arguments.idx_dir).train_images)
-    count = training.count_images(available, config.limit_train)
+    count = runs.count_images(available, config.limit_train)
     steps = steps_per_epoch(count, config.batch_size)
     tx, _ = make_optimizer(config, config.epochs * steps)
     model = create_model(config.variant, config.dropout)
@@ -252,12 +335,17 @@ class Live(Silence):
 
 
 def started(event: Started) -> str:
-    """Where a run goes, and why not to where it would have gone."""
+    """Where a run goes and where it goes on, and what there is to know about that."""
     taken = "" if event.out == event.wished else f" ({event.wished} holds a run already)"
-    return (
+    what = (
         f"training {event.total_steps} steps over {event.train_count:,} images "
         f"into {event.out}{taken}"
     )
+    if event.step == event.total_steps:
+        what = f"the run in {event.out} is finished: {event.total_steps} steps"
+    elif event.step > 0:
+        what += f", going on at step {event.step}"
+    return "\n".join([what, *(f"note: {remark}" for remark in event.remarks)])
 
 
 def figures(event: Progress) -> str:
@@ -278,6 +366,15 @@ def epoch_figures(event: EpochDone) -> str:
     )
 
 
+def ignore_late_reads(unraisable: Any) -> None:
+    """Keeps quiet about a checkpoint that could not be read, of which there is a line already.
+
+    TensorStore's threads still report to a loop that Orbax closed when the first array failed.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _line(error: BaseException) -> str:
     """An error in one line."""
     words = " ".join(str(error).split())
@@ -288,4 +385,5 @@ def _line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    sys.unraisablehook = ignore_late_reads
     sys.exit(main(sys.argv[1:]))

@@ -1,16 +1,23 @@
 import functools
+import json
+import re
 import shutil
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from jaxmnist import TrainConfig, checkpoint, create_model
-from jaxmnist.checkpoint import CheckpointError
+from jaxmnist import ConfigError, TrainConfig, checkpoint, create_model
+from jaxmnist.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
 from jaxmnist.state import create_state, initial_state
+
+METRICS = Metrics(np.float32(12.5), np.int32(90), np.int32(128))
+NOTES = {"rows": [{"loss": 0.1}], "of": "no importance"}
 
 
 def functions(variant):
@@ -24,54 +31,245 @@ def functions(variant):
 @pytest.fixture(scope="module")
 def state():
     create, _ = functions("batch_norm")
-    return create(3).replace(step=jnp.int32(17))
+    return create(3)
+
+
+def at(state, step):
+    return Checkpoint(state.replace(step=jnp.int32(step)), METRICS, NOTES)
 
 
 @pytest.fixture(scope="module")
-def saved(state, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    checkpoint.save(folder, state)
+def original(state, tmp_path_factory):
+    """Checkpoints of steps 10 and 20; tests must not change them."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (5, 10, 20):
+            checkpoints.save(at(state, step))
     return folder
 
 
-def test_what_was_saved_comes_back_to_the_bit(state, saved):
-    _, template = functions("batch_norm")
-    restored = checkpoint.restore(saved, template)
-    chex.assert_trees_all_equal_structs(restored, state)
-    chex.assert_trees_all_equal_dtypes(restored, state)
-    chex.assert_trees_all_equal(
-        restored.replace(key=jax.random.key_data(restored.key)),
-        state.replace(key=jax.random.key_data(state.key)),
-    )
-    assert int(restored.step) == 17
+@pytest.fixture
+def saved(original, tmp_path):
+    """A copy of the same, to be damaged."""
+    return shutil.copytree(original, tmp_path / "checkpoints")
 
 
-def test_another_network_is_refused(saved):
-    _, template = functions("less_params")
+def template(variant="batch_norm"):
+    _, shapes = functions(variant)
+    return lambda notes: shapes
+
+
+def plain(state):
+    return state.replace(key=jax.random.key_data(state.key))
+
+
+def test_what_was_saved_comes_back_to_the_bit(state, original):
+    found, skipped = checkpoint.newest_whole(original, template())
+    chex.assert_trees_all_equal_structs(found.state, state)
+    chex.assert_trees_all_equal_dtypes(plain(found.state), plain(state))
+    chex.assert_trees_all_equal(plain(found.state), plain(at(state, 20).state))
+    chex.assert_trees_all_equal(found.metrics, METRICS)
+    assert (found.notes, skipped) == (NOTES, [])
+
+
+def test_the_newest_are_kept(original):
+    assert checkpoint.steps(original) == [20, 10]
+
+
+def test_a_state_that_is_used_up_after_saving_is_saved_as_it_was(state, tmp_path):
+    """The training loop takes the memory of the state that it is given."""
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 + 7, tree), donate_argnums=0)
+    copy = jax.tree.map(jnp.copy, state.params)
+    with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
+        checkpoints.save(at(state.replace(params=copy), 1))
+        step(copy)
+    found, _ = checkpoint.newest_whole(tmp_path / "run", template())
+    chex.assert_trees_all_equal(found.state.params, state.params)
+
+
+def test_another_network_is_refused(original):
     with pytest.raises(
         CheckpointError,
-        match=r"batch_stats/norm0/mean in .* is float32\[16\]; expected no such array",
+        match=r"state/batch_stats/norm0/mean is float32\[16\]; expected no such array: it is of",
     ):
-        checkpoint.restore(saved, template)
+        checkpoint.newest_whole(original, template("less_params"))
 
 
-def test_another_dtype_is_refused_not_cast(saved):
-    _, template = functions("batch_norm")
-    template = template.replace(step=jax.ShapeDtypeStruct((), np.int16))
-    with pytest.raises(CheckpointError, match=r"step in .* is int32\[\]; expected int16\[\]"):
-        checkpoint.restore(saved, template)
+def test_another_dtype_is_refused_not_cast(original):
+    _, shapes = functions("batch_norm")
+    shapes = shapes.replace(step=jax.ShapeDtypeStruct((), np.int16))
+    with pytest.raises(CheckpointError, match=r"state/step is int32\[\]; expected int16\[\]"):
+        checkpoint.newest_whole(original, lambda notes: shapes)
 
 
-def test_no_checkpoint(tmp_path, state):
-    with pytest.raises(CheckpointError, match="does not exist; was the run finished"):
-        checkpoint.restore(tmp_path / "none", state)
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.restore(tmp_path, state)
+def test_what_the_template_raises_ends_the_search(original):
+    def refuse(notes):
+        raise ConfigError(f"not {notes['of']}")
+
+    with pytest.raises(ConfigError, match="not no importance"):
+        checkpoint.newest_whole(original, refuse)
+
+
+def test_no_checkpoint(tmp_path):
+    assert checkpoint.steps(tmp_path / "none") == []
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: there is none"):
+        checkpoint.newest_whole(tmp_path, template())
+
+
+def test_keep_none_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="keep is 0; expected a whole number of at least 1"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def largest_file(path):
+    return max((file for file in path.rglob("*") if file.is_file()), key=lambda f: f.stat().st_size)
+
+
+def flip(file, place, bit=0):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_flipped_bit_of_the_arrays_is_noticed(saved):
+    """Sixteen places over the largest file, which holds the arrays."""
+    file = largest_file(saved / "20" / "arrays")
+    whole = file.read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 16, dtype=int):
+        flip(file, place)
+        found, skipped = checkpoint.newest_whole(saved, template())
+        assert int(found.state.step) == 10 or not skipped  # a byte that nothing depends on
+        if skipped:
+            assert "checkpoints/20 cannot be used: " in skipped[0]
+        file.write_bytes(whole)
+
+
+def test_a_changed_array_is_named(saved, state, tmp_path):
+    """As whole as can be for Orbax: the arrays of a checkpoint, in another one's place."""
+    other = state.replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    with Checkpoints(tmp_path / "other", keep=1) as checkpoints:
+        checkpoints.save(at(other, 20))
+    shutil.rmtree(saved / "20" / "arrays")
+    shutil.copytree(tmp_path / "other" / "20" / "arrays", saved / "20" / "arrays")
+    found, (reason,) = checkpoint.newest_whole(saved, template())
+    assert int(found.state.step) == 10
+    assert reason.endswith("differ from their digests, first state/params/conv0/kernel")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["notes"].update(of="importance"), "its record differs from its"),
+        (lambda record: record.update(format=2), "it is of format 2, but this version"),
+        (lambda record: record.pop("format"), "KeyError 'format'"),
+    ],
+)
+def test_a_changed_record_is_noticed(saved, change, message):
+    file = saved / "20" / "record" / "metadata"
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+    found, (reason,) = checkpoint.newest_whole(saved, template())
+    assert message in reason
+    assert int(found.state.step) == 10
+
+
+def test_a_record_too_large_to_be_one_is_not_read(saved):
+    file = saved / "20" / "record" / "metadata"
+    with file.open("ab") as opened:
+        opened.truncate(1 << 40)
+    _, (reason,) = checkpoint.newest_whole(saved, template())
+    assert re.search(r"its record has 10995\d+ bytes; expected at most 16777216", reason)
+
+
+def test_an_array_too_large_to_be_one_is_not_read(saved):
+    """Ten gigabytes of zeros take a few kilobytes on disk, and must take none in memory."""
+    arrays = {"state": {"step": np.zeros(25_000_000, np.int32)}}
+    shutil.rmtree(saved / "20" / "arrays")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(saved / "20" / "arrays", arrays)
+    _, (reason,) = checkpoint.newest_whole(saved, template())
+    assert "metrics/correct is no such array" in reason
+
+
+# TensorStore's threads still report to a loop that Orbax closed when the first array failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["empty", "no arrays", "no record", "cut", "in another's place"])
+def test_what_is_not_whole_is_passed_over(saved, damage):
+    newest = saved / "20"
+    if damage == "empty":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    elif damage == "no arrays":
+        shutil.rmtree(newest / "arrays")
+    elif damage == "no record":
+        shutil.rmtree(newest / "record")
+    elif damage == "cut":
+        file = largest_file(newest / "arrays")
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        shutil.rmtree(newest)
+        shutil.copytree(saved / "10", newest)
+    found, (reason,) = checkpoint.newest_whole(saved, template())
+    assert int(found.state.step) == 10
+    assert reason.startswith(f"{newest} cannot be used: ")
+    checkpoint.remove_newer(saved, 10)
+    assert checkpoint.steps(saved) == [10]
+
+
+def test_if_none_is_whole_every_reason_is_given_and_nothing_is_touched(saved):
+    for step in ("10", "20"):
+        shutil.rmtree(saved / step / "record")
+    before = sorted(saved.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"is whole: .*/20 cannot .*; .*/10 cannot"):
+        checkpoint.newest_whole(saved, template())
+    assert sorted(saved.rglob("*")) == before
+
+
+def test_what_a_killed_process_left_is_cleaned(saved, state):
+    half = saved / "30.orbax-checkpoint-tmp"
+    shutil.copytree(saved / "20", half)
+    assert checkpoint.steps(saved) == [20, 10]
+    with Checkpoints(saved, keep=2) as checkpoints:
+        checkpoints.save(at(state, 30))
+    assert sorted(entry.name for entry in saved.iterdir() if entry.is_dir()) == ["20", "30"]
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, state, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"No space left on device \(1000 bytes free, .*checkpoints"):
-        checkpoint.save(tmp_path / "checkpoints", state)
+    with (
+        pytest.raises(OSError, match=r"No space left on device \(1000 bytes free, .*checkpoints"),
+        Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints,
+    ):
+        checkpoints.save(at(state, 1))
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_removed_run_folder_is_named_and_not_made_again(tmp_path, state):
+    run = tmp_path / "run"
+    run.mkdir()
+    with Checkpoints(run / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(at(state, 1))
+        checkpoints.wait()
+        shutil.rmtree(run)
+        with pytest.raises(OSError, match=r"the run's folder was removed.*run"):
+            checkpoints.save(at(state, 2))
+    assert not run.exists()
+
+
+def test_a_save_that_failed_in_the_background_is_an_error(tmp_path, state, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(at(state, 1))
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", fail)
+    with (
+        pytest.raises(CheckpointError, match=r"could not be written .*No space left .*are whole"),
+        Checkpoints(tmp_path, keep=2) as checkpoints,
+    ):
+        checkpoints.save(at(state, 2))
+    found, _ = checkpoint.newest_whole(tmp_path, template())
+    assert int(found.state.step) == 1

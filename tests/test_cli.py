@@ -1,10 +1,11 @@
+import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def test_a_taken_out_is_refused_unless_overwritten(run, small_idx_dir):
     status, _, err = run(*tiny)
     assert (status, err) == (
         2,
-        "error: here is not empty; pass another --out, or --overwrite to replace a run there\n",
+        "error: here is not empty; pass another --out, or, if it holds a run, --resume to go on "
+        "with it or --overwrite to replace it\n",
     )
     assert run(*tiny, "--overwrite")[0] == 0
 
@@ -114,7 +116,8 @@ def test_every_option_reaches_the_config(script):
     words = (
         "--variant gap --dataset kmnist --epochs 3 --batch-size 64 --learning-rate 0.5 --seed 9 "
         "--no-augment --dropout 0.1 --limit-train 1000 --out o --data-dir d --idx-dir i "
-        "--overwrite --quiet --debug --no-compilation-cache"
+        "--overwrite --resume --checkpoint-every 3 --keep 5 --quiet --debug "
+        "--no-compilation-cache"
     )
     arguments = script.parse(words.split())
     assert arguments.config == TrainConfig(
@@ -134,6 +137,8 @@ def test_every_option_reaches_the_config(script):
         Path("i"),
     )
     assert arguments.overwrite
+    assert arguments.resume
+    assert (arguments.checkpoint_every, arguments.keep) == ("3", 5)
     assert arguments.quiet
     assert arguments.debug
     assert not arguments.compilation_cache
@@ -151,6 +156,10 @@ def test_every_option_reaches_the_config(script):
         ("--variant skeleton --dropout 0.1", r"^error: dropout is 0\.1, but the variant skeleton"),
         ("--dry-run --batch-size 60001", r"^error: batch_size is 60001, but there are only 60000"),
         ("--dry-run --epochs 1 --batch-size 30000", r"^error: the one-cycle schedule needs at"),
+        ("--checkpoint-every often", r"^error: checkpoint_every is 'often'; expected epochs, as 2"),
+        ("--resume", r"^error: resume needs to know the folder of the run: pass --out\n$"),
+        ("--resume --out a --overwrite", r"^error: resume and overwrite exclude each other"),
+        ("--resume --out a", r"^error: a does not exist; expected the folder of a run"),
         ("--epochs many", r"(?s)epochs.*invalid"),
         ("--epoch-count 3", r"(?s)[Uu]nrecognized.*--epoch-count"),
     ],
@@ -204,7 +213,7 @@ def test_the_live_display_fits_a_terminal(script, small_run):
     console = Console(force_terminal=True, width=80, file=io.StringIO())
     with script.Live(console, 15) as live:
         live.show_data("fetching mnist", 50, 100)
-        live.show(training.Started(Path("runs/a"), Path("runs/a"), 60000, 7020))
+        live.show(training.Started(Path("runs/a"), Path("runs/a"), 60000, 0, 7020, []))
         live.show(training.Progress(12, 5500, 0.0651, 98.15, 0.00123, 8123.4))
         shown = live._bars.make_tasks_table(live._bars.tasks)
         plain = Console(width=80)
@@ -263,14 +272,15 @@ def test_the_compilation_cache_can_be_refused(script, monkeypatch, run, words, k
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line(run, small_idx_dir, monkeypatch):
-    claim = training.records.claim_folder
+    make = training.records.new_folder
 
-    def claim_with_full_log(*arguments):
-        wished, path = claim(*arguments)
-        (path / "metrics.jsonl").symlink_to("/dev/full")
-        return wished, path
+    @contextlib.contextmanager
+    def with_full_log(*arguments):
+        with make(*arguments) as (wished, path):
+            (path / "metrics.jsonl").symlink_to("/dev/full")
+            yield wished, path
 
-    monkeypatch.setattr(training.records, "claim_folder", claim_with_full_log)
+    monkeypatch.setattr(training.records, "new_folder", with_full_log)
     status, _, err = run(*TINY, "--idx-dir", small_idx_dir, "--out", "here")
     assert status == 1
     assert "No space left on device" in err
@@ -278,31 +288,40 @@ def test_a_full_disk_is_one_line(run, small_idx_dir, monkeypatch):
     assert not Path("here/summary.json").exists()
 
 
-def test_interrupted_as_a_user_would(tmp_path, small_idx_dir):
-    """The script as a process of its own: it starts, is stopped by Ctrl-C, and says so."""
-    # Where the tests run in the background, children begin with SIGINT ignored.
-    start = (
-        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-c", start, SCRIPT, *TINY]
-    command += ["--epochs", "100000", "--idx-dir", small_idx_dir]
-    with subprocess.Popen(
-        [str(word) for word in command],
-        cwd=tmp_path,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if line.startswith("epoch 1/100000"):
-                    break
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "stopped"
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_training_stops_at_once(run, monkeypatch, number, status):
+    before = signal.getsignal(number)
+    # Where the tests run in the background, SIGINT is ignored, and would stay so.
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+
+    def fetch(*arguments, **options):
+        os.kill(os.getpid(), number)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(training, "train", fetch)
+    assert run(*TINY) == (status, "", "stopped\n")
+    assert signal.signal(number, before) == before
+
+
+def test_the_command_that_goes_on(script):
+    path = Path("runs/gap-seed0")
+    assert script.words_to_resume(["--variant", "gap"], path) == [
+        *("--variant", "gap", "--resume", "--out", "runs/gap-seed0")
+    ]
+    words = ["--out=here", "--overwrite", "--quiet"]
+    assert script.words_to_resume(words, path) == ["--out=here", "--quiet", "--resume"]
+
+
+def test_a_run_that_goes_on_need_not_be_described_again(run, script, small_idx_dir):
+    tiny = (*TINY, "--idx-dir", small_idx_dir, "--out", "here")
+    assert run(*tiny)[0] == 0
+    begun = TrainConfig("less_params", "kmnist", epochs=1, batch_size=100)
+    assert script.parse(["--resume", "--out", "here"]).config == begun
+    longer = script.parse(["--resume", "--out", "here", "--epochs", "2"])
+    assert longer.config == dataclasses.replace(begun, epochs=2)
+    status, out, _ = run("--resume", "--out", "here", "--idx-dir", small_idx_dir)
+    assert status == 0
+    assert out.splitlines()[0] == "the run in here is finished: 6 steps"
+    status, _, err = run("--resume", "--out", "here", "--idx-dir", small_idx_dir, "--seed", "5")
+    assert status == 2
+    assert "another config: seed was 0 and is 5;" in err

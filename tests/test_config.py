@@ -112,14 +112,34 @@ def test_json_round_trip(**values):
     ("text", "message"),
     [
         ("{", "config is not JSON"),
-        ("[]", "config has list; expected an object"),
-        ('{"variant": "gap"}', re.escape("config has ['variant']; expected an object")),
+        ("[]", "config has list; expected a JSON object"),
+        ('{"variant": "gap"}', "config is of format None, .* reads format 1; use the version"),
+        (TrainConfig().to_json().replace('"format": 1', '"format": 2'), "config is of format 2"),
+        ('{"format": 1, "variant": "gap"}', re.escape("config has ['variant']; expected an")),
+        ("[" * 100_000, "config is not JSON"),
         (TrainConfig().to_json().replace('"gap"', '"nil"'), "variant is 'nil'"),
     ],
 )
 def test_damaged_json_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_json(text)
+
+
+def test_a_run_goes_on_with_its_own_config_only():
+    TrainConfig("gap", seed=1).check_continues(TrainConfig("gap", seed=1))
+    with pytest.raises(ConfigError) as error:
+        TrainConfig("gap", seed=2, learning_rate=0.5).check_continues(TrainConfig("gap", seed=1))
+    assert "another config: learning_rate was 0.015 and is 0.5, seed was 1 and is 2;" in str(
+        error.value
+    )
+
+
+def test_epochs_may_grow_at_a_constant_rate_only():
+    TrainConfig("less_params", epochs=3).check_continues(TrainConfig("less_params", epochs=2))
+    with pytest.raises(ConfigError, match="epochs was 3 and is 2;"):
+        TrainConfig("less_params", epochs=2).check_continues(TrainConfig("less_params", epochs=3))
+    with pytest.raises(ConfigError, match="epochs was 2 and is 3;"):
+        TrainConfig("gap", epochs=3).check_continues(TrainConfig("gap", epochs=2))
 
 
 @given(count=st.integers(1, 10**5), batch_size=st.integers(1, 10**5))

@@ -13,6 +13,7 @@ LAYERS = [
     ["state"],
     ["steps"],
     ["checkpoint", "records"],
+    ["runs"],
     ["training"],
     ["report"],
 ]

@@ -55,6 +55,7 @@ def test_a_summary_worked_by_hand():
     rows = [row(1, 95), row(2, 99), row(3, 97)]
     summary = records.make_summary(config, 4572, rows, 100, 1.23456, {"device": "abacus"})
     assert summary == {
+        "format": 1,
         "variant": "less_params",
         "recipe": "notebook",
         "dataset": "mnist",
@@ -101,9 +102,14 @@ def test_default_name(config, name):
     assert records.default_name(config) == name
 
 
+def claim(out=None, overwrite=False):
+    with records.new_folder(TrainConfig("gap"), out, overwrite) as claimed:
+        return claimed
+
+
 def test_the_next_free_folder_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    taken = [records.claim_folder(TrainConfig("gap"), None, False) for _ in range(3)]
+    taken = [claim() for _ in range(3)]
     assert [str(wished) for wished, _ in taken] == ["runs/gap-seed0"] * 3
     assert [str(made) for _, made in taken] == [
         "runs/gap-seed0",
@@ -114,14 +120,17 @@ def test_the_next_free_folder_is_taken(tmp_path, monkeypatch):
 
 def test_a_named_folder_that_holds_something_is_refused(tmp_path):
     out = tmp_path / "run"
-    assert records.claim_folder(TrainConfig("gap"), out, False) == (out, out)
+    assert claim(out) == (out, out)
     (out / "config.json").write_text(TrainConfig("gap").to_json())
     (out / "summary.json").write_text("old")
     (out / "checkpoints" / "7").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"run is not empty; pass another --out, or --overwrite"):
-        records.claim_folder(TrainConfig("gap"), out, False)
+    (out / ".summary.json.new").write_text("half")
+    with pytest.raises(
+        ConfigError, match=r"run is not empty; pass another --out, or, .*--overwrite"
+    ):
+        claim(out)
     assert (out / "summary.json").exists()
-    records.claim_folder(TrainConfig("gap"), out, True)
+    claim(out, overwrite=True)
     assert list(out.iterdir()) == []
 
 
@@ -129,14 +138,14 @@ def test_a_named_folder_that_holds_something_is_refused(tmp_path):
     ("name", "content", "message"),
     [
         ("thesis.tex", "years of work", r"holds thesis\.tex, which is not of a run"),
-        ("config.json", '{"api": "settings"}', r"config has \['api'\]; expected an object"),
+        ("config.json", '{"api": "settings"}', r"config\.json: config is of format None"),
         ("checkpoints", "", "holds checkpoints, which is not of a run"),
     ],
 )
 def test_overwrite_removes_nothing_but_runs(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
-        records.claim_folder(TrainConfig("gap"), tmp_path, True)
+        claim(tmp_path, overwrite=True)
     assert (tmp_path / name).read_text() == content
 
 
@@ -144,13 +153,49 @@ def test_runs_that_cannot_be_made_is_an_error_not_a_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to("nowhere")
     with pytest.raises(OSError, match="runs"):
-        records.claim_folder(TrainConfig("gap"), None, False)
+        claim()
 
 
 def test_a_file_in_the_folders_place_is_an_error(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(FileExistsError):
-        records.claim_folder(TrainConfig("gap"), tmp_path / "run", True)
+        claim(tmp_path / "run", overwrite=True)
+
+
+def test_a_folder_has_one_user_at_a_time(tmp_path):
+    with records.locked(tmp_path):
+        with (
+            pytest.raises(ConfigError, match=r"another process is training into .*; wait for it"),
+            records.locked(tmp_path),
+        ):
+            pass
+        with pytest.raises(ConfigError, match="another process"):
+            claim(tmp_path)
+    with records.locked(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_leads_elsewhere_is_refused(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    records.check_own(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "7").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match=r"checkpoints/7 is a link; the files of a run are in"):
+        records.check_own(tmp_path / "run")
+    with pytest.raises(ConfigError, match="nowhere does not exist; expected the folder of a run"):
+        records.check_own(tmp_path / "nowhere")
+
+
+def test_a_config_that_cannot_be_one_is_not_read(tmp_path):
+    file = tmp_path / "config.json"
+    with pytest.raises(ConfigError, match=r"has no config\.json; expected the folder of a run"):
+        records.read_config(tmp_path)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"config\.json: 'utf-8' codec can't decode"):
+        records.read_config(tmp_path)
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)  # a hole: a terabyte that takes no room
+    with pytest.raises(ConfigError, match="has 1099511627776 bytes; expected a config"):
+        records.read_config(tmp_path)
 
 
 def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from jaxmnist import TrainConfig, create_model, data, layers
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
+from jaxmnist.runs import to_device
 from jaxmnist.state import initial_state
 from jaxmnist.steps import (
     EVAL_BLOCK,
@@ -24,7 +25,7 @@ from jaxmnist.steps import (
     make_train_step,
     normalise,
 )
-from jaxmnist.training import compile_programs, to_device
+from jaxmnist.training import compile_programs
 
 STEPS = 9  # an epoch of 600 images in batches of 64
 

@@ -9,6 +9,8 @@ import pytest
 
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig, data, training
+from jaxmnist.metrics import Metrics
+from jaxmnist.runs import Position
 from jaxmnist.training import EpochDone, Progress, Started, TrainingError
 
 
@@ -45,25 +47,6 @@ def test_the_rows_and_the_summary(small_run):
     assert right == pytest.approx(round(right), abs=1e-9)
 
 
-def test_load_run_gives_the_same_back(small_run):
-    loaded = jaxmnist.load_run(small_run.path)
-    assert loaded[0] == small_run.config
-    assert loaded[2:] == small_run[2:]
-    for found, expected in zip(
-        jax.tree.leaves(loaded.state), jax.tree.leaves(small_run.state), strict=True
-    ):
-        if jax.dtypes.issubdtype(found.dtype, jax.dtypes.prng_key):
-            found, expected = jax.random.key_data(found), jax.random.key_data(expected)
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_load_run_refuses_what_is_no_finished_run(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"has no config\.json; expected the folder of a finished"
-    ):
-        jaxmnist.load_run(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def watched(small_config, small_idx_dir, tmp_path_factory):
     """The small run again: its events, and before each what XLA compiled since the last."""
@@ -98,7 +81,7 @@ def test_the_same_seed_gives_the_same_run(small_run, watched):
 
 def test_events_tell_of_everything_in_order(watched):
     run, events, _ = watched
-    assert events[0] == Started(run.path, run.path, 600, 54)
+    assert events[0] == Started(run.path, run.path, 600, 0, 54, [])
     assert [event.row for event in events if isinstance(event, EpochDone)] == run.rows
     steps = [event.step for event in events if isinstance(event, Progress)]
     assert steps == sorted(set(steps))
@@ -144,16 +127,6 @@ def test_a_taken_out_is_refused_before_the_images_are_fetched(small_config, smal
         jaxmnist.train(small_config, out=small_run.path)
 
 
-def test_limit_train(small_idx_dir):
-    dataset = data.load("kmnist", idx_dir=small_idx_dir)
-    train_images, test_images = training.to_device(dataset, 100)
-    assert len(train_images.pixels) == len(train_images.labels) == 100
-    assert len(test_images.pixels) == 430
-    np.testing.assert_array_equal(train_images.pixels, dataset.train_images[:100])
-    with pytest.raises(ConfigError, match="limit_train is 601, but there are 600 training images"):
-        training.to_device(dataset, 601)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -168,3 +141,35 @@ def test_a_config_that_cannot_be_trained_leaves_no_folder(
     with pytest.raises(ConfigError, match=message):
         jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("every", ["0", "0s", "1.5", "often", "-1", "", "1 s", "9" * 12])
+def test_a_cadence_is_epochs_or_seconds(every):
+    with pytest.raises(ConfigError, match=rf"checkpoint_every is '{every}'; expected epochs, as 2"):
+        training.make_cadence(every)
+
+
+def position(rows, count):
+    metrics = Metrics.zero().replace(count=np.int32(count))
+    return Position(None, metrics, 0.0, [{}] * rows)  # type: ignore[arg-type]
+
+
+def test_a_cadence_of_epochs_counts_whole_ones():
+    is_due = training.make_cadence("2")
+    places = [(0, 128), (1, 0), (1, 128), (2, 0), (2, 128), (3, 0), (4, 0)]
+    assert [is_due(position(*place)) for place in places] == [0, 0, 0, 1, 0, 0, 1]
+
+
+def test_a_cadence_of_seconds_counts_from_the_last_time(monkeypatch):
+    now = iter([100.0, 101.9, 102.0, 102.0, 103.9, 104.5, 104.5, 106.0])
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(now))
+    is_due = training.make_cadence("2s")
+    assert [is_due(position(0, 128)) for _ in range(5)] == [False, True, False, True, False]
+
+
+def test_a_state_with_a_number_that_is_not_finite_is_not_saved(small_run):
+    params = {**small_run.state.params, "conv1": {"kernel": np.array([1.0, np.inf])}}
+    state = small_run.state.replace(params=params, step=np.int32(7))
+    message = r"conv1/kernel is not finite after step 7 of seed 0; try a smaller --learning-rate"
+    with pytest.raises(TrainingError, match=message):
+        training._check_sound(Position(state, Metrics.zero(), 0.0, []), small_run.config)

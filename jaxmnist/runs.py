@@ -1,0 +1,317 @@
+"""A run and its folder: how one begins, goes on from where it was stopped, and is read back."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from jaxmnist import checkpoint, data, records
+from jaxmnist.checkpoint import Checkpoint, CheckpointError
+from jaxmnist.config import ConfigError, TrainConfig, steps_per_epoch
+from jaxmnist.metrics import Metrics
+from jaxmnist.models import create_model
+from jaxmnist.optim import Schedules, make_optimizer
+from jaxmnist.records import Row
+from jaxmnist.state import TrainState, create_state, initial_state
+from jaxmnist.steps import Images
+
+_NOTES = {"config", "environment", "images", "seconds", "rows", "summary"}
+
+
+class Run(NamedTuple):
+    """A finished run."""
+
+    config: TrainConfig
+    state: TrainState
+    rows: list[Row]  # one an epoch
+    summary: dict[str, Any]
+    path: Path
+
+
+class Job(NamedTuple):
+    """All that a run needs and does not change."""
+
+    config: TrainConfig
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedules: Schedules
+    train_images: Images
+    test_images: Images
+    images_digest: str
+    steps: int  # an epoch
+    environment: dict[str, Any]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps
+
+
+class Position(NamedTuple):
+    """How far a run is: all that its future depends on, and its past in rows."""
+
+    state: TrainState
+    metrics: Metrics  # running over the epoch that the state is in
+    seconds: float  # trained in this epoch
+    rows: list[Row]
+    summary: dict[str, Any] | None = None  # of a finished run
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state.step)
+
+
+class Begun(NamedTuple):
+    """A run that has its folder for itself."""
+
+    path: Path
+    wished: Path  # the folder it would have, were that free
+    position: Position
+    remarks: list[str]  # which checkpoints could not be used, and what else to know
+
+
+def make_job(
+    config: TrainConfig,
+    data_dir: str | os.PathLike | None,
+    idx_dir: str | os.PathLike | None,
+    progress: data.Progress,
+) -> Job:
+    """Loads the images and makes everything that the run needs.
+
+    Args:
+        config: what to train.
+        data_dir: see `jaxmnist.data.load`.
+        idx_dir: see `jaxmnist.data.load`.
+        progress: see `jaxmnist.data.load`.
+
+    Raises:
+        ConfigError: the config cannot be trained on these images.
+        DataError: the images cannot be had.
+    """
+    environment = records.environment()
+    dataset = data.load(config.dataset, data_dir, idx_dir, progress)
+    train_images, test_images = to_device(dataset, config.limit_train)
+    steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
+    model = create_model(config.variant, config.dropout)
+    tx, schedules = make_optimizer(config, config.epochs * steps)
+    digest = digest_of_images(dataset)
+    return Job(config, model, tx, schedules, train_images, test_images, digest, steps, environment)
+
+
+def to_device(dataset: data.Dataset, limit_train: int | None) -> tuple[Images, Images]:
+    """Puts training and test images on the default device.
+
+    Args:
+        dataset: the arrays.
+        limit_train: take only this many training images, the first ones.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    count = count_images(len(dataset.train_images), limit_train)
+    mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
+    pixels, labels = dataset.train_images[:count], dataset.train_labels[:count]
+    train_images = Images(pixels, labels, mean, std)
+    test_images = Images(dataset.test_images, dataset.test_labels, mean, std)
+    return jax.device_put((train_images, test_images))
+
+
+def count_images(available: int, limit_train: int | None) -> int:
+    """How many of the available images are trained on.
+
+    Raises:
+        ConfigError: the limit asks for more.
+    """
+    if limit_train is not None and limit_train > available:
+        raise ConfigError(
+            f"limit_train is {limit_train}, but there are {available} training images"
+        )
+    return limit_train or available
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers the optimiser trains."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def digest_of_images(dataset: data.Dataset) -> str:
+    """The SHA-256 of all images and labels."""
+    digest = hashlib.sha256()
+    for array in dataset[:4]:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def new_run(job: Job, out: str | os.PathLike | None, overwrite: bool) -> Iterator[Begun]:
+    """Makes the folder of a run that starts at its first step.
+
+    Args:
+        job: what is run.
+        out: the folder; None: the next free default one.
+        overwrite: whether a run that is there is replaced.
+
+    Yields:
+        The run; its folder is this process's until the context ends.
+
+    Raises:
+        ConfigError: `out` is taken.
+        OSError: the folder cannot be made.
+    """
+    with records.new_folder(job.config, out, overwrite) as (wished, path):
+        records.write(path / records.CONFIG, job.config.to_json())
+        yield Begun(path, wished, _first_position(job), [])
+
+
+@contextlib.contextmanager
+def continued_run(job: Job, path: Path) -> Iterator[Begun]:
+    """Finds where the run in a folder stopped.
+
+    Args:
+        job: what is run; it must go on with what is there.
+        path: the run's folder.
+
+    Yields:
+        The run, at its newest checkpoint that is whole, or at its first step if it was stopped
+        before it made one.
+
+    Raises:
+        ConfigError: the run is another one, or another process is at it.
+        CheckpointError: there are checkpoints, and none is whole.
+    """
+    folder = path / records.CHECKPOINTS
+    with records.locked(path):
+        if checkpoint.steps(folder):
+            found, skipped = checkpoint.newest_whole(folder, lambda notes: _accept(job, notes))
+            checkpoint.remove_newer(folder, int(found.state.step))
+            position = _from_checkpoint(found, job.total_steps)
+            remarks = [*skipped, *_changes(found.notes["environment"], job.environment)]
+        else:
+            if (path / records.CONFIG).exists():
+                job.config.check_continues(records.read_config(path))
+            position, remarks = _first_position(job), []
+        _write_files(path, job.config, position)
+        yield Begun(path, path, position, remarks)
+
+
+def to_checkpoint(job: Job, position: Position) -> Checkpoint:
+    """What is kept of a position on disk."""
+    notes = {
+        "config": json.loads(job.config.to_json()),
+        "environment": job.environment,
+        "images": job.images_digest,
+        "seconds": position.seconds,
+        "rows": position.rows,
+        "summary": position.summary,
+    }
+    return Checkpoint(position.state, position.metrics, notes)
+
+
+def finished(job: Job, position: Position, compile_seconds: float) -> Position:
+    """The last position of a run, with its summary."""
+    summary = records.make_summary(
+        job.config,
+        count_parameters(position.state.params),
+        position.rows,
+        len(job.test_images.pixels),
+        compile_seconds,
+        job.environment,
+    )
+    return position._replace(summary=summary)
+
+
+def load_run(path: str | os.PathLike) -> Run:
+    """Reads a finished run back from its folder; nothing in the folder is executed.
+
+    Args:
+        path: the run folder.
+
+    Returns:
+        What `train` returned.
+
+    Raises:
+        ConfigError: the folder is not that of a finished run.
+        CheckpointError: its last checkpoint is not whole.
+        OSError: a file of the run cannot be read.
+    """
+    path = Path(path)
+    records.check_own(path)
+    config = records.read_config(path)
+    folder = path / records.CHECKPOINTS
+    found, skipped = checkpoint.newest_whole(folder, _template)
+    if skipped:
+        raise CheckpointError(f"{skipped[0]}; --resume trains the end of the run again")
+    if _config_of(found.notes) != config:
+        raise CheckpointError(f"{path / records.CONFIG} is not the config of {folder}")
+    summary = found.notes["summary"]
+    if summary is None:
+        raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
+    return Run(config, jax.device_put(found.state), found.notes["rows"], summary, path)
+
+
+def _first_position(job: Job) -> Position:
+    state = initial_state(job.model, job.tx, job.config.seed)
+    return Position(state, Metrics.zero(), 0.0, [])
+
+
+def _from_checkpoint(found: Checkpoint, total_steps: int) -> Position:
+    state, metrics = jax.device_put((found.state, found.metrics))
+    # A finished run may go on with more epochs; then it is finished no longer.
+    summary = found.notes["summary"] if int(state.step) == total_steps else None
+    return Position(state, metrics, found.notes["seconds"], found.notes["rows"], summary)
+
+
+def _accept(job: Job, notes: dict[str, Any]) -> TrainState:
+    """The shapes of the state in a checkpoint, if the job goes on with its run."""
+    job.config.check_continues(_config_of(notes))
+    if notes["images"] != job.images_digest:
+        raise ConfigError(
+            "the run was begun with other images; pass the --data-dir or --idx-dir it had"
+        )
+    return _shapes(job.model, job.tx, job.config.seed)
+
+
+def _template(notes: dict[str, Any]) -> TrainState:
+    """The shapes of the state in a checkpoint, whosever run it is of."""
+    config = _config_of(notes)
+    # Only a schedule's values depend on the number of steps: any that it accepts will do.
+    tx, _ = make_optimizer(config, total_steps=4)
+    return _shapes(create_model(config.variant, config.dropout), tx, config.seed)
+
+
+def _shapes(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    return jax.eval_shape(lambda: create_state(model, tx, seed))
+
+
+def _config_of(notes: dict[str, Any]) -> TrainConfig:
+    if set(notes) != _NOTES:
+        raise ConfigError(f"a checkpoint has notes on {sorted(notes)}; expected {sorted(_NOTES)}")
+    return TrainConfig.from_json(json.dumps(notes["config"]))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is another machine or program than before: there, the last bits may differ."""
+    return [
+        f"{name} was {before.get(name)} and is {value}: the result may differ in rounding"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+
+
+def _write_files(path: Path, config: TrainConfig, position: Position) -> None:
+    """Makes the files for people say what the checkpoint says."""
+    records.write(path / records.CONFIG, config.to_json())
+    records.write_rows(path / records.METRICS, position.rows)
+    if position.summary is None:
+        (path / records.SUMMARY).unlink(missing_ok=True)
+    else:
+        records.write_summary(path / records.SUMMARY, position.summary)

@@ -1,0 +1,289 @@
+"""Kills and damages small runs, and shows what becomes of them: `python scripts/torture.py`.
+
+Every run is of real images, by the training command as a process of its own. After each fault the
+run goes on with `--resume`; then it must end with the bytes and the rows of a run that nothing
+happened to ("survived"), or have been refused in one line ("refused"). All else is "lost".
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxmnist
+
+TRAIN = Path(__file__).parent / "train.py"
+VARIANTS = ("gap", "less_params")
+RUN = [
+    "--limit-train",
+    "3000",
+    "--epochs",
+    "6",
+    "--checkpoint-every",
+    "1",
+    "--out",
+    "run",
+    "--quiet",
+]
+HANGS_AFTER = 120  # seconds
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+TIMES = ("train_seconds", "images_per_second")
+
+
+class Reference(NamedTuple):
+    """A run that nothing happened to."""
+
+    words: list[str]  # what trains it
+    run: jaxmnist.Run
+    seconds: float
+    half: Path  # its folder as it was when it was stopped half-way
+
+
+class Done(NamedTuple):
+    """A process that ended."""
+
+    status: int | None  # None: it hung
+    err: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 1 if a run was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30, help="processes killed at random moments")
+    parser.add_argument("--corruptions", type=int, default=60, help="files and folders damaged")
+    parser.add_argument("--seed", type=int, default=0, help="decides moments and damages")
+    arguments = parser.parse_args(argv)
+    chance = random.Random(arguments.seed)
+    results: dict[str, Counter[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
+        references = [make_reference(variant, Path(scratch)) for variant in VARIANTS]
+        trials = [
+            *[("killed", kill)] * arguments.kills,
+            *(list(DAMAGES.items()) * arguments.corruptions)[: arguments.corruptions],
+            *[("the disk fills up", fill_disk)] * len(references),
+        ]
+        for number, (fault, inflict) in enumerate(trials):
+            reference = references[number % len(references)]
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                for outcome in inflict(reference, Path(folder), chance):
+                    results.setdefault(fault, Counter())[outcome] += 1
+                    print(f"{number + 1}/{len(trials)} {fault}: {outcome}", file=sys.stderr)
+    Console().print(table(results))
+    return int(any(counts["lost"] for counts in results.values()))
+
+
+def make_reference(variant: str, scratch: Path) -> Reference:
+    """Trains a variant, once in one go, and once to be stopped half-way."""
+    words = ["--variant", variant, *RUN]
+    (scratch / variant / "half").mkdir(parents=True)
+    expect(finish(start(words, scratch / variant)), 0)  # compiles, for those that follow
+    shutil.rmtree(scratch / variant / "run")
+    begin = time.monotonic()
+    expect(finish(start(words, scratch / variant)), 0)
+    seconds = time.monotonic() - begin
+    process = start(words, scratch / variant / "half")
+    checkpoints = scratch / variant / "half" / "run" / "checkpoints"
+    while len(list(checkpoints.glob("*/_CHECKPOINT_METADATA"))) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    expect(finish(process), 143)
+    run = jaxmnist.load_run(scratch / variant / "run")
+    return Reference(words, run, seconds, scratch / variant / "half" / "run")
+
+
+def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    """Starts the training command in a folder."""
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN.absolute()), *words],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Done:
+    """Waits for its end, not for ever."""
+    try:
+        _, err = process.communicate(timeout=HANGS_AFTER)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return Done(None, "")
+    return Done(process.returncode, err)
+
+
+def expect(done: Done, status: int) -> None:
+    """Ends the torture if not even a sound run works."""
+    if done.status != status:
+        raise RuntimeError(f"a run ended with {done.status}, not {status}: {done.err}")
+
+
+def outcome_of(reference: Reference, folder: Path) -> str:
+    """Lets a run go on, and says what becomes of it."""
+    done = finish(start([*reference.words, "--resume"], folder))
+    if done.status in (1, 2):
+        is_a_line = done.err.startswith("error: ") and done.err.count("\n") == 1
+        return "refused" if is_a_line else "lost"
+    return "survived" if done.status == 0 and is_same(folder / "run", reference.run) else "lost"
+
+
+def is_same(folder: Path, expected: jaxmnist.Run) -> bool:
+    """Whether a run ended with the expected bytes and rows."""
+    run = jaxmnist.load_run(folder)
+
+    def content(run: jaxmnist.Run) -> list[object]:
+        state = run.state.replace(key=jax.random.key_data(run.state.key))
+        arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in run.rows]
+        return [arrays, rows, run.summary["final_test_accuracy"]]
+
+    lines = (folder / "metrics.jsonl").read_text().count("\n")
+    return content(run) == content(expected) and lines == len(expected.rows)
+
+
+def kill(reference: Reference, folder: Path, chance: random.Random) -> Iterator[str]:
+    """Kills a run at a random moment, and half of the time the one that goes on, too."""
+    words, kills = reference.words, 0
+    while kills == 0 or chance.random() < 0.5:
+        process = start(words, folder)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, reference.seconds))
+        process.send_signal(chance.choice(SIGNALS))
+        finish(process)
+        kills += 1
+        # Before the run has made its folder there is nothing to go on with.
+        (folder / "run").mkdir(exist_ok=True)
+        words = [*reference.words, "--resume"]
+    yield from [outcome_of(reference, folder)] * kills
+
+
+Damage = Callable[[Path, random.Random], None]
+
+
+def damaged(damage: Damage) -> Callable[[Reference, Path, random.Random], Iterator[str]]:
+    """Does damage to a run that was stopped half-way."""
+
+    def inflict(reference: Reference, folder: Path, chance: random.Random) -> Iterator[str]:
+        shutil.copytree(reference.half, folder / "run")
+        damage(folder / "run", chance)
+        yield outcome_of(reference, folder)
+
+    return inflict
+
+
+def newest(run: Path) -> Path:
+    """The newest checkpoint of a run."""
+    return max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def any_file(folder: Path, chance: random.Random) -> Path:
+    """Any file that has something in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    return chance.choice(files)
+
+
+def flip_bit(file: Path, chance: random.Random) -> None:
+    """Changes one bit."""
+    content = bytearray(file.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+
+
+def cut(file: Path, chance: random.Random) -> None:
+    """Takes away the end."""
+    os.truncate(file, chance.randrange(file.stat().st_size))
+
+
+def scribble(file: Path, chance: random.Random) -> None:
+    """Writes noise over a stretch of up to 4,096 bytes."""
+    content = bytearray(file.read_bytes())
+    begin = chance.randrange(len(content))
+    length = min(4096, len(content) - begin)
+    content[begin : begin + length] = chance.randbytes(length)
+    file.write_bytes(content)
+
+
+def remove_folder(run: Path, chance: random.Random) -> None:
+    """Takes away any folder."""
+    shutil.rmtree(chance.choice(sorted(path for path in run.rglob("*") if path.is_dir())))
+
+
+def flip_in_every_checkpoint(run: Path, chance: random.Random) -> None:
+    """Changes one bit of the arrays in every checkpoint."""
+    for checkpoint in (run / "checkpoints").glob("[0-9]*"):
+        files = (path for path in (checkpoint / "arrays").rglob("*") if path.is_file())
+        flip_bit(max(files, key=lambda path: path.stat().st_size), chance)
+
+
+DAMAGES: dict[str, Callable[[Reference, Path, random.Random], Iterator[str]]] = {
+    "a bit flipped in the newest checkpoint": damaged(
+        lambda run, chance: flip_bit(any_file(newest(run), chance), chance)
+    ),
+    "a bit flipped in its arrays": damaged(
+        lambda run, chance: flip_bit(any_file(newest(run) / "arrays", chance), chance)
+    ),
+    "a bit flipped in any file": damaged(
+        lambda run, chance: flip_bit(any_file(run, chance), chance)
+    ),
+    "a bit flipped in the arrays of all checkpoints": damaged(flip_in_every_checkpoint),
+    "a file cut": damaged(lambda run, chance: cut(any_file(run, chance), chance)),
+    "noise in a file": damaged(lambda run, chance: scribble(any_file(run, chance), chance)),
+    "a file removed": damaged(lambda run, chance: any_file(run, chance).unlink()),
+    "a folder removed": damaged(remove_folder),
+    "a line of metrics.jsonl torn": damaged(lambda run, chance: cut(run / "metrics.jsonl", chance)),
+}
+
+
+def fill_disk(reference: Reference, folder: Path, chance: random.Random) -> Iterator[str]:
+    """Lets a run fill a disk of a megabyte or so, then makes room and goes on."""
+    size = chance.randrange(300, 2500)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}k", "torture", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        yield "not possible here"
+        return
+    try:
+        done = finish(start(reference.words, folder))
+        is_a_line = done.err.startswith("error: ") and done.err.count("\n") == 1
+        yield "refused" if done.status == 1 and is_a_line else "lost"
+        subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
+        if (folder / "run").exists():
+            yield outcome_of(reference, folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def table(results: dict[str, Counter[str]]) -> Table:
+    """One line a fault."""
+    outcomes = ["survived", "refused", "lost"]
+    outcomes += sorted({name for counts in results.values() for name in counts} - {*outcomes})
+    shown = Table("fault", "injected", *outcomes)
+    for fault, counts in results.items():
+        shown.add_row(fault, str(counts.total()), *(str(counts[outcome]) for outcome in outcomes))
+    total = sum(results.values(), Counter())
+    shown.add_section()
+    shown.add_row("all", str(total.total()), *(str(total[outcome]) for outcome in outcomes))
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

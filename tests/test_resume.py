@@ -1,0 +1,180 @@
+"""The command as processes of their own: killed, stopped by signals, in each other's way."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import pytest
+
+import jaxmnist
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
+EPOCHS = 20  # of 18 steps
+WORDS = (
+    f"--variant gap --dataset fashion_mnist --epochs {EPOCHS} --batch-size 32 "
+    "--checkpoint-every 1 --out run"
+).split()
+
+# Where the tests run in the background, children begin with SIGINT ignored.
+START = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where all processes of this file keep what they compiled."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def start(tmp_path, small_idx_dir, cache):
+    """Starts the command; what is still running afterwards is killed."""
+    started = []
+
+    def start(*words, folder=tmp_path):
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
+            cwd=folder,
+            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(small_idx_dir, tmp_path_factory):
+    """The run that nothing happened to."""
+    config = jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return jaxmnist.train(config, out=out, idx_dir=small_idx_dir)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for_line(process, pattern):
+    for line in process.stdout:
+        if re.match(pattern, line):
+            return
+    raise AssertionError(f"ended without {pattern}: {process.stderr.read()}")
+
+
+def wait_until(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+
+
+def assert_same_run(folder, expected):
+    run = jaxmnist.load_run(folder)
+    key, of = jax.random.key_data(run.state.key), jax.random.key_data(expected.state.key)
+    chex.assert_trees_all_equal(run.state.replace(key=key), expected.state.replace(key=of))
+    times = ("train_seconds", "images_per_second")
+
+    def untimed(rows):
+        return [{key: value for key, value in row.items() if key not in times} for row in rows]
+
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert untimed([json.loads(line) for line in lines]) == untimed(expected.rows)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final_test_accuracy"] == expected.summary["final_test_accuracy"]
+
+
+def saving(folder):
+    """Whether a checkpoint is being written."""
+    return any("tmp" in entry.name for entry in (folder / "checkpoints").glob("*"))
+
+
+@pytest.mark.parametrize("moment", ["at the start", "compiling", "in an epoch", "saving"])
+def test_killed_at_any_moment_it_goes_on(start, whole, tmp_path, moment):
+    process = start(*WORDS)
+    if moment == "at the start":
+        wait_until((tmp_path / "run").exists, process)
+    elif moment == "compiling":
+        wait_for_line(process, "training 360 steps over 600 images into run")
+    elif moment == "in an epoch":
+        wait_for_line(process, "epoch 7/20")
+    else:
+        wait_for_line(process, "epoch 5/20")
+        wait_until(lambda: saving(tmp_path / "run"), process)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    status, out, err = finish(start("--resume", "--out", "run", *WORDS[:-2]))
+    assert (status, err) == (0, "")
+    if moment in ("in an epoch", "saving"):
+        assert re.search(r"into run, going on at step \d+$", out.splitlines()[0])
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_stops_and_says_how_to_go_on(start, whole, tmp_path, number, status):
+    process = start(*WORDS)
+    wait_for_line(process, "epoch 5/20")
+    process.send_signal(number)
+    found, _, err = finish(process)
+    assert found == status
+    stopped = re.fullmatch(r"stopped at step (\d+); to go on: python (.*)\n", err)
+    assert stopped is not None, err
+    script, *words = shlex.split(stopped[2])
+    assert Path(script) == SCRIPT
+    status, out, _ = finish(start(*words[:-2]) if words[-2] == "--idx-dir" else start(*words))
+    assert status == 0
+    assert out.splitlines()[0].endswith(f"into run, going on at step {stopped[1]}")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_second_interrupt_ends_it_at_once_and_leaves_a_good_checkpoint(start, whole, tmp_path):
+    process = start(*WORDS)
+    wait_for_line(process, "epoch 5/20")
+    wait_until(lambda: saving(tmp_path / "run"), process)
+    process.send_signal(signal.SIGSTOP)  # so that both are there when it looks
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    status, _, err = finish(process)
+    assert (status, err) == (130, "")
+    status, out, _ = finish(start("--resume", "--out", "run"))
+    assert status == 0
+    assert "going on at step" in out
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(start, whole, tmp_path):
+    first = start(*WORDS)
+    wait_for_line(first, "epoch 2/20")
+    for words in (["--resume", "--out", "run"], [*WORDS, "--overwrite"]):
+        status, _, err = finish(start(*words))
+        assert status == 2
+        assert err.startswith("error: another process is training into run; wait for it")
+    assert finish(first)[0] == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_finished_run_says_so(start, tmp_path, whole):
+    assert finish(start(*WORDS, "--quiet"))[0] == 0
+    status, out, err = finish(start("--resume", "--out", "run"))
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "the run in run is finished: 360 steps"
+    assert_same_run(tmp_path / "run", whole)

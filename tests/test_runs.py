@@ -1,0 +1,313 @@
+"""Runs that are stopped, damaged, and go on; in this process."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import jaxmnist
+from jaxmnist import ConfigError, data, runs, training
+from jaxmnist.checkpoint import CheckpointError
+from jaxmnist.data import idx
+from jaxmnist.training import Progress, Started, Stopped, TrainingError
+from tests.conftest import small_files
+
+TIMES = {"train_seconds", "images_per_second", "compile_seconds"}
+
+
+def without_times(record):
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+def plain(state):
+    return state.replace(key=jax.random.key_data(state.key))
+
+
+def assert_same_run(run, expected):
+    """To the bit, but for the times: in memory, and as it lies on disk."""
+    chex.assert_trees_all_equal(plain(run.state), plain(expected.state))
+    assert [without_times(row) for row in run.rows] == [without_times(row) for row in expected.rows]
+    assert without_times(run.summary) == without_times(expected.summary)
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == run.rows
+    assert json.loads((run.path / "summary.json").read_text()) == run.summary
+    assert [int(entry.name) for entry in (run.path / "checkpoints").glob("[0-9]*")]
+
+
+@pytest.fixture
+def train(small_config, small_idx_dir, tmp_path, monkeypatch):
+    """Trains the small run into a folder of the test's, one step a chunk."""
+    monkeypatch.setattr(training, "CHUNK_SECONDS", 0)
+
+    def train(config=small_config, **options):
+        options = {"out": tmp_path / "run", "idx_dir": small_idx_dir, **options}
+        return jaxmnist.train(config, **options)
+
+    return train
+
+
+def after(chunks):
+    """Stops a run after so many chunks."""
+    calls = itertools.count(1)
+    return lambda: next(calls) == chunks
+
+
+def stop(train, chunks, **options):
+    with pytest.raises(Stopped) as stopped:
+        train(should_stop=after(chunks), **options)
+    return stopped.value
+
+
+# An epoch is 15 chunks here: four steps, then 14 times one.
+@pytest.mark.parametrize("chunks", [1, 7, 15, 44])
+def test_a_stopped_run_goes_on_to_the_same_end(train, small_run, chunks):
+    stopped = stop(train, chunks)
+    assert stopped.step == {1: 4, 7: 10, 15: 18, 44: 53}[chunks]
+    assert_same_run(train(resume=True), small_run)
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_the_same(train, small_run):
+    stop(train, 3)
+    for _ in range(3):
+        stop(train, 10, resume=True)
+    assert_same_run(train(resume=True), small_run)
+
+
+@pytest.mark.parametrize("every", ["1", "2", "1s"])
+def test_how_often_it_is_saved_changes_nothing(train, small_run, every):
+    assert_same_run(train(checkpoint_every=every), small_run)
+
+
+def test_the_same_seed_twice_is_the_same_and_another_differs(train, small_config, small_run):
+    assert_same_run(train(), small_run)
+    other = train(dataclasses.replace(small_config, seed=1), overwrite=True)
+    assert other.rows[0]["train_loss"] != small_run.rows[0]["train_loss"]
+
+
+def test_events_of_a_run_that_goes_on(train, small_run):
+    stop(train, 20)
+    events = []
+    run = train(resume=True, report=events.append)
+    assert events[0] == Started(run.path, run.path, 600, 26, 54, [])
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert (progress[0].epoch, progress[0].step) == (2, 30)
+    # The running figures take up where they were.
+    whole_epoch = next(event for event in progress if event.step == 36)
+    assert whole_epoch.loss == small_run.rows[1]["train_loss"]
+
+
+def test_a_finished_run_is_left_as_it_is_and_its_files_mended(train, small_run):
+    run = train()
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    (run.path / "summary.json").write_text("{}")
+    (run.path / "config.json").write_text("no JSON")
+    events = []
+    again = train(resume=True, report=events.append)
+    assert events == [Started(run.path, run.path, 600, 54, 54, [])]
+    assert_same_run(again, small_run)
+    assert (again.summary, again.rows) == (run.summary, run.rows)
+    assert (run.path / "config.json").read_text() == run.config.to_json()
+
+
+def test_a_torn_line_and_rows_of_after_the_checkpoint_are_mended(train, small_run):
+    path = stop(train, 20).path
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(small_run.rows[1]) + '\n{"epoch": 3, "st')
+    assert_same_run(train(resume=True), small_run)
+
+
+@pytest.mark.parametrize("kept", ["config.json", None])
+def test_a_run_killed_before_its_first_checkpoint_begins_again(train, small_run, kept):
+    path = stop(train, 5).path
+    shutil.rmtree(path / "checkpoints")
+    if kept is None:
+        shutil.rmtree(path)
+        path.mkdir()
+    assert_same_run(train(resume=True), small_run)
+
+
+def test_another_config_is_refused_by_name(train, small_config):
+    path = stop(train, 20).path
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    other = dataclasses.replace(small_config, seed=3, batch_size=30)
+    with pytest.raises(ConfigError, match=r"batch_size was 32 and is 30, seed was 0 and is 3;"):
+        train(other, resume=True)
+    longer = dataclasses.replace(small_config, epochs=4)
+    with pytest.raises(ConfigError, match="epochs was 3 and is 4;"):
+        train(longer, resume=True)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+    shutil.rmtree(path / "checkpoints")
+    with pytest.raises(ConfigError, match="seed was 0 and is 3"):
+        train(other, resume=True)
+
+
+def test_more_epochs_at_a_constant_rate(train, small_config, tmp_path):
+    one = dataclasses.replace(
+        small_config, variant="less_params", dropout=0.0, augment=False, epochs=1
+    )
+    two = dataclasses.replace(one, epochs=2)
+    train(one)
+    longer = train(two, resume=True)
+    assert_same_run(longer, train(two, out=tmp_path / "at once"))
+    assert longer.summary["epochs"] == 2
+    with pytest.raises(ConfigError, match="epochs was 2 and is 1;"):
+        train(one, resume=True)
+
+
+def test_other_images_are_refused(train, tmp_path):
+    stop(train, 5)
+    files = small_files()
+    labels = bytearray(files[idx.TRAIN_LABELS])
+    labels[-1] = (labels[-1] + 1) % 10
+    (tmp_path / "idx").mkdir()
+    for name, content in {**files, idx.TRAIN_LABELS: bytes(labels)}.items():
+        (tmp_path / "idx" / name).write_bytes(content)
+    with pytest.raises(ConfigError, match="was begun with other images; pass the --data-dir or"):
+        train(resume=True, idx_dir=tmp_path / "idx")
+
+
+def damage(checkpoint):
+    shutil.rmtree(checkpoint / "record")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(train, small_run):
+    path = stop(train, 40, checkpoint_every="1").path
+    assert {entry.name for entry in (path / "checkpoints").glob("[0-9]*")} == {"36", "49"}
+    damage(path / "checkpoints" / "49")
+    events = []
+    run = train(resume=True, report=events.append)
+    assert events[0].step == 36
+    assert "checkpoints/49 cannot be used: " in events[0].remarks[0]
+    assert_same_run(run, small_run)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
+    train, small_run, monkeypatch, broken
+):
+    compile_programs = training.compile_programs
+
+    def compile_broken(*arguments):
+        programs = compile_programs(*arguments)
+
+        def train_chunk(*arguments):
+            state, metrics = programs.train_chunk(*arguments)
+            if int(state.step) == 40 and broken == "loss":
+                metrics = metrics.replace(loss_sum=metrics.loss_sum * float("nan"))
+            if int(state.step) == 40 and broken == "gradient":
+                state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+            return state, metrics
+
+        return programs._replace(train_chunk=train_chunk)
+
+    monkeypatch.setattr(training, "compile_programs", compile_broken)
+    message = {
+        "loss": "the training loss became nan at step 40 of seed 0; try a smaller --learning-rate",
+        "gradient": r"is not finite after step 40 of seed 0; try a smaller --learning-rate",
+    }[broken]
+    with pytest.raises(TrainingError, match=message):
+        # The broken gradient is followed by a checkpoint at once; the broken loss needs none.
+        train(should_stop=after(31), checkpoint_every="1")
+    monkeypatch.setattr(training, "compile_programs", compile_programs)
+    events = []
+    assert_same_run(train(resume=True, report=events.append), small_run)
+    assert events[0].step == 36
+
+
+def test_if_no_checkpoint_is_whole_nothing_is_touched(train):
+    path = stop(train, 20, checkpoint_every="1").path
+    for entry in (path / "checkpoints").glob("[0-9]*"):
+        damage(entry)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*/26 .*; .*/18"):
+        train(resume=True)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+def test_another_machine_or_version_is_said(train, small_run, monkeypatch):
+    environment = runs.records.environment()
+    stop(train, 5)
+    monkeypatch.setattr(runs.records, "environment", lambda: {**environment, "device": "abacus"})
+    events = []
+    train(resume=True, report=events.append)
+    (remark,) = events[0].remarks
+    assert remark.startswith(f"device was {environment['device']} and is abacus: the result may")
+
+
+def test_a_folder_in_use_is_refused(train):
+    def go_on(event):
+        with pytest.raises(ConfigError, match="another process is training into"):
+            train(resume=True)
+
+    stop(train, 1, report=go_on)
+
+
+def test_load_run_gives_the_same_back(small_run):
+    loaded = jaxmnist.load_run(small_run.path)
+    assert loaded[0] == small_run.config
+    assert loaded[2:] == small_run[2:]
+    chex.assert_trees_all_equal(plain(loaded.state), plain(small_run.state))
+
+
+@pytest.fixture
+def copied(small_run, tmp_path):
+    """A copy of the finished run, to be damaged."""
+    return shutil.copytree(small_run.path, tmp_path / "copied")
+
+
+def test_load_run_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no config\.json; expected the folder of a run"):
+        jaxmnist.load_run(tmp_path)
+    with pytest.raises(ConfigError, match="nowhere does not exist; expected the folder of a run"):
+        jaxmnist.load_run(tmp_path / "nowhere")
+
+
+def test_load_run_refuses_a_run_that_is_not_finished(train):
+    path = stop(train, 5).path
+    with pytest.raises(ConfigError, match="run is not finished; --resume goes on with it"):
+        jaxmnist.load_run(path)
+
+
+def test_load_run_takes_the_end_of_a_run_or_nothing(train):
+    path = train(checkpoint_every="1").path
+    damage(path / "checkpoints" / "54")
+    with pytest.raises(CheckpointError, match=r"/54 cannot be used: .*; --resume trains the end"):
+        jaxmnist.load_run(path)
+
+
+def test_load_run_refuses_a_config_that_is_not_of_the_checkpoint(copied):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "seed": 5}))
+    with pytest.raises(CheckpointError, match=r"config\.json is not the config of .*checkpoints"):
+        jaxmnist.load_run(copied)
+
+
+def test_load_run_refuses_what_leads_out_of_the_folder(copied, small_run):
+    shutil.rmtree(copied / "checkpoints" / "54")
+    (copied / "checkpoints" / "54").symlink_to(small_run.path / "checkpoints" / "54")
+    with pytest.raises(ConfigError, match="checkpoints/54 is a link"):
+        jaxmnist.load_run(copied)
+
+
+def test_nothing_in_a_run_is_a_pickle(small_run):
+    """A pickle can run anything when it is opened; every file of a run is opened here."""
+    for file in small_run.path.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not content.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+            assert b"PK\x03\x04" not in content[:4]
+
+
+def test_limit_train(small_idx_dir):
+    dataset = data.load("kmnist", idx_dir=small_idx_dir)
+    train_images, test_images = runs.to_device(dataset, 100)
+    assert len(train_images.pixels) == len(train_images.labels) == 100
+    assert len(test_images.pixels) == 430
+    np.testing.assert_array_equal(train_images.pixels, dataset.train_images[:100])
+    with pytest.raises(ConfigError, match="limit_train is 601, but there are 600 training images"):
+        runs.to_device(dataset, 601)
