@@ -7,6 +7,7 @@ happened to ("survived"), or have been refused in one line ("refused"). All else
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,10 @@ class Reference(NamedTuple):
     half: Path  # its folder as it was when it was stopped half-way
 
 
+# Does something to a run in an empty folder, and says what became of it.
+Inflict = Callable[[Reference, Path, random.Random], str]
+
+
 class Done(NamedTuple):
     """A process that ended."""
 
@@ -64,7 +69,7 @@ class Done(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 1 if a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=30, help="processes killed at random moments")
+    parser.add_argument("--kills", type=int, default=30, help="runs stopped at random moments")
     parser.add_argument("--corruptions", type=int, default=60, help="files and folders damaged")
     parser.add_argument("--seed", type=int, default=0, help="decides moments and damages")
     arguments = parser.parse_args(argv)
@@ -72,17 +77,18 @@ def main(argv: Sequence[str]) -> int:
     results: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
         references = [make_reference(variant, Path(scratch)) for variant in VARIANTS]
-        trials = [
-            *[("killed", kill)] * arguments.kills,
-            *(list(DAMAGES.items()) * arguments.corruptions)[: arguments.corruptions],
-            *[("the disk fills up", fill_disk)] * len(references),
+        damages = itertools.islice(itertools.cycle(DAMAGES.items()), arguments.corruptions)
+        trials: list[tuple[str, Inflict]] = [
+            *[("killed or interrupted, once or again and again", kill)] * arguments.kills,
+            *damages,
+            *list(DISKS.items()) * len(references),
         ]
         for number, (fault, inflict) in enumerate(trials):
             reference = references[number % len(references)]
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                for outcome in inflict(reference, Path(folder), chance):
-                    results.setdefault(fault, Counter())[outcome] += 1
-                    print(f"{number + 1}/{len(trials)} {fault}: {outcome}", file=sys.stderr)
+                outcome = inflict(reference, Path(folder), chance)
+            results.setdefault(fault, Counter())[outcome] += 1
+            print(f"{number + 1}/{len(trials)} {fault}: {outcome}", file=sys.stderr)
     Console().print(table(results))
     return int(any(counts["lost"] for counts in results.values()))
 
@@ -106,10 +112,12 @@ def make_reference(variant: str, scratch: Path) -> Reference:
     return Reference(words, run, seconds, scratch / variant / "half" / "run")
 
 
-def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+def start(
+    words: Sequence[str], folder: Path, words_before: Sequence[str] = ()
+) -> subprocess.Popen[str]:
     """Starts the training command in a folder."""
     return subprocess.Popen(
-        [sys.executable, str(TRAIN.absolute()), *words],
+        [sys.executable, *words_before, str(TRAIN.absolute()), *words],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -137,10 +145,15 @@ def expect(done: Done, status: int) -> None:
 def outcome_of(reference: Reference, folder: Path) -> str:
     """Lets a run go on, and says what becomes of it."""
     done = finish(start([*reference.words, "--resume"], folder))
-    if done.status in (1, 2):
-        is_a_line = done.err.startswith("error: ") and done.err.count("\n") == 1
-        return "refused" if is_a_line else "lost"
+    if is_refused(done, 1) or is_refused(done, 2):
+        return "refused"
     return "survived" if done.status == 0 and is_same(folder / "run", reference.run) else "lost"
+
+
+def is_refused(done: Done, status: int) -> bool:
+    """Whether a process ended with this status, and an error in one line."""
+    is_a_line = done.err.startswith("error: ") and done.err.count("\n") == 1
+    return done.status == status and is_a_line
 
 
 def is_same(folder: Path, expected: jaxmnist.Run) -> bool:
@@ -157,8 +170,8 @@ def is_same(folder: Path, expected: jaxmnist.Run) -> bool:
     return content(run) == content(expected) and lines == len(expected.rows)
 
 
-def kill(reference: Reference, folder: Path, chance: random.Random) -> Iterator[str]:
-    """Kills a run at a random moment, and half of the time the one that goes on, too."""
+def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
+    """Stops a run at a random moment, and half of the time the one that goes on, too."""
     words, kills = reference.words, 0
     while kills == 0 or chance.random() < 0.5:
         process = start(words, folder)
@@ -170,19 +183,16 @@ def kill(reference: Reference, folder: Path, chance: random.Random) -> Iterator[
         # Before the run has made its folder there is nothing to go on with.
         (folder / "run").mkdir(exist_ok=True)
         words = [*reference.words, "--resume"]
-    yield from [outcome_of(reference, folder)] * kills
+    return outcome_of(reference, folder)
 
 
-Damage = Callable[[Path, random.Random], None]
-
-
-def damaged(damage: Damage) -> Callable[[Reference, Path, random.Random], Iterator[str]]:
+def damaged(damage: Callable[[Path, random.Random], None]) -> Inflict:
     """Does damage to a run that was stopped half-way."""
 
-    def inflict(reference: Reference, folder: Path, chance: random.Random) -> Iterator[str]:
+    def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
         shutil.copytree(reference.half, folder / "run")
         damage(folder / "run", chance)
-        yield outcome_of(reference, folder)
+        return outcome_of(reference, folder)
 
     return inflict
 
@@ -231,7 +241,7 @@ def flip_in_every_checkpoint(run: Path, chance: random.Random) -> None:
         flip_bit(max(files, key=lambda path: path.stat().st_size), chance)
 
 
-DAMAGES: dict[str, Callable[[Reference, Path, random.Random], Iterator[str]]] = {
+DAMAGES: dict[str, Inflict] = {
     "a bit flipped in the newest checkpoint": damaged(
         lambda run, chance: flip_bit(any_file(newest(run), chance), chance)
     ),
@@ -250,26 +260,38 @@ DAMAGES: dict[str, Callable[[Reference, Path, random.Random], Iterator[str]]] = 
 }
 
 
-def fill_disk(reference: Reference, folder: Path, chance: random.Random) -> Iterator[str]:
-    """Lets a run fill a disk of a megabyte or so, then makes room and goes on."""
-    size = chance.randrange(300, 2500)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}k", "torture", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        yield "not possible here"
-        return
-    try:
-        done = finish(start(reference.words, folder))
-        is_a_line = done.err.startswith("error: ") and done.err.count("\n") == 1
-        yield "refused" if done.status == 1 and is_a_line else "lost"
-        subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
-        if (folder / "run").exists():
-            yield outcome_of(reference, folder)
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+# Without the look at the disk before a checkpoint: as if the room had been taken after it.
+UNCHECKED = [
+    "-c",
+    "import runpy, sys; from jaxmnist import checkpoint; del sys.argv[0]; "
+    "checkpoint._check_room = lambda *_: None; runpy.run_path(sys.argv[0], run_name='__main__')",
+]
+
+
+def disk_filled(words_before: Sequence[str], sizes: range) -> Inflict:
+    """Gives a run a disk that is too small, then makes room and lets it go on."""
+
+    def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
+        size = chance.choice(sizes)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "torture", str(folder)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            return "not possible here"
+        try:
+            if not is_refused(finish(start(reference.words, folder, words_before)), 1):
+                return "lost"
+            subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
+            (folder / "run").mkdir(exist_ok=True)
+            return outcome_of(reference, folder)
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+
+    return inflict
+
+
+DISKS: dict[str, Inflict] = {
+    "the disk is full before a checkpoint": disk_filled([], range(300, 1300)),
+    "the disk fills up during a checkpoint": disk_filled(UNCHECKED, range(60, 400)),
+}
 
 
 def table(results: dict[str, Counter[str]]) -> Table:

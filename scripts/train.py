@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -366,13 +368,16 @@ def epoch_figures(event: EpochDone) -> str:
     )
 
 
-def ignore_late_reads(unraisable: Any) -> None:
-    """Keeps quiet about a checkpoint that could not be read, of which there is a line already.
+def hush() -> None:
+    """Keeps Orbax's threads from telling, at length, what is said in one line anyway.
 
-    TensorStore's threads still report to a loop that Orbax closed when the first array failed.
+    When a checkpoint cannot be written or read, every thread at work on it prints a traceback, and
+    TensorStore reports to an event loop that is closed already.
     """
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+    threading.excepthook = lambda arguments: None
+    sys.unraisablehook = lambda unraisable: None
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _line(error: BaseException) -> str:
@@ -385,5 +390,6 @@ def _line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.unraisablehook = ignore_late_reads
+    if "--debug" not in sys.argv:
+        hush()
     sys.exit(main(sys.argv[1:]))

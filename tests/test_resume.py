@@ -161,6 +161,16 @@ def test_a_second_interrupt_ends_it_at_once_and_leaves_a_good_checkpoint(start, 
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_a_removed_folder_ends_the_run_in_a_line(start, tmp_path):
+    process = start(*WORDS)
+    wait_for_line(process, "epoch 2/20")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    status, _, err = finish(process)
+    assert status == 1
+    assert re.fullmatch(r"error: .*No such file or directory.*run.*\n", err)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_process_is_refused_and_the_first_goes_on(start, whole, tmp_path):
     first = start(*WORDS)
     wait_for_line(first, "epoch 2/20")
