@@ -20,13 +20,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmnist.config import FORMAT, ConfigError, check_format
+from jaxmnist.config import FORMAT, check_format
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState
 
 # Orbax is imported where it is used: that takes two seconds, which no first step has to wait for.
 
 ARRAYS, RECORD = "arrays", "record"
+# Orbax's names, for where the numbers are and for what is half-written.
+DATA, TEMPORARY = "d", ".orbax-checkpoint-tmp"
 
 # Room for what Orbax writes beside the arrays: 0.1 to 0.2 MB, generously.
 METADATA_BYTES = 1 << 20
@@ -57,15 +59,10 @@ class Checkpoints:
 
     Args:
         folder: where they are; made with the first one.
-        keep: how many; older ones are removed.
-
-    Raises:
-        ConfigError: not even one is to be kept.
+        keep: how many, at least 1; older ones are removed.
     """
 
     def __init__(self, folder: Path, keep: int):
-        if keep < 1:
-            raise ConfigError(f"keep is {keep}; expected a whole number of at least 1")
         self._folder, self._keep = folder.absolute(), keep
 
     def __enter__(self) -> "Checkpoints":
@@ -121,7 +118,6 @@ class Checkpoints:
 
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
-            cleanup_tmp_directories=True,
             # Otherwise, should that fail, the threads that write wait for it for 20 minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -168,6 +164,7 @@ def newest_whole(folder: Path, template_of: TemplateOf) -> tuple[Checkpoint, lis
 
     Raises:
         CheckpointError: there is none.
+        ConfigError: one is of another format.
     """
     skipped: list[str] = []
     for step in steps(folder):
@@ -188,9 +185,9 @@ def read(path: Path, template_of: TemplateOf) -> Checkpoint:
 
     Raises:
         CheckpointError: it is not whole, or not of this network or version.
+        ConfigError: it is of another format.
     """
-    with _unusable(path):
-        record = _read_record(path)
+    record = _read_record(path)
     template = template_of(record["notes"])
     with _unusable(path):
         arrays = _read_arrays(path, jax.eval_shape(_arrays, template, Metrics.zero()))
@@ -205,36 +202,63 @@ def read(path: Path, template_of: TemplateOf) -> Checkpoint:
     return Checkpoint(state, arrays["metrics"], record["notes"])
 
 
+def newest_notes(folder: Path) -> dict[str, Any] | None:
+    """The notes of the newest checkpoint whose record is whole; None: there is none.
+
+    Raises:
+        ConfigError: one is of another format.
+    """
+    for step in steps(folder):
+        with contextlib.suppress(CheckpointError):
+            return _read_record(folder / str(step))["notes"]
+    return None
+
+
+def clean(folder: Path, step: int) -> None:
+    """Removes what is after a step, and half-written checkpoints: their places will be needed."""
+    for entry in folder.iterdir():
+        is_step = entry.name.isascii() and entry.name.isdigit()
+        if entry.is_dir() and (TEMPORARY in entry.name or (is_step and int(entry.name) > step)):
+            shutil.rmtree(entry)
+
+
 @contextlib.contextmanager
 def _unusable(path: Path) -> Iterator[None]:
     """Says of every error what it means; Orbax and TensorStore have many kinds."""
     try:
         yield
+    except (MemoryError, PermissionError):  # no fault of the checkpoint
+        raise
     except Exception as error:
         raise CheckpointError(f"{path} cannot be used: {_first_line(error)}") from error
-
-
-def remove_newer(folder: Path, step: int) -> None:
-    """Removes the checkpoints after a step: damaged ones, whose places will be needed."""
-    for newer in steps(folder):
-        if newer > step:
-            shutil.rmtree(folder / str(newer))
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    size = sum(file.stat().st_size for file in (path / RECORD).iterdir())
-    if size > MAX_RECORD_BYTES:
-        raise ValueError(f"its record has {size} bytes; expected at most {MAX_RECORD_BYTES}")
-    with _checkpointer() as checkpointer:
-        args = ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()})
-        record = checkpointer.restore(path.absolute(), args=args)[RECORD]
-    check_format("it", record["format"])
-    digest = record.pop("sha256_of_record")
-    if digest != _digest_of_record(record):
-        raise ValueError("its record differs from its digest")
+    with _unusable(path):
+        _check_files(path)
+        with _checkpointer() as checkpointer:
+            args = ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()})
+            record = checkpointer.restore(path.absolute(), args=args)[RECORD]
+        digest = record.pop("sha256_of_record")
+        if digest != _digest_of_record(record):
+            raise ValueError("its record differs from its digest")
+    # Whole, so that another format is no damage.
+    check_format(str(path), record.get("format"))
     return record
+
+
+def _check_files(path: Path) -> None:
+    """Bounds what is read whole: all but the data of arrays, which `_check_same` bounds."""
+    for file in path.rglob("*"):
+        if file.is_dir():
+            continue
+        if not file.is_file():
+            raise ValueError(f"{file.name} is no file")
+        size = file.stat().st_size
+        if file.parent.name != DATA and size > MAX_RECORD_BYTES:
+            raise ValueError(f"{file.name} has {size} bytes; expected at most {MAX_RECORD_BYTES}")
 
 
 def _read_arrays(path: Path, expected: Any) -> Any:
@@ -307,5 +331,5 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     line = next(iter(str(error).strip().splitlines()), "")[:300]
-    speaks_for_itself = line and isinstance(error, ValueError | OSError | ConfigError)
+    speaks_for_itself = line and isinstance(error, ValueError | OSError)
     return line if speaks_for_itself else f"{type(error).__name__} {line}".strip()

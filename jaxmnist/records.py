@@ -62,10 +62,11 @@ def new_folder(
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         check_free(path, overwrite)
-        for name in (CONFIG, METRICS, SUMMARY, *_SCRATCH):
-            (path / name).unlink(missing_ok=True)
         if (path / CHECKPOINTS).exists():
             shutil.rmtree(path / CHECKPOINTS)
+        # The config last: whenever this is interrupted, what is left is a run or nothing.
+        for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):
+            (path / name).unlink(missing_ok=True)
         yield wished, path
 
 
@@ -97,9 +98,11 @@ def check_own(path: Path) -> None:
     """
     if not path.is_dir():
         raise ConfigError(f"{path} does not exist; expected the folder of a run")
-    for entry in path.rglob("*"):
-        if entry.is_symlink():
-            raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
+    # Unlike rglob, this does not mind what vanishes meanwhile.
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if (entry := Path(folder, name)).is_symlink():
+                raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -128,7 +131,7 @@ def check_free(path: Path, overwrite: bool) -> None:
     """
     if not path.is_dir():
         return
-    found = {entry.name for entry in path.iterdir()}
+    found = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
     if not found:
         return
     if not overwrite:
@@ -136,13 +139,23 @@ def check_free(path: Path, overwrite: bool) -> None:
             f"{path} is not empty; pass another --out, or, if it holds a run, --resume to go on "
             "with it or --overwrite to replace it"
         )
-    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS, *_SCRATCH}
-    if foreign or CONFIG not in found:
+    check_is_run(path)
+    read_config(path)
+
+
+def check_is_run(path: Path) -> None:
+    """Accepts a folder that holds a run and nothing else, or nothing at all.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    found = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
+    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS}
+    if foreign or (found and CONFIG not in found):
         raise ConfigError(
             f"{path} holds {', '.join(sorted(foreign or found))}, which is not of a run; "
-            "--overwrite replaces runs only, so pass another --out"
+            "pass the --out of a run, or one that is not there yet"
         )
-    read_config(path)
 
 
 def default_name(config: TrainConfig) -> str:

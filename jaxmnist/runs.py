@@ -192,12 +192,11 @@ def continued_run(job: Job, path: Path) -> Iterator[Begun]:
     with records.locked(path):
         if checkpoint.steps(folder):
             found, skipped = checkpoint.newest_whole(folder, lambda notes: _accept(job, notes))
-            checkpoint.remove_newer(folder, int(found.state.step))
+            checkpoint.clean(folder, int(found.state.step))
             position = _from_checkpoint(found, job.total_steps)
             remarks = [*skipped, *_changes(found.notes["environment"], job.environment)]
         else:
-            if (path / records.CONFIG).exists():
-                job.config.check_continues(records.read_config(path))
+            _check_not_begun(job, path)
             position, remarks = _first_position(job), []
         _write_files(path, job.config, position)
         yield Begun(path, path, position, remarks)
@@ -227,6 +226,20 @@ def finished(job: Job, position: Position, compile_seconds: float) -> Position:
         job.environment,
     )
     return position._replace(summary=summary)
+
+
+def begun_config(path: Path) -> TrainConfig:
+    """What a run was begun with: by its newest checkpoint, or by config.json if it has none.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        ConfigError: neither is there, or it is of another format.
+        OSError: it cannot be read.
+    """
+    notes = checkpoint.newest_notes(path / records.CHECKPOINTS)
+    return records.read_config(path) if notes is None else _config_of(notes)
 
 
 def load_run(path: str | os.PathLike) -> Run:
@@ -270,6 +283,15 @@ def _from_checkpoint(found: Checkpoint, total_steps: int) -> Position:
     return Position(state, metrics, found.notes["seconds"], found.notes["rows"], summary)
 
 
+def _check_not_begun(job: Job, path: Path) -> None:
+    """Accepts a run that was stopped before its first checkpoint."""
+    records.check_is_run(path)
+    if (path / records.SUMMARY).exists():
+        raise CheckpointError(f"the run in {path} is finished, but its checkpoints are gone")
+    if (path / records.CONFIG).exists():
+        job.config.check_continues(records.read_config(path))
+
+
 def _accept(job: Job, notes: dict[str, Any]) -> TrainState:
     """The shapes of the state in a checkpoint, if the job goes on with its run."""
     job.config.check_continues(_config_of(notes))
@@ -293,8 +315,8 @@ def _shapes(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> Tr
 
 
 def _config_of(notes: dict[str, Any]) -> TrainConfig:
-    if set(notes) != _NOTES:
-        raise ConfigError(f"a checkpoint has notes on {sorted(notes)}; expected {sorted(_NOTES)}")
+    if not isinstance(notes, dict) or set(notes) != _NOTES:
+        raise ConfigError(f"a checkpoint has notes on {list(notes)}; expected {sorted(_NOTES)}")
     return TrainConfig.from_json(json.dumps(notes["config"]))
 
 

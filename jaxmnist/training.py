@@ -151,7 +151,7 @@ def train(
         Stopped: `should_stop` returned True; everything is saved.
         OSError: the disk does not take the run.
     """
-    _check_out(out, overwrite, resume)  # before the images are fetched
+    _check_arguments(out, overwrite, resume, keep)  # before the images are fetched
     is_due = make_cadence(checkpoint_every)
     job = make_job(config, data_dir, idx_dir, data_progress)
     run = continued_run(job, Path(out)) if resume and out else new_run(job, out, overwrite)
@@ -174,8 +174,12 @@ def train(
     return Run(config, position.state, position.rows, position.summary, path)
 
 
-def _check_out(out: str | os.PathLike | None, overwrite: bool, resume: bool) -> None:
-    """Refuses a folder that cannot be had."""
+def _check_arguments(
+    out: str | os.PathLike | None, overwrite: bool, resume: bool, keep: int
+) -> None:
+    """Refuses a folder that cannot be had, and keeping nothing."""
+    if keep < 1:
+        raise ConfigError(f"keep is {keep}; expected a whole number of at least 1")
     if resume and overwrite:
         raise ConfigError("resume and overwrite exclude each other: drop one of them")
     if resume and out is None:
@@ -280,8 +284,14 @@ def _check_finite(which: str, loss: float, step: int, config: TrainConfig) -> No
 
 
 def _check_sound(position: Position, config: TrainConfig) -> None:
-    """Keeps a state from being saved whose last gradient was not finite."""
-    for path, leaf in jax.tree.leaves_with_path(position.state.params):
+    """Keeps a state from being saved that its last step has broken."""
+    state = position.state
+    numbers = {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": state.opt_state,
+    }
+    for path, leaf in jax.tree.leaves_with_path(numbers):
         if not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise TrainingError(

@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmnist
+from jaxmnist.checkpoint import CheckpointError
+from jaxmnist.config import ConfigError
 
 TRAIN = Path(__file__).parent / "train.py"
 VARIANTS = ("gap", "less_params")
@@ -73,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--corruptions", type=int, default=60, help="files and folders damaged")
     parser.add_argument("--seed", type=int, default=0, help="decides moments and damages")
     arguments = parser.parse_args(argv)
+    # In the background it is ignored, and would be by every process that is started.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     chance = random.Random(arguments.seed)
     results: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
@@ -142,9 +146,9 @@ def expect(done: Done, status: int) -> None:
         raise RuntimeError(f"a run ended with {done.status}, not {status}: {done.err}")
 
 
-def outcome_of(reference: Reference, folder: Path) -> str:
+def outcome_of(words: Sequence[str], reference: Reference, folder: Path) -> str:
     """Lets a run go on, and says what becomes of it."""
-    done = finish(start([*reference.words, "--resume"], folder))
+    done = finish(start(words, folder))
     if is_refused(done, 1) or is_refused(done, 2):
         return "refused"
     return "survived" if done.status == 0 and is_same(folder / "run", reference.run) else "lost"
@@ -158,7 +162,10 @@ def is_refused(done: Done, status: int) -> bool:
 
 def is_same(folder: Path, expected: jaxmnist.Run) -> bool:
     """Whether a run ended with the expected bytes and rows."""
-    run = jaxmnist.load_run(folder)
+    try:
+        run = jaxmnist.load_run(folder)
+    except (ConfigError, CheckpointError, OSError):
+        return False
 
     def content(run: jaxmnist.Run) -> list[object]:
         state = run.state.replace(key=jax.random.key_data(run.state.key))
@@ -177,13 +184,20 @@ def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
         process = start(words, folder)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(chance.uniform(0, reference.seconds))
-        process.send_signal(chance.choice(SIGNALS))
-        finish(process)
-        kills += 1
+        number = chance.choice(SIGNALS)
+        process.send_signal(number)
+        done = finish(process)
+        if done.status in (-number, 128 + number):
+            kills += 1
+        elif done.status != 0:  # 0: it was faster
+            return "lost"
+        if done.err.count("\n") > 1:
+            return "lost"
         # Before the run has made its folder there is nothing to go on with.
         (folder / "run").mkdir(exist_ok=True)
         words = [*reference.words, "--resume"]
-    return outcome_of(reference, folder)
+    outcome = outcome_of([*reference.words, "--resume"], reference, folder)
+    return "lost" if outcome == "refused" else outcome
 
 
 def damaged(damage: Callable[[Path, random.Random], None]) -> Inflict:
@@ -192,7 +206,8 @@ def damaged(damage: Callable[[Path, random.Random], None]) -> Inflict:
     def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
         shutil.copytree(reference.half, folder / "run")
         damage(folder / "run", chance)
-        return outcome_of(reference, folder)
+        words = chance.choice([[], reference.words])  # what it was begun with need not be said
+        return outcome_of([*words, "--resume", "--out", "run"], reference, folder)
 
     return inflict
 
@@ -281,7 +296,8 @@ def disk_filled(words_before: Sequence[str], sizes: range) -> Inflict:
                 return "lost"
             subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
             (folder / "run").mkdir(exist_ok=True)
-            return outcome_of(reference, folder)
+            outcome = outcome_of([*reference.words, "--resume"], reference, folder)
+            return "lost" if outcome == "refused" else outcome
         finally:
             subprocess.run(["umount", str(folder)], check=True)
 

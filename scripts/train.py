@@ -15,13 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # What follows takes a second to import, in which Ctrl-C should not print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import jax
 import platformdirs
 import tyro
 from rich import progress
 from rich.console import Console
 
-from jaxmnist import TrainConfig, create_model, data, records, runs, training
+from jaxmnist import TrainConfig, create_model, data, runs, training
 from jaxmnist.config import ConfigError, steps_per_epoch
 from jaxmnist.optim import make_optimizer
 from jaxmnist.report import epochs_table, parameters_table
@@ -31,6 +35,10 @@ from jaxmnist.training import EpochDone, Event, Progress, Started, Stopped
 
 # Without a terminal, a long epoch says this often that it is alive.
 PLAIN_SECONDS = 30
+
+# To a terminal, should the live display not come to it.
+SHOW_CURSOR = b"\x1b[?25h"
+STDOUT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +112,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if known.resume and known.out is not None:
         # What is wrong with the folder is said later, and its checkpoints may know better.
         with contextlib.suppress(ConfigError, OSError):
-            begun = records.read_config(known.out)
+            begun = runs.begun_config(known.out)
             default = begun if known.variant in (None, begun.variant) else default
     return tyro.cli(Arguments, args=list(argv), default=Arguments(default))
 
@@ -148,9 +156,12 @@ class Signals:
         return self._stops
 
     def _receive(self, number: int, frame: object) -> None:
-        if self._stops:
-            os._exit(128 + number)
         self._stops, self._received = True, signal.Signals(number)
+        # Python would tell of the next one only between two calls, each of which may take seconds.
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        if os.isatty(STDOUT):
+            os.write(STDOUT, SHOW_CURSOR)
         if not self.training:
             raise KeyboardInterrupt
 
@@ -361,10 +372,10 @@ def figures(event: Progress) -> str:
 def epoch_figures(event: EpochDone) -> str:
     """The figures of an epoch."""
     row = event.row
-    test_loss = "not finite" if row["test_loss"] is None else f"{row['test_loss']:.4f}"
     return (
         f"train loss {row['train_loss']:.4f}, {row['train_accuracy']:.2f} %; "
-        f"test loss {test_loss}, {row['test_accuracy']:.2f} %; {row['train_seconds']:.1f} s"
+        f"test loss {row['test_loss']:.4f}, {row['test_accuracy']:.2f} %; "
+        f"{row['train_seconds']:.1f} s"
     )
 
 

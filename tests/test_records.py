@@ -149,6 +149,12 @@ def test_overwrite_removes_nothing_but_runs(tmp_path, name, content, message):
     assert (tmp_path / name).read_text() == content
 
 
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+    (tmp_path / ".config.json.new").write_text("ha")
+    claim(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_runs_that_cannot_be_made_is_an_error_not_a_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to("nowhere")

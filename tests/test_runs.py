@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -15,8 +16,9 @@ from jaxmnist import ConfigError, data, runs, training
 from jaxmnist.checkpoint import CheckpointError
 from jaxmnist.data import idx
 from jaxmnist.training import Progress, Started, Stopped, TrainingError
-from tests.conftest import small_files
+from tests.conftest import golden_batch, small_files
 
+FIXTURES = Path(__file__).parent / "fixtures"
 TIMES = {"train_seconds", "images_per_second", "compile_seconds"}
 
 
@@ -129,6 +131,39 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(train, small_run,
         shutil.rmtree(path)
         path.mkdir()
     assert_same_run(train(resume=True), small_run)
+
+
+def test_resume_takes_over_nothing_but_runs(train, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "summary.json").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"holds summary\.json, which is not of a run; pass the"):
+        train(resume=True, out=tmp_path / "thesis")
+    assert [entry.name for entry in (tmp_path / "thesis").iterdir()] == ["summary.json"]
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(train):
+    path = train().path
+    shutil.rmtree(path / "checkpoints")
+    summary = (path / "summary.json").read_text()
+    with pytest.raises(CheckpointError, match="run is finished, but its checkpoints are gone"):
+        train(resume=True)
+    assert (path / "summary.json").read_text() == summary
+
+
+def test_what_a_run_was_begun_with_is_what_its_checkpoint_says(train, small_config):
+    path = stop(train, 20).path
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "epochs": 35}))
+    assert runs.begun_config(path) == small_config
+    shutil.rmtree(path / "checkpoints")
+    assert runs.begun_config(path).epochs == 35
+
+
+def test_keeping_nothing_is_refused_before_anything_is_removed(train):
+    path = stop(train, 5).path
+    with pytest.raises(ConfigError, match="keep is 0; expected a whole number of at least 1"):
+        train(keep=0, overwrite=True)
+    assert (path / "checkpoints").is_dir()
 
 
 def test_another_config_is_refused_by_name(train, small_config):
@@ -292,6 +327,20 @@ def test_load_run_refuses_what_leads_out_of_the_folder(copied, small_run):
     (copied / "checkpoints" / "54").symlink_to(small_run.path / "checkpoints" / "54")
     with pytest.raises(ConfigError, match="checkpoints/54 is a link"):
         jaxmnist.load_run(copied)
+
+
+def test_a_run_of_format_1_can_be_read():
+    """Made by `jaxmnist.train` of commit 93973f4 from the small images, one epoch of `gap`.
+
+    If this fails, runs that people have cannot be read any more: read both formats, or make the
+    format one more and keep this run as an example of what is refused in a line.
+    """
+    run = jaxmnist.load_run(FIXTURES / "run_format1")
+    assert (run.config.epochs, run.summary["format"], len(run.rows)) == (1, 1, 1)
+    images, _ = golden_batch(4)
+    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    logits = jaxmnist.create_model("gap").apply(variables, images)
+    np.testing.assert_allclose(logits, np.load(FIXTURES / "run_format1_logits.npy"), atol=1e-5)
 
 
 def test_nothing_in_a_run_is_a_pickle(small_run):

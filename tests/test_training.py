@@ -167,9 +167,10 @@ def test_a_cadence_of_seconds_counts_from_the_last_time(monkeypatch):
     assert [is_due(position(0, 128)) for _ in range(5)] == [False, True, False, True, False]
 
 
-def test_a_state_with_a_number_that_is_not_finite_is_not_saved(small_run):
-    params = {**small_run.state.params, "conv1": {"kernel": np.array([1.0, np.inf])}}
-    state = small_run.state.replace(params=params, step=np.int32(7))
-    message = r"conv1/kernel is not finite after step 7 of seed 0; try a smaller --learning-rate"
+@pytest.mark.parametrize("kind", ["params", "batch_stats"])
+def test_a_state_with_a_number_that_is_not_finite_is_not_saved(small_run, kind):
+    broken = {**getattr(small_run.state, kind), "conv1": {"kernel": np.array([1.0, np.inf])}}
+    state = small_run.state.replace(**{kind: broken}, step=np.int32(7))
+    message = rf"{kind}/conv1/kernel is not finite after step 7 of seed 0; try a smaller --learn"
     with pytest.raises(TrainingError, match=message):
         training._check_sound(Position(state, Metrics.zero(), 0.0, []), small_run.config)
