@@ -216,10 +216,9 @@ def newest_notes(folder: Path) -> dict[str, Any] | None:
 
 def clean(folder: Path, step: int) -> None:
     """Removes what is after a step, and half-written checkpoints: their places will be needed."""
-    for entry in folder.iterdir():
-        is_step = entry.name.isascii() and entry.name.isdigit()
-        if entry.is_dir() and (TEMPORARY in entry.name or (is_step and int(entry.name) > step)):
-            shutil.rmtree(entry)
+    newer = [folder / str(other) for other in steps(folder) if other > step]
+    for path in (*newer, *folder.glob(f"*{TEMPORARY}*")):
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager

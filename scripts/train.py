@@ -3,11 +3,14 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -35,6 +38,9 @@ from jaxmnist.training import EpochDone, Event, Progress, Started, Stopped
 
 # Without a terminal, a long epoch says this often that it is alive.
 PLAIN_SECONDS = 30
+
+# Compiled programs of one variant take 1 to 3 MB.
+CACHE_BYTES = 16 << 20
 
 # To a terminal, should the live display not come to it.
 SHOW_CURSOR = b"\x1b[?25h"
@@ -173,7 +179,10 @@ def run(arguments: Arguments, signals: Signals) -> int:
         dry_run(arguments, console)
         return 0
     if arguments.compilation_cache:
-        keep_compiled_programs(platformdirs.user_cache_path("jaxmnist") / "compiled")
+        try:
+            keep_compiled_programs(platformdirs.user_cache_path("jaxmnist") / "compiled")
+        except OSError as error:
+            print(f"note: compiled programs are not kept: {error}", file=sys.stderr)
     begin = time.perf_counter()
     with make_display(arguments, console) as display:
 
@@ -222,7 +231,17 @@ def dry_run(arguments: Arguments, console: Console) -> None:
 
 
 def keep_compiled_programs(folder: Path) -> None:
-    """Lets JAX keep compiled programs on disk, so that the next start need not compile."""
+    """Lets JAX keep compiled programs on disk, so that the next start need not compile.
+
+    Raises:
+        OSError: they cannot be kept there; JAX would warn of every program, at length.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        free = shutil.disk_usage(folder).free
+    if free < CACHE_BYTES:
+        reason = f"{os.strerror(errno.ENOSPC)} ({free} bytes free, wanted {CACHE_BYTES})"
+        raise OSError(errno.ENOSPC, reason, str(folder))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

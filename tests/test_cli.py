@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -249,6 +250,26 @@ def test_compiled_programs_are_kept(script, monkeypatch, tmp_path):
         "jax_compilation_cache_dir": str(tmp_path),
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
+
+
+@pytest.mark.parametrize("trouble", ["full", "a file in its place"])
+def test_a_cache_that_cannot_be_kept_is_one_line_and_no_obstacle(
+    script, monkeypatch, tmp_path, capsys, small_idx_dir, trouble
+):
+    set_options = {}
+    monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
+    monkeypatch.setattr(script.platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
+    if trouble == "full":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(script.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    else:
+        (tmp_path / "cache").write_text("")
+    monkeypatch.setattr(training, "train", lambda *_, **__: sys.exit(7))
+    with pytest.raises(SystemExit):
+        script.main([*TINY, "--idx-dir", str(small_idx_dir)])
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"note: compiled programs are not kept: .*compiled'?\n", err)
+    assert set_options == {}
 
 
 def test_the_compilation_cache_is_the_users(script, monkeypatch, run, tmp_path):
