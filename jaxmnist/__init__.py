@@ -8,6 +8,7 @@
 from jaxmnist.config import DATASETS, RECIPES, VARIANTS, ConfigError, TrainConfig
 from jaxmnist.models import create_model
 from jaxmnist.runs import Run, load_run
+from jaxmnist.seeds import SeedRuns, load_seeds, train_seeds
 from jaxmnist.training import train
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "VARIANTS",
     "ConfigError",
     "Run",
+    "SeedRuns",
     "TrainConfig",
     "create_model",
     "load_run",
+    "load_seeds",
     "train",
+    "train_seeds",
 ]

@@ -68,19 +68,34 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if "_manager" not in self.__dict__:
-            return
-        if kind is None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abandon(error)
+
+    def close(self) -> None:
+        """Waits until everything is on disk; there is nothing more to save.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written.
+        """
+        manager = self.__dict__.pop("_manager", None)
+        if manager is not None:
             with self._named():
-                self._manager.close()
-            return
-        # An error on the way out must not hide the one that led there, nor be silent.
+                manager.close()
+
+    def abandon(self, reason: BaseException) -> None:
+        """The same after an error, which one on the way out must not hide, nor be silent.
+
+        Args:
+            reason: the error that led here.
+        """
         try:
-            self._manager.close()
-        except Exception as another:
-            if not isinstance(error, CheckpointError):
-                _log.warning("the last checkpoint was not written: %s", _first_line(another))
+            self.close()
+        except CheckpointError as another:
+            if not isinstance(reason, CheckpointError):
+                _log.warning("%s", another)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Begins to write a checkpoint, after waiting for the one before.

@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 VARIANTS = (
@@ -18,6 +19,9 @@ VARIANTS = (
 )
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
+
+# A guard against a slip of the finger.
+MAX_SEEDS = 1000
 
 # Of the files of a run. A change that older readers would misunderstand makes it one more.
 FORMAT = 1
@@ -144,12 +148,7 @@ class TrainConfig:
             ConfigError: the text is not a JSON object of exactly these fields, or of another
                 format.
         """
-        try:
-            values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ConfigError(f"config is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"config has {type(values).__name__}; expected a JSON object")
+        values = _object_of(text)
         check_format("config", values.pop("format", None))
         fields = {field.name for field in dataclasses.fields(cls)}
         if set(values) != fields:
@@ -181,6 +180,115 @@ class TrainConfig:
                 f"the run was begun with another config: {', '.join(differing)}; go on with the "
                 "same one, or begin another run (only epochs may grow, and only at a constant rate)"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedsConfig:
+    """Runs that differ in their seed alone.
+
+    Args:
+        config: what each trains; its own seed is that of the first.
+        seeds: theirs, each once.
+
+    Raises:
+        ConfigError: there is no seed, one is there twice, or one is out of range.
+    """
+
+    config: TrainConfig
+    seeds: tuple[int, ...]
+
+    def __post_init__(self):
+        if not self.seeds:
+            raise ConfigError("seeds is empty; expected at least one")
+        if len(self.seeds) > MAX_SEEDS:
+            raise ConfigError(f"there are more than {MAX_SEEDS} seeds; expected at most so many")
+        for number, seed in enumerate(self.seeds):
+            self.of(seed)
+            if seed in self.seeds[:number]:
+                raise ConfigError(f"seeds has {seed} more than once; each seed is one run")
+        object.__setattr__(self, "config", self.of(self.seeds[0]))
+
+    def of(self, seed: int) -> TrainConfig:
+        """The config of one seed's run."""
+        return dataclasses.replace(self.config, seed=seed)
+
+    def to_json(self) -> str:
+        """The config as a JSON object: that of the first seed, and all seeds."""
+        values = json.loads(self.config.to_json())
+        return json.dumps({**values, "seeds": list(self.seeds)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "SeedsConfig":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ConfigError: as `TrainConfig.from_json`, or there is no list of seeds.
+        """
+        values = _object_of(text)
+        seeds = values.pop("seeds", None)
+        if not isinstance(seeds, list):
+            raise ConfigError(f"config has the seeds {seeds!r}; expected a list")
+        return cls(TrainConfig.from_json(json.dumps(values)), tuple(seeds))
+
+    def check_continues(self, begun: "SeedsConfig") -> None:
+        """Accepts runs that this config can go on with; there may be more seeds than before.
+
+        Args:
+            begun: the config that the runs were begun with.
+
+        Raises:
+            ConfigError: a seed is missing, or what `TrainConfig.check_continues` refuses.
+        """
+        missing = [seed for seed in begun.seeds if seed not in self.seeds]
+        if missing:
+            raise ConfigError(
+                f"the run was begun with the seeds {spoken(begun.seeds)}, and {spoken(missing)} "
+                "are not among those asked for; leave --seeds out, or add to them"
+            )
+        self.of(begun.seeds[0]).check_continues(begun.config)
+
+
+def parse_config(text: str) -> TrainConfig | SeedsConfig:
+    """Reads what either's `to_json` wrote.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    return (SeedsConfig if "seeds" in _object_of(text) else TrainConfig).from_json(text)
+
+
+def parse_seeds(words: str, first: int) -> tuple[int, ...]:
+    """The seeds that `--seeds` names.
+
+    Args:
+        words: how many, as "8", or which, as "3,7,11".
+        first: where a number of them begins.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})+", words):
+        return tuple(map(int, words.split(",")))
+    if re.fullmatch(r"[0-9]{1,9}", words):
+        return tuple(range(first, first + min(int(words), MAX_SEEDS + 1)))
+    raise ConfigError(f"seeds is {words!r}; expected how many, as 8, or which, as 3,7,11")
+
+
+def spoken(numbers: Sequence[int]) -> str:
+    """Whole numbers in words: 0 to 7, or 3, 7, 11."""
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def _object_of(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"config is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config has {type(values).__name__}; expected a JSON object")
+    return values
 
 
 def steps_per_epoch(train_count: int, batch_size: int) -> int:

@@ -8,15 +8,23 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxmnist.config import FORMAT, ConfigError, TrainConfig
+from jaxmnist.config import (
+    FORMAT,
+    ConfigError,
+    SeedsConfig,
+    TrainConfig,
+    check_format,
+    parse_config,
+)
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 
@@ -32,12 +40,20 @@ _SCRATCH = tuple(f".{name}.new" for name in (CONFIG, METRICS, SUMMARY))
 # A config has less than a thousand; nobody's file makes us read more than this.
 MAX_CONFIG_BYTES = 1 << 20
 
+# Of a summary: lists with an entry for each seed.
+_FIGURES = (
+    "final_test_accuracy",
+    "best_test_accuracy",
+    "final_test_loss",
+    "final_train_accuracy",
+)
+
 Row = dict[str, Any]
 
 
 @contextlib.contextmanager
 def new_folder(
-    config: TrainConfig, out: str | os.PathLike | None, overwrite: bool
+    config: TrainConfig | SeedsConfig, out: str | os.PathLike | None, overwrite: bool
 ) -> Iterator[tuple[Path, Path]]:
     """Makes a run folder and holds it; no two processes can make the same default one.
 
@@ -62,8 +78,9 @@ def new_folder(
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         check_free(path, overwrite)
-        if (path / CHECKPOINTS).exists():
-            shutil.rmtree(path / CHECKPOINTS)
+        for folder in (path / CHECKPOINTS, *seed_folders(path)):
+            if folder.exists():
+                shutil.rmtree(folder)
         # The config last: whenever this is interrupted, what is left is a run or nothing.
         for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):
             (path / name).unlink(missing_ok=True)
@@ -105,8 +122,8 @@ def check_own(path: Path) -> None:
                 raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
 
 
-def read_config(path: Path) -> TrainConfig:
-    """Reads config.json of a run folder.
+def read_config(path: Path) -> TrainConfig | SeedsConfig:
+    """Reads config.json of the folder of a run, or of the runs of several seeds.
 
     Raises:
         ConfigError: it is missing or damaged.
@@ -118,9 +135,70 @@ def read_config(path: Path) -> TrainConfig:
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{file} has {file.stat().st_size} bytes; expected a config")
     try:
-        return TrainConfig.from_json(file.read_text())
+        return parse_config(file.read_text())
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def read_config_of_run(path: Path) -> TrainConfig:
+    """Reads config.json of the folder of one seed's run.
+
+    Raises:
+        ConfigError: as `read_config`, or it is of the runs of several seeds.
+        OSError: it cannot be read.
+    """
+    config = read_config(path)
+    if isinstance(config, SeedsConfig):
+        seed = config.seeds[0]
+        raise ConfigError(
+            f"{path} has the runs of {len(config.seeds)} seeds; expected one of them, such as "
+            f"{seed_folder(path, seed)}"
+        )
+    return config
+
+
+def read_config_of_seeds(path: Path) -> SeedsConfig:
+    """Reads config.json of the folder of the runs of several seeds.
+
+    Raises:
+        ConfigError: as `read_config`, or it is of one run alone.
+        OSError: it cannot be read.
+    """
+    config = read_config(path)
+    if isinstance(config, TrainConfig):
+        raise ConfigError(f"{path} has one run; expected the runs of --seeds")
+    return config
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads summary.json of the folder of the runs of several seeds.
+
+    Raises:
+        ConfigError: they have not come to an end, or it is damaged.
+        OSError: it cannot be read.
+    """
+    file = path / SUMMARY
+    if not file.is_file():
+        raise ConfigError(f"the runs in {path} are not finished; --resume goes on with them")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{file} has {file.stat().st_size} bytes; expected a summary")
+    try:
+        summary = json.loads(file.read_text())
+        check_format(str(file), summary["format"])
+        return summary
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} is damaged: {error}; --resume writes it anew") from error
+
+
+def seed_folder(path: Path, seed: int) -> Path:
+    """The run of one of several seeds."""
+    return path / f"seed{seed}"
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The runs of several seeds in a folder, as far as they have begun."""
+    names = re.compile(r"seed(0|[1-9][0-9]*)")
+    return sorted(entry for entry in path.iterdir() if names.fullmatch(entry.name))
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -144,13 +222,16 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def check_is_run(path: Path) -> None:
-    """Accepts a folder that holds a run and nothing else, or nothing at all.
+    """Accepts a folder that holds a run, or those of several seeds, or nothing at all.
 
     Raises:
         ConfigError: it holds something else.
     """
+    seeds = [folder for folder in seed_folders(path) if folder.is_dir()]
+    for folder in seeds:
+        check_is_run(folder)
     found = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
-    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS}
+    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS} - {folder.name for folder in seeds}
     if foreign or (found and CONFIG not in found):
         raise ConfigError(
             f"{path} holds {', '.join(sorted(foreign or found))}, which is not of a run; "
@@ -158,13 +239,17 @@ def check_is_run(path: Path) -> None:
         )
 
 
-def default_name(config: TrainConfig) -> str:
+def default_name(config: TrainConfig | SeedsConfig) -> str:
     """The name of a run's folder: what is not the default is part of it."""
+    number = []
+    if isinstance(config, SeedsConfig):
+        config, number = config.config, [f"{len(config.seeds)}seeds"]
     parts = [config.variant]
     if config.recipe != "notebook":
         parts.append(config.recipe)
     if config.dataset != "mnist":
         parts.append(config.dataset)
+    parts += number
     return "-".join([*parts, f"seed{config.seed}"])
 
 
@@ -260,15 +345,7 @@ def make_summary(
     last = rows[-1]
     train_seconds = sum(row["train_seconds"] for row in rows)
     return {
-        "format": FORMAT,
-        "variant": config.variant,
-        "recipe": config.recipe,
-        "dataset": config.dataset,
-        "parameters": parameters,
-        "seeds": [config.seed],
-        "epochs": config.epochs,
-        "steps": last["step"],
-        "test_count": test_count,
+        **_head(config, [config.seed], parameters, last["step"], test_count),
         "final_test_accuracy": [last["test_accuracy"]],
         "best_test_accuracy": [max(row["test_accuracy"] for row in rows)],
         "final_test_loss": [last["test_loss"]],
@@ -277,6 +354,61 @@ def make_summary(
         "train_seconds": round(train_seconds, 3),
         "images_per_second": round(last["step"] * config.batch_size / train_seconds, 1),
         **environment,
+    }
+
+
+def join_summaries(
+    config: SeedsConfig,
+    parameters: int,
+    steps: int,
+    test_count: int,
+    summaries: Mapping[int, dict[str, Any]],
+    failures: Mapping[int, str],
+) -> dict[str, Any]:
+    """What summary.json says of the runs of several seeds, but for what they run on.
+
+    Args:
+        config: what they train.
+        parameters: of the network.
+        steps: of each run.
+        test_count: how many images each is tested on.
+        summaries: what the summary.json of each finished run says.
+        failures: why the others are not finished; their figures are null.
+
+    Returns:
+        Lists with an entry for each seed. `train_seconds` is the sum over the finished ones,
+        however many were trained at a time; `images_per_second` is the speed of one.
+    """
+    done = [summaries[seed] for seed in config.seeds if seed in summaries]
+    train_seconds = sum(summary["train_seconds"] for summary in done)
+    images = len(done) * steps * config.config.batch_size
+
+    def listed(name):
+        return [summaries[seed][name][0] if seed in summaries else None for seed in config.seeds]
+
+    return {
+        **_head(config.config, config.seeds, parameters, steps, test_count),
+        **{name: listed(name) for name in _FIGURES},
+        "failures": {str(seed): reason for seed, reason in failures.items()},
+        "compile_seconds": max((summary["compile_seconds"] for summary in done), default=None),
+        "train_seconds": round(train_seconds, 3),
+        "images_per_second": round(images / train_seconds, 1) if done else None,
+    }
+
+
+def _head(
+    config: TrainConfig, seeds: Sequence[int], parameters: int, steps: int, test_count: int
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "variant": config.variant,
+        "recipe": config.recipe,
+        "dataset": config.dataset,
+        "parameters": parameters,
+        "seeds": list(seeds),
+        "epochs": config.epochs,
+        "steps": steps,
+        "test_count": test_count,
     }
 
 

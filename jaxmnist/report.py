@@ -1,6 +1,7 @@
 """Tables for people: of a run's epochs, of a network's parameters."""
 
 from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import Any
 
 import jax
@@ -27,6 +28,28 @@ def epochs_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def seeds_table(summary: dict[str, Any]) -> Table:
+    """One line a seed, of a summary.json; accuracies in percent."""
+    table = _table("Seeds", ("seed", "train %", "test loss", "test %", "best epoch %"))
+    columns = zip(
+        summary["seeds"],
+        summary["final_train_accuracy"],
+        summary["final_test_loss"],
+        summary["final_test_accuracy"],
+        summary["best_test_accuracy"],
+        strict=True,
+    )
+    for seed, train_accuracy, test_loss, test_accuracy, best in columns:
+        table.add_row(
+            str(seed),
+            _number(train_accuracy, ".2f"),
+            _number(test_loss, ".4f"),
+            _number(test_accuracy, ".2f"),
+            _number(best, ".2f"),
+        )
+    return table
+
+
 def parameters_table(params: Any) -> Table:
     """One line an array: name, shape, how many numbers; and their sum."""
     table = _table("Parameters", ("array", "shape", "numbers"))
@@ -36,6 +59,13 @@ def parameters_table(params: Any) -> Table:
     table.add_section()
     table.add_row("all", "", f"{count_parameters(params):,}")
     return table
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation (n - 1) of the values; of one, the value."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -1,6 +1,7 @@
 """A run and its folder: how one begins, goes on from where it was stopped, and is read back."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import optax
 
 from jaxmnist import checkpoint, data, records
 from jaxmnist.checkpoint import Checkpoint, CheckpointError
-from jaxmnist.config import ConfigError, TrainConfig, steps_per_epoch
+from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig, steps_per_epoch
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import Schedules, make_optimizer
@@ -53,6 +54,10 @@ class Job(NamedTuple):
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * self.steps
+
+    def of(self, seed: int) -> "Job":
+        """The same of another seed."""
+        return self._replace(config=dataclasses.replace(self.config, seed=seed))
 
 
 class Position(NamedTuple):
@@ -228,7 +233,14 @@ def finished(job: Job, position: Position, compile_seconds: float) -> Position:
     return position._replace(summary=summary)
 
 
-def begun_config(path: Path) -> TrainConfig:
+def finished_run(job: Job, position: Position, path: Path) -> Run:
+    """A run whose last position this is; its state on the device."""
+    assert position.summary is not None
+    state = jax.device_put(position.state)
+    return Run(job.config, state, position.rows, position.summary, path)
+
+
+def begun_config(path: Path) -> TrainConfig | SeedsConfig:
     """What a run was begun with: by its newest checkpoint, or by config.json if it has none.
 
     Args:
@@ -258,7 +270,7 @@ def load_run(path: str | os.PathLike) -> Run:
     """
     path = Path(path)
     records.check_own(path)
-    config = records.read_config(path)
+    config = records.read_config_of_run(path)
     folder = path / records.CHECKPOINTS
     found, skipped = checkpoint.newest_whole(folder, _template)
     if skipped:
@@ -285,11 +297,13 @@ def _from_checkpoint(found: Checkpoint, total_steps: int) -> Position:
 
 def _check_not_begun(job: Job, path: Path) -> None:
     """Accepts a run that was stopped before its first checkpoint."""
+    if records.seed_folders(path):
+        raise ConfigError(f"{path} has the runs of several seeds; pass their --seeds")
     records.check_is_run(path)
     if (path / records.SUMMARY).exists():
         raise CheckpointError(f"the run in {path} is finished, but its checkpoints are gone")
     if (path / records.CONFIG).exists():
-        job.config.check_continues(records.read_config(path))
+        job.config.check_continues(records.read_config_of_run(path))
 
 
 def _accept(job: Job, notes: dict[str, Any]) -> TrainState:

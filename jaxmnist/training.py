@@ -1,43 +1,40 @@
-"""Training: the loop over chunks and epochs, from the first step to the last."""
+"""Training: the loop over chunks and epochs, from the first step to the last.
 
+What is trained is a block: one seed, or several side by side (`mesh.py`). A seed that cannot go on
+stays in its place, where nothing moves it any more, and the others go on.
+"""
+
+import contextlib
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
-from jaxmnist import data, records
-from jaxmnist.checkpoint import Checkpoints
+from jaxmnist import data, mesh, records
+from jaxmnist.checkpoint import CheckpointError, Checkpoints
 from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.mesh import Programs
 from jaxmnist.metrics import Metrics
 from jaxmnist.records import Row
 from jaxmnist.runs import (
+    Begun,
     Job,
     Position,
     Run,
     continued_run,
     finished,
+    finished_run,
     make_job,
     new_run,
     to_checkpoint,
-)
-from jaxmnist.state import TrainState
-from jaxmnist.steps import (
-    Evaluate,
-    Images,
-    OrderOfEpoch,
-    TrainChunk,
-    make_evaluate,
-    make_order_of_epoch,
-    make_train_chunk,
 )
 
 # A chunk of steps is one call: progress and interruptions have their place between two of them.
@@ -50,6 +47,10 @@ KEEP = 2  # checkpoints: should the newest be damaged, there is another
 
 class TrainingError(RuntimeError):
     """The run cannot go on."""
+
+
+# What ends the run of one seed, and not those of others.
+FAILURES = (TrainingError, CheckpointError, OSError)
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -74,40 +75,48 @@ class Started(NamedTuple):
 class Progress(NamedTuple):
     """A chunk is done."""
 
+    seeds: tuple[int, ...]  # that did it side by side; the figures are their means
     epoch: int  # from 1
-    step: int  # steps done, of the whole run
+    step: int  # steps done, of each one's whole run
     loss: float  # running over the epoch
     accuracy: float  # percent, running over the epoch
     learning_rate: float  # of the last step
-    images_per_second: float
+    images_per_second: float  # of all together
 
 
 class EpochDone(NamedTuple):
     """An epoch is done and evaluated."""
 
-    row: Row  # of metrics.jsonl
+    rows: list[Row]  # of metrics.jsonl: one for each seed that trains side by side
 
 
-Event = Started | Progress | EpochDone
+class Failed(NamedTuple):
+    """A seed cannot go on."""
+
+    seed: int
+    reason: str
+
+
+Event = Started | Progress | EpochDone | Failed
 Report = Callable[[Event], None]
 
 
-class Programs(NamedTuple):
-    """The compiled programs of a run. `train_chunk` takes its state and metrics for itself."""
-
-    order_of_epoch: OrderOfEpoch
-    train_chunk: TrainChunk
-    evaluate: Evaluate
-    compile_seconds: float
-
-
-def ignore(event: Event) -> None:
+def ignore(event: object) -> None:
     """Shows nothing."""
 
 
 def never() -> bool:
     """Lets a run go on to its end."""
     return False
+
+
+class Watch(NamedTuple):
+    """How a training is watched over; none of it changes what comes of it. As in `train`."""
+
+    checkpoint_every: str = CHECKPOINT_EVERY
+    keep: int = KEEP
+    report: Report = ignore
+    should_stop: Callable[[], bool] = never
 
 
 def train(
@@ -151,35 +160,32 @@ def train(
         Stopped: `should_stop` returned True; everything is saved.
         OSError: the disk does not take the run.
     """
-    _check_arguments(out, overwrite, resume, keep)  # before the images are fetched
-    is_due = make_cadence(checkpoint_every)
+    watch = Watch(checkpoint_every, keep, report, should_stop)
+    check_arguments(out, overwrite, resume, watch)  # before the images are fetched
     job = make_job(config, data_dir, idx_dir, data_progress)
     run = continued_run(job, Path(out)) if resume and out else new_run(job, out, overwrite)
-    with run as begun, Checkpoints(begun.path / records.CHECKPOINTS, keep) as checkpoints:
-        path, position = begun.path, begun.position
-        count = len(job.train_images.pixels)
-        report(Started(path, begun.wished, count, position.step, job.total_steps, begun.remarks))
-        for position in _positions(job, begun.position, path, report):
-            is_last = position.summary is not None
-            stops = should_stop() and not is_last
-            if is_last or stops or is_due(position):
-                _check_sound(position, config)
-                checkpoints.save(to_checkpoint(job, position))
-            if stops:
-                checkpoints.wait()
-                raise Stopped(path, position.step)
-        checkpoints.wait()
-        assert position.summary is not None
-        records.write_summary(path / records.SUMMARY, position.summary)
-    return Run(config, position.state, position.rows, position.summary, path)
+    with run as begun:
+        count, step = len(job.train_images.pixels), begun.position.step
+        report(Started(begun.path, begun.wished, count, step, job.total_steps, begun.remarks))
+        if begun.position.summary is not None:
+            return finished_run(job, begun.position, begun.path)
+        (end,) = train_block([job], [begun], compile_for(job), watch)
+    if isinstance(end, Exception):
+        raise end
+    return end
 
 
-def _check_arguments(
-    out: str | os.PathLike | None, overwrite: bool, resume: bool, keep: int
+def check_arguments(
+    out: str | os.PathLike | None, overwrite: bool, resume: bool, watch: Watch
 ) -> None:
-    """Refuses a folder that cannot be had, and keeping nothing."""
-    if keep < 1:
-        raise ConfigError(f"keep is {keep}; expected a whole number of at least 1")
+    """Accepts a folder that can be had, and a cadence and a number of checkpoints that can be kept.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    make_cadence(watch.checkpoint_every)
+    if watch.keep < 1:
+        raise ConfigError(f"keep is {watch.keep}; expected a whole number of at least 1")
     if resume and overwrite:
         raise ConfigError("resume and overwrite exclude each other: drop one of them")
     if resume and out is None:
@@ -188,11 +194,14 @@ def _check_arguments(
         records.check_own(Path(out)) if resume else records.check_free(Path(out), overwrite)
 
 
-def make_cadence(every: str) -> Callable[[Position], bool]:
-    """Says of a position, asked for one after another, whether a checkpoint is due.
+def make_cadence(every: str) -> Callable[[float], bool]:
+    """Says of moments of a run, asked for one after another, whether a checkpoint is due.
 
     Args:
         every: so many epochs, as "2", or seconds, as "90s".
+
+    Returns:
+        A function of the epochs done, whole or not.
 
     Raises:
         ConfigError: it is neither.
@@ -204,11 +213,10 @@ def make_cadence(every: str) -> Callable[[Position], bool]:
         )
     number, last = int(parts[1]), time.monotonic()
 
-    def after_epochs(position: Position) -> bool:
-        at_the_end_of_one = int(position.metrics.count) == 0
-        return at_the_end_of_one and len(position.rows) % number == 0
+    def after_epochs(epochs: float) -> bool:
+        return epochs % number == 0
 
-    def after_seconds(position: Position) -> bool:
+    def after_seconds(epochs: float) -> bool:
         nonlocal last
         is_due = time.monotonic() - last >= number
         last = time.monotonic() if is_due else last
@@ -217,65 +225,272 @@ def make_cadence(every: str) -> Callable[[Position], bool]:
     return after_seconds if parts[2] else after_epochs
 
 
-def _positions(job: Job, position: Position, path: Path, report: Report) -> Iterator[Position]:
-    """Trains from a position on; yields every one that follows, the last with the summary."""
-    if position.summary is not None:
-        return
-    programs = compile_programs(
-        job.config, job.model, job.tx, position.state, job.train_images, job.test_images
+def compile_for(job: Job, seeds: int = 1) -> Programs:
+    """Compiles what a block of so many seeds needs."""
+    return mesh.compile_programs(
+        job.config, job.model, job.tx, job.train_images, job.test_images, seeds
     )
-    while position.step < job.total_steps:
-        start = position
-        for position in _epoch(job, programs, start, report):
-            if position.step % job.steps:
-                yield position
-        position = _evaluated(job, programs, position, path)
-        report(EpochDone(position.rows[-1]))
-        if position.step < job.total_steps:
-            yield position
-    yield finished(job, position, programs.compile_seconds)
 
 
-def _epoch(job: Job, programs: Programs, position: Position, report: Report) -> Iterator[Position]:
-    """Trains to the end of the epoch; yields the position after each chunk."""
-    state, metrics, seconds, rows, _ = position
-    step, chunk = position.step, FIRST_CHUNK
-    epoch = step // job.steps + 1
-    order = programs.order_of_epoch(state, job.train_images)
-    while step < epoch * job.steps:
-        stop = np.int32(min(step + chunk, epoch * job.steps))
+def train_each(
+    job: Job, seeds: Iterable[int], path: Path, watch: Watch
+) -> Iterator[tuple[int, Run | Exception]]:
+    """Trains seeds one after another, with one compilation.
+
+    Args:
+        job: what is run, whatever its seed.
+        seeds: those to train; each is asked for when the one before is done.
+        path: each goes on, or begins, in a folder of its own below this one.
+        watch: how the trainings are watched over.
+
+    Yields:
+        Each seed with its finished run, or with what ended it: one of `FAILURES`.
+
+    Raises:
+        ConfigError: a folder has another run.
+        Stopped: `watch.should_stop` returned True; everything is saved.
+    """
+    programs = None
+    for seed in seeds:
+        with contextlib.ExitStack() as stack:
+            begun = enter_seed(stack, job, path, seed)
+            if isinstance(begun, Exception):
+                watch.report(Failed(seed, str(begun)))
+                yield seed, begun
+                continue
+            programs = programs or compile_for(job)
+            (end,) = train_block([job.of(seed)], [begun], programs, watch)
+        yield seed, end
+
+
+def enter_seed(stack: contextlib.ExitStack, job: Job, path: Path, seed: int) -> Begun | Exception:
+    """Begins or continues the run of one of several seeds; its folder is held by the stack.
+
+    Returns:
+        The run, or which of `FAILURES` keeps it from beginning.
+    """
+    folder = records.seed_folder(path, seed)
+    try:
+        folder.mkdir(exist_ok=True)
+        records.check_own(folder)
+        return stack.enter_context(continued_run(job.of(seed), folder))
+    except FAILURES as error:
+        return error
+
+
+def train_block(
+    jobs: Sequence[Job], begun: Sequence[Begun], programs: Programs, watch: Watch, places: int = 1
+) -> list[Run | Exception]:
+    """Trains seeds side by side to the end.
+
+    Args:
+        jobs: theirs; alike but for the seed.
+        begun: their runs, all at the same step.
+        programs: compiled for so many places.
+        watch: how the training is watched over.
+        places: how many seeds the programs are for; places may be left over.
+
+    Returns:
+        For each seed its finished run, or what ended it: one of `FAILURES`.
+
+    Raises:
+        Stopped: `watch.should_stop` returned True; everything is saved.
+    """
+    return _Block(jobs, begun, programs, watch, places).train()
+
+
+class _Block:
+    """Seeds that train side by side; Args as `train_block`."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        begun: Sequence[Begun],
+        programs: Programs,
+        watch: Watch,
+        places: int,
+    ):
+        self._jobs, self._programs, self._watch, self._places = jobs, programs, watch, places
+        self._job = jobs[0]  # for all that does not depend on the seed
+        self._paths = [run.path for run in begun]
+        positions = [run.position for run in begun]
+        filled = [*positions, *[positions[0]] * (places - len(positions))]
+        self._state = jax.device_put(mesh.stack([position.state for position in filled]))
+        self._metrics = mesh.stack([position.metrics for position in filled])
+        self._step = positions[0].step
+        self._seconds = [position.seconds for position in positions]  # trained in this epoch
+        self._rows = [position.rows for position in positions]
+        self._checkpoints = [
+            Checkpoints(path / records.CHECKPOINTS, watch.keep) for path in self._paths
+        ]
+        self._ends: dict[int, Run | Exception] = {}  # by place
+        self._begin_epoch()
+
+    def train(self) -> list[Run | Exception]:
+        """Trains to the end, whatever that is for each seed."""
+        is_due = make_cadence(self._watch.checkpoint_every)
+        try:
+            while places := self._training():
+                self._train_chunk(places)
+                if self._step % self._job.steps == 0:
+                    self._evaluate(self._training())
+                if self._step == self._job.total_steps:
+                    self._finish(self._training())
+                elif self._watch.should_stop():
+                    self._stop(self._training())
+                elif is_due(self._step / self._job.steps):
+                    self._save(self._training())
+        except BaseException as error:
+            for checkpoints in self._checkpoints:
+                checkpoints.abandon(error)
+            raise
+        return [self._ends[place] for place in range(len(self._jobs))]
+
+    def _training(self) -> list[int]:
+        """The places of the seeds that have not come to an end."""
+        return [place for place in range(len(self._jobs)) if place not in self._ends]
+
+    @contextlib.contextmanager
+    def _noting_failure(self, place: int) -> Iterator[None]:
+        """Lets a seed fail alone."""
+        try:
+            yield
+        except FAILURES as error:
+            self._checkpoints[place].abandon(error)
+            self._ends[place] = error
+            self._watch.report(Failed(self._jobs[place].config.seed, str(error)))
+
+    def _begin_epoch(self) -> None:
+        self._order = None
+        self._chunk = FIRST_CHUNK
+
+    def _train_chunk(self, places: Sequence[int]) -> None:
+        """Trains for about a second, or to the end of the epoch."""
+        job, images = self._job, self._job.train_images
+        if self._order is None:
+            self._order = self._programs.order_of_epoch(self._state, images)
+        epoch = self._step // job.steps + 1
+        stop = min(self._step + self._chunk, epoch * job.steps)
         begin = time.perf_counter()
-        state, metrics = programs.train_chunk(state, metrics, job.train_images, order, stop)
-        done, step = step, int(state.step)  # waits for the device
+        self._state, metrics = self._programs.train_chunk(
+            self._state, self._frozen_but(places), images, self._order, np.int32(stop)
+        )
+        self._metrics = jax.device_get(metrics)  # waits for the device
         elapsed = time.perf_counter() - begin
-        seconds += elapsed
-        _check_finite("training", metrics.loss, step, job.config)
-        speed = (step - done) / elapsed
-        chunk = max(1, round(CHUNK_SECONDS * speed))
-        rate = float(job.schedules.learning_rate(step - 1))
-        images_per_second = speed * job.config.batch_size
-        report(Progress(epoch, step, metrics.loss, metrics.accuracy, rate, images_per_second))
-        yield Position(state, metrics, seconds, rows)
+        speed = (stop - self._step) / elapsed
+        self._chunk = max(1, round(CHUNK_SECONDS * speed))
+        self._step = stop
+        steps_done = np.asarray(self._state.step)
+        for place in places:
+            self._seconds[place] += elapsed / len(places)
+            with self._noting_failure(place):
+                loss = self._of(place).loss
+                check_finite("training", loss, steps_done[place], self._jobs[place].config)
+        self._report_progress(epoch, speed)
+
+    def _report_progress(self, epoch: int, speed: float) -> None:
+        places = self._training()
+        if not places:
+            return
+        self._watch.report(
+            Progress(
+                tuple(self._jobs[place].config.seed for place in places),
+                epoch,
+                self._step,
+                fmean(self._of(place).loss for place in places),
+                fmean(self._of(place).accuracy for place in places),
+                float(self._job.schedules.learning_rate(self._step - 1)),
+                speed * self._job.config.batch_size * len(places),
+            )
+        )
+
+    def _of(self, place: int) -> Metrics:
+        """The running metrics of one seed."""
+        return _of(place, self._metrics)
+
+    def _frozen_but(self, places: Sequence[int]) -> Metrics:
+        """The metrics, with a loss that is not finite wherever there is nothing to train."""
+        is_frozen = ~np.isin(np.arange(self._places), places)
+        return self._metrics.replace(loss_sum=np.where(is_frozen, np.nan, self._metrics.loss_sum))
+
+    def _evaluate(self, places: Sequence[int]) -> None:
+        """Evaluates the end of an epoch and writes a row for each seed."""
+        tested = jax.device_get(self._programs.evaluate(self._state, self._job.test_images))
+        rows = []
+        for place in places:
+            config, of_place = self._jobs[place].config, _of(place, tested)
+            row = records.make_row(
+                config,
+                self._job.schedules,
+                self._step // self._job.steps,
+                self._step,
+                self._of(place),
+                of_place,
+                self._seconds[place],
+            )
+            rows.append(row)
+            self._rows[place] = [*self._rows[place], row]
+            with self._noting_failure(place):
+                records.append(self._paths[place] / records.METRICS, json.dumps(row))
+                check_finite("test", of_place.loss, self._step, config)
+        self._metrics = mesh.stack([Metrics.zero()] * self._places)
+        self._seconds = [0.0] * len(self._jobs)
+        self._begin_epoch()
+        self._watch.report(EpochDone(rows))
+
+    def _positions(self) -> list[Position]:
+        """Where each seed is, in the host's memory."""
+        states = mesh.unstack(self._state, len(self._jobs))
+        return [
+            Position(state, self._of(place), self._seconds[place], self._rows[place])
+            for place, state in enumerate(states)
+        ]
+
+    def _save(self, places: Sequence[int]) -> None:
+        """Begins to write a checkpoint of each seed."""
+        positions = self._positions()
+        for place in places:
+            with self._noting_failure(place):
+                self._save_one(place, positions[place])
+
+    def _save_one(self, place: int, position: Position) -> None:
+        check_sound(position, self._jobs[place].config)
+        self._checkpoints[place].save(to_checkpoint(self._jobs[place], position))
+
+    def _stop(self, places: Sequence[int]) -> None:
+        """Saves where each seed is, and ends, unless that showed that none can go on."""
+        self._save(places)
+        for place in self._training():
+            with self._noting_failure(place):
+                self._checkpoints[place].close()
+        if self._training():
+            raise Stopped(self._paths[0], self._step)
+
+    def _finish(self, places: Sequence[int]) -> None:
+        """Saves the end of each seed, and waits for the disk."""
+        positions, seconds = self._positions(), self._programs.compile_seconds
+        for place in places:
+            with self._noting_failure(place):
+                positions[place] = finished(self._jobs[place], positions[place], seconds)
+                self._save_one(place, positions[place])
+        for place in self._training():
+            with self._noting_failure(place):
+                self._checkpoints[place].close()
+                end = finished_run(self._jobs[place], positions[place], self._paths[place])
+                records.write_summary(end.path / records.SUMMARY, end.summary)
+                self._ends[place] = end
 
 
-def _evaluated(job: Job, programs: Programs, position: Position, path: Path) -> Position:
-    """Evaluates the end of an epoch and writes its row."""
-    tested = programs.evaluate(position.state, job.test_images)
-    row = records.make_row(
-        job.config,
-        job.schedules,
-        position.step // job.steps,
-        position.step,
-        position.metrics,
-        tested,
-        position.seconds,
-    )
-    records.append(path / records.METRICS, json.dumps(row))
-    _check_finite("test", tested.loss, position.step, job.config)
-    return Position(position.state, Metrics.zero(), 0.0, [*position.rows, row])
+def _of(place: int, metrics: Metrics) -> Metrics:
+    return jax.tree.map(lambda leaf: leaf[place], metrics)
 
 
-def _check_finite(which: str, loss: float, step: int, config: TrainConfig) -> None:
+def check_finite(which: str, loss: float, step: int, config: TrainConfig) -> None:
+    """Accepts a finite loss.
+
+    Raises:
+        TrainingError: it is not; names step and seed.
+    """
     if not math.isfinite(loss):
         raise TrainingError(
             f"the {which} loss became {loss} at step {step} of seed {config.seed}; "
@@ -283,8 +498,12 @@ def _check_finite(which: str, loss: float, step: int, config: TrainConfig) -> No
         )
 
 
-def _check_sound(position: Position, config: TrainConfig) -> None:
-    """Keeps a state from being saved that its last step has broken."""
+def check_sound(position: Position, config: TrainConfig) -> None:
+    """Keeps a state from being saved that its last step has broken.
+
+    Raises:
+        TrainingError: something in it is not finite; names it, step and seed.
+    """
     state = position.state
     numbers = {
         "params": state.params,
@@ -298,24 +517,3 @@ def _check_sound(position: Position, config: TrainConfig) -> None:
                 f"{name} is not finite after step {position.step} of seed {config.seed}; "
                 f"try a smaller --learning-rate than {config.learning_rate}"
             )
-
-
-def compile_programs(
-    config: TrainConfig,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    state: TrainState,
-    train_images: Images,
-    test_images: Images,
-) -> Programs:
-    """Compiles training and evaluation for these shapes, once for the whole run."""
-    begin = time.perf_counter()
-    order_of_epoch = jax.jit(make_order_of_epoch(config)).lower(state, train_images)
-    train_chunk = jax.jit(make_train_chunk(config, model, tx), donate_argnums=(0, 1)).lower(
-        state, Metrics.zero(), train_images, order_of_epoch.out_info, np.int32(0)
-    )
-    evaluate = jax.jit(make_evaluate(model)).lower(state, test_images)
-    order_of_epoch, train_chunk, evaluate = (
-        program.compile() for program in (order_of_epoch, train_chunk, evaluate)
-    )
-    return Programs(order_of_epoch, train_chunk, evaluate, time.perf_counter() - begin)

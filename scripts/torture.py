@@ -278,8 +278,9 @@ DAMAGES: dict[str, Inflict] = {
 # Without the look at the disk before a checkpoint: as if the room had been taken after it.
 UNCHECKED = [
     "-c",
-    "import runpy, sys; from jaxmnist import checkpoint; del sys.argv[0]; "
-    "checkpoint._check_room = lambda *_: None; runpy.run_path(sys.argv[0], run_name='__main__')",
+    "import os, runpy, sys; from jaxmnist import checkpoint; del sys.argv[0]; "
+    "checkpoint._check_room = lambda *_: None; sys.path[0] = os.path.dirname(sys.argv[0]); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')",
 ]
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import shlex
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,17 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 import jax
 import platformdirs
 import tyro
-from rich import progress
+from display import Tally, make_display
 from rich.console import Console
 
-from jaxmnist import TrainConfig, create_model, data, runs, training
-from jaxmnist.config import ConfigError, steps_per_epoch
+from jaxmnist import TrainConfig, create_model, data, mesh, runs, seeds, training
+from jaxmnist.config import ConfigError, SeedsConfig, parse_seeds, spoken, steps_per_epoch
 from jaxmnist.optim import make_optimizer
-from jaxmnist.report import epochs_table, parameters_table
+from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
+from jaxmnist.seeds import SeedRuns
 from jaxmnist.state import create_state
-from jaxmnist.training import EpochDone, Event, Progress, Started, Stopped
-
-# Without a terminal, a long epoch says this often that it is alive.
-PLAIN_SECONDS = 30
+from jaxmnist.training import Stopped
 
 # Ample: what is compiled for `gap` takes 0.6 MB.
 CACHE_BYTES = 16 << 20
@@ -55,6 +54,9 @@ class Arguments:
 
     Args:
         config: what to train.
+        seeds: train several: how many, as 8, from --seed on, or which, as 3,7,11.
+        seed_mapping: how several seeds are trained: auto, vmap (in one program), loop (one after
+            another), processes (one for each core).
         out: the run's folder; by default the next free runs/VARIANT-seedSEED.
         data_dir: where TFDS keeps its data sets; by default $TFDS_DATA_DIR, else
             ~/tensorflow_datasets.
@@ -71,6 +73,8 @@ class Arguments:
     """
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    seeds: str | None = None
+    seed_mapping: str = "auto"
     out: Path | None = None
     data_dir: Path | None = None
     idx_dir: Path | None = None
@@ -114,13 +118,20 @@ def parse(argv: Sequence[str]) -> Arguments:
     first.add_argument("--resume", action="store_true")
     first.add_argument("--out", type=Path, default=None)
     known = first.parse_known_args(argv)[0]
-    default = TrainConfig(variant=known.variant or TrainConfig.variant)
+    default = Arguments(TrainConfig(variant=known.variant or TrainConfig.variant))
     if known.resume and known.out is not None:
         # What is wrong with the folder is said later, and its checkpoints may know better.
         with contextlib.suppress(ConfigError, OSError):
-            begun = runs.begun_config(known.out)
-            default = begun if known.variant in (None, begun.variant) else default
-    return tyro.cli(Arguments, args=list(argv), default=Arguments(default))
+            begun = arguments_of(runs.begun_config(known.out))
+            default = begun if known.variant in (None, begun.config.variant) else default
+    return tyro.cli(Arguments, args=list(argv), default=default)
+
+
+def arguments_of(begun: TrainConfig | SeedsConfig) -> Arguments:
+    """What goes on with what was begun."""
+    if isinstance(begun, TrainConfig):
+        return Arguments(begun)
+    return Arguments(begun.config, seeds=",".join(map(str, begun.seeds)))
 
 
 def words_to_resume(argv: Sequence[str], path: Path) -> list[str]:
@@ -184,13 +195,40 @@ def run(arguments: Arguments, signals: Signals) -> int:
         except OSError as error:
             print(f"note: compiled programs are not kept: {error}", file=sys.stderr)
     begin = time.perf_counter()
-    with make_display(arguments, console) as display:
+    if arguments.seeds is None:
+        done = train(arguments, [arguments.config.seed], console, signals, training.train)
+        if not arguments.quiet:
+            console.print(epochs_table(done.rows))
+        return say(console, result(done, time.perf_counter() - begin))
+    which = parse_seeds(arguments.seeds, arguments.config.seed)
+    train_seeds = functools.partial(
+        seeds.train_seeds, seeds=which, seed_mapping=arguments.seed_mapping
+    )
+    done = train(arguments, which, console, signals, train_seeds)
+    if not arguments.quiet:
+        console.print(seeds_table(done.summary))
+    say(console, seeds_result(done, time.perf_counter() - begin))
+    for seed, reason in done.failures.items():
+        print(f"error: seed {seed}: {reason}", file=sys.stderr)
+    return 1 if done.failures else 0
 
-        def report(event: Event) -> None:
+
+def train(
+    arguments: Arguments,
+    which: Sequence[int],
+    console: Console,
+    signals: Signals,
+    train_with: Callable[..., Any],
+) -> Any:
+    """Trains one seed or several, and shows it."""
+    tally = Tally(which, arguments.config.epochs)
+    with make_display(console, arguments.quiet, tally) as display:
+
+        def report(event: Any) -> None:
             signals.training = True
             display.show(event)
 
-        done = training.train(
+        return train_with(
             arguments.config,
             out=arguments.out,
             data_dir=arguments.data_dir,
@@ -203,9 +241,11 @@ def run(arguments: Arguments, signals: Signals) -> int:
             data_progress=display.show_data,
             should_stop=signals.should_stop,
         )
-    if not arguments.quiet:
-        console.print(epochs_table(done.rows))
-    console.print(result(done, time.perf_counter() - begin), highlight=False, soft_wrap=True)
+
+
+def say(console: Console, line: str) -> int:
+    """Prints the last line of a run that went well; returns its exit status."""
+    console.print(line, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -228,6 +268,10 @@ def dry_run(arguments: Arguments, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if arguments.seeds is not None:
+        which = SeedsConfig(config, parse_seeds(arguments.seeds, config.seed)).seeds
+        mapping = mesh.choose_mapping(arguments.seed_mapping, len(which))
+        console.print(f"seeds {spoken(which)} ({mapping})", highlight=False, soft_wrap=True)
 
 
 def keep_compiled_programs(folder: Path) -> None:
@@ -246,6 +290,23 @@ def keep_compiled_programs(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+def seeds_result(done: SeedRuns, seconds: float) -> str:
+    """The last line: what the runs of several seeds came to."""
+    summary = done.summary
+    accuracies = [run.summary["final_test_accuracy"][0] for run in done.runs.values()]
+    best = [run.summary["best_test_accuracy"][0] for run in done.runs.values()]
+    what = "none is finished"
+    if accuracies:
+        what = (
+            f"{spread(accuracies)} % of {summary['test_count']:,} test images "
+            f"({min(accuracies):.2f} to {max(accuracies):.2f}, best epochs {spread(best)} %)"
+        )
+    return (
+        f"{summary['variant']}, {len(done.runs)} of {len(summary['seeds'])} seeds: {what}, "
+        f"{summary['parameters']:,} parameters, {seconds:.0f} s, in {done.path}"
+    )
+
+
 def result(done: Run, seconds: float) -> str:
     """The last line: what a run came to."""
     summary = done.summary
@@ -254,147 +315,6 @@ def result(done: Run, seconds: float) -> str:
         f"{summary['final_test_accuracy'][0]:.2f} % of {summary['test_count']:,} test images "
         f"(best epoch {summary['best_test_accuracy'][0]:.2f} %), "
         f"{summary['parameters']:,} parameters, {seconds:.0f} s, in {done.path}"
-    )
-
-
-def make_display(arguments: Arguments, console: Console) -> "Silence":
-    """The display for this output: live on a terminal, lines elsewhere, none if quiet."""
-    if arguments.quiet:
-        return Silence()
-    epochs = arguments.config.epochs
-    return Live(console, epochs) if console.is_terminal else Lines(console, epochs)
-
-
-class Silence:
-    """Shows nothing."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
-    def show(self, event: Event) -> None:
-        """Shows nothing."""
-
-    def show_data(self, what: str, done: int, total: int) -> None:
-        """Shows nothing."""
-
-
-class Lines(Silence):
-    """Shows a line an epoch, and a sign of life in long ones."""
-
-    def __init__(self, console: Console, epochs: int):
-        self._console, self._epochs = console, epochs
-        self._last = time.monotonic()
-        self._total_steps = 0
-        self._what = ""
-
-    def show(self, event: Event) -> None:
-        """Prints the start, every epoch, and the progress now and then."""
-        if isinstance(event, Started):
-            self._total_steps = event.total_steps
-            self._print(started(event))
-        elif isinstance(event, EpochDone):
-            self._print(f"epoch {event.row['epoch']}/{self._epochs}: {epoch_figures(event)}")
-        elif time.monotonic() - self._last > PLAIN_SECONDS:
-            self._print(
-                f"epoch {event.epoch}/{self._epochs}, step {event.step}/{self._total_steps}: "
-                f"{figures(event)}"
-            )
-
-    def show_data(self, what: str, done: int, total: int) -> None:
-        """Prints a line when something new is fetched or prepared, and now and then."""
-        if what != self._what or time.monotonic() - self._last > PLAIN_SECONDS:
-            self._what = what
-            self._print(f"{what}: {done / total:.0%}")
-
-    def _print(self, line: str) -> None:
-        self._last = time.monotonic()
-        self._console.print(line, highlight=False, soft_wrap=True)
-
-
-class Live(Silence):
-    """Shows bars that move, and a line an epoch above them."""
-
-    def __init__(self, console: Console, epochs: int):
-        self._console, self._epochs = console, epochs
-        self._bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=12),
-            progress.TextColumn("{task.fields[figures]}"),
-            progress.TimeRemainingColumn(),
-            console=console,
-        )
-        self._task: progress.TaskID | None = None
-
-    def __enter__(self):
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._bars.stop()
-
-    def show(self, event: Event) -> None:
-        """Moves the bar; prints the start and every epoch."""
-        if isinstance(event, Started):
-            self._print(started(event))
-            self._next_bar("compiling", event.total_steps)
-        elif isinstance(event, EpochDone):
-            self._print(f"epoch {event.row['epoch']}/{self._epochs}: {epoch_figures(event)}")
-        elif self._task is not None:
-            self._bars.update(
-                self._task,
-                completed=event.step,
-                description=f"epoch {event.epoch}/{self._epochs}",
-                figures=figures(event),
-            )
-
-    def show_data(self, what: str, done: int, total: int) -> None:
-        """Moves a bar, a new one for each thing that is fetched or prepared."""
-        if self._task is None or self._bars.tasks[-1].description != what:
-            self._next_bar(what, total)
-        if self._task is not None:
-            self._bars.update(self._task, completed=done)
-
-    def _next_bar(self, description: str, total: int) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(description, total=total, figures="")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
-
-
-def started(event: Started) -> str:
-    """Where a run goes and where it goes on, and what there is to know about that."""
-    taken = "" if event.out == event.wished else f" ({event.wished} holds a run already)"
-    what = (
-        f"training {event.total_steps} steps over {event.train_count:,} images "
-        f"into {event.out}{taken}"
-    )
-    if event.step == event.total_steps:
-        what = f"the run in {event.out} is finished: {event.total_steps} steps"
-    elif event.step > 0:
-        what += f", going on at step {event.step}"
-    return "\n".join([what, *(f"note: {remark}" for remark in event.remarks)])
-
-
-def figures(event: Progress) -> str:
-    """The figures of a chunk."""
-    return (
-        f"loss {event.loss:.4f} {event.accuracy:.2f} % rate {event.learning_rate:.2g} "
-        f"{event.images_per_second:,.0f} img/s"
-    )
-
-
-def epoch_figures(event: EpochDone) -> str:
-    """The figures of an epoch."""
-    row = event.row
-    return (
-        f"train loss {row['train_loss']:.4f}, {row['train_accuracy']:.2f} %; "
-        f"test loss {row['test_loss']:.4f}, {row['test_accuracy']:.2f} %; "
-        f"{row['train_seconds']:.1f} s"
     )
 
 

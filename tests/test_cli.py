@@ -28,13 +28,15 @@ TINY = ("--variant", "less_params", "--dataset", "kmnist", "--epochs", "1", "--b
 @pytest.fixture(scope="module")
 def script():
     """scripts/train.py as a module."""
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["train_script"] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(SCRIPT.parent))
 
 
 @pytest.fixture
@@ -211,16 +213,17 @@ def test_data_dir_is_where_the_images_are_kept(run, monkeypatch, tmp_path):
 
 
 def test_the_live_display_fits_a_terminal(script, small_run):
+    display = importlib.import_module("display")
     console = Console(force_terminal=True, width=80, file=io.StringIO())
-    with script.Live(console, 15) as live:
+    with display.Live(console, display.Tally([0], 15)) as live:
         live.show_data("fetching mnist", 50, 100)
         live.show(training.Started(Path("runs/a"), Path("runs/a"), 60000, 0, 7020, []))
-        live.show(training.Progress(12, 5500, 0.0651, 98.15, 0.00123, 8123.4))
+        live.show(training.Progress((0,), 12, 5500, 0.0651, 98.15, 0.00123, 8123.4))
         shown = live._bars.make_tasks_table(live._bars.tasks)
         plain = Console(width=80)
         with plain.capture() as capture:
             plain.print(shown)
-        live.show(EpochDone(small_run.rows[-1]))
+        live.show(EpochDone(small_run.rows[-1:]))
     (line,) = capture.get().splitlines()
     assert "epoch 12/15" in line
     assert "loss 0.0651 98.15 % rate 0.0012 8,123 img/s" in line

@@ -12,9 +12,11 @@ LAYERS = [
     ["models", "optim"],
     ["state"],
     ["steps"],
-    ["checkpoint", "records"],
+    ["mesh", "checkpoint", "records"],
     ["runs"],
     ["training"],
+    ["processes", "worker"],
+    ["seeds"],
     ["report"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

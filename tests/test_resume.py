@@ -25,8 +25,9 @@ WORDS = (
 
 # Where the tests run in the background, children begin with SIGINT ignored.
 START = (
-    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    "import os, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 
 

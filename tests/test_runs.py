@@ -225,22 +225,22 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(train, small_run):
 def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
     train, small_run, monkeypatch, broken
 ):
-    compile_programs = training.compile_programs
+    compile_for = training.compile_for
 
     def compile_broken(*arguments):
-        programs = compile_programs(*arguments)
+        programs = compile_for(*arguments)
 
         def train_chunk(*arguments):
             state, metrics = programs.train_chunk(*arguments)
-            if int(state.step) == 40 and broken == "loss":
+            if int(state.step[0]) == 40 and broken == "loss":
                 metrics = metrics.replace(loss_sum=metrics.loss_sum * float("nan"))
-            if int(state.step) == 40 and broken == "gradient":
+            if int(state.step[0]) == 40 and broken == "gradient":
                 state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
             return state, metrics
 
         return programs._replace(train_chunk=train_chunk)
 
-    monkeypatch.setattr(training, "compile_programs", compile_broken)
+    monkeypatch.setattr(training, "compile_for", compile_broken)
     message = {
         "loss": "the training loss became nan at step 40 of seed 0; try a smaller --learning-rate",
         "gradient": r"is not finite after step 40 of seed 0; try a smaller --learning-rate",
@@ -248,7 +248,7 @@ def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
     with pytest.raises(TrainingError, match=message):
         # The broken gradient is followed by a checkpoint at once; the broken loss needs none.
         train(should_stop=after(31), checkpoint_every="1")
-    monkeypatch.setattr(training, "compile_programs", compile_programs)
+    monkeypatch.setattr(training, "compile_for", compile_for)
     events = []
     assert_same_run(train(resume=True, report=events.append), small_run)
     assert events[0].step == 36

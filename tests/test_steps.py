@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmnist import TrainConfig, create_model, data, layers
+from jaxmnist.mesh import compile_programs, stack
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
 from jaxmnist.runs import to_device
@@ -25,7 +26,6 @@ from jaxmnist.steps import (
     make_train_step,
     normalise,
 )
-from jaxmnist.training import compile_programs
 
 STEPS = 9  # an epoch of 600 images in batches of 64
 
@@ -40,7 +40,7 @@ class Trainer:
         self.images, self.test_images = to_device(data.load("fashion_mnist", idx_dir=idx_dir), None)
         self.create = functools.partial(initial_state, self.model, self.tx)
         self.programs = compile_programs(
-            self.config, self.model, self.tx, self.create(0), self.images, self.test_images
+            self.config, self.model, self.tx, self.images, self.test_images
         )
 
     def train(self, *stops, seed=0):
@@ -50,8 +50,18 @@ class Trainer:
         return state, metrics
 
     def chunk(self, state, metrics, stop):
-        order = self.programs.order_of_epoch(state, self.images)
-        return self.programs.train_chunk(state, metrics, self.images, order, np.int32(stop))
+        states, order = self.block(state), self.programs.order_of_epoch(stack([state]), self.images)
+        return of_one(
+            self.programs.train_chunk(states, stack([metrics]), self.images, order, np.int32(stop))
+        )
+
+    def block(self, state):
+        """The programs are those of a block of one seed."""
+        return jax.device_put(stack([state]))
+
+
+def of_one(trees):
+    return jax.tree.map(lambda leaf: leaf[0], trees)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +104,7 @@ def test_evaluation_counts_every_image(gap):
     state, _ = gap.train(STEPS)
     count = len(gap.test_images.pixels)
     assert count % EVAL_BLOCK != 0
-    metrics = gap.programs.evaluate(state, gap.test_images)
+    metrics = of_one(gap.programs.evaluate(gap.block(state), gap.test_images))
     assert int(metrics.count) == count
     logits = gap.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
@@ -118,9 +128,10 @@ def test_what_makes_a_chunk_fast(gap):
     # The seed's key and what the optimiser derives anew have nothing to be written over.
     header = hlo.splitlines()[0]
     assert header.count("may-alias") >= leaves - 3
-    state, metrics = gap.create(0), jax.device_put(Metrics.zero())
-    gap.chunk(state, metrics, 1)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    states, metrics = gap.block(gap.create(0)), jax.device_put(stack([Metrics.zero()]))
+    order = gap.programs.order_of_epoch(states, gap.images)
+    gap.programs.train_chunk(states, metrics, gap.images, order, np.int32(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states.params))
     data_constants = re.findall(r"u8\[600,28,28\]\S* constant", hlo)
     assert not data_constants
 
@@ -129,7 +140,8 @@ def test_the_order_is_that_of_the_next_steps_epoch(gap):
     for step, epoch in ((0, 0), (STEPS - 1, 0), (STEPS, 1), (STEPS + 1, 1)):
         state = gap.create(0).replace(step=jnp.int32(step))
         expected = epoch_order(state.key, jnp.int32(epoch), 600)
-        chex.assert_trees_all_equal(gap.programs.order_of_epoch(state, gap.images), expected)
+        found = gap.programs.order_of_epoch(gap.block(state), gap.images)
+        chex.assert_trees_all_equal(of_one(found), expected)
 
 
 def test_an_epochs_order_is_a_permutation_of_its_own():

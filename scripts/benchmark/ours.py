@@ -11,13 +11,13 @@ from layer_times import repeat
 from protocol import Job, Offer, serve
 
 from jaxmnist.config import TrainConfig, steps_per_epoch
+from jaxmnist.mesh import compile_programs, stack
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
 from jaxmnist.records import environment
 from jaxmnist.state import initial_state
 from jaxmnist.steps import Images
-from jaxmnist.training import compile_programs
 
 MATMUL_SIZE = 2048
 COPY_NUMBERS = 2**26  # 256 MB of float32
@@ -66,20 +66,25 @@ class Trainer:
         model = create_model(config.variant, config.dropout)
         self._steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
         tx, _ = make_optimizer(config, config.epochs * self._steps)
-        self._state = initial_state(model, tx, config.seed)
-        self.programs = compile_programs(config, model, tx, self._state, train_images, test_images)
+        self._state = jax.device_put(stack([initial_state(model, tx, config.seed)]))
+        self.programs = compile_programs(config, model, tx, train_images, test_images)
 
     def train(self, steps: int) -> None:
         """Trains so many more steps."""
-        stop = int(self._state.step) + steps
-        while int(self._state.step) < stop:
-            if int(self._state.step) % self._steps == 0:
+        stop = self._step + steps
+        while self._step < stop:
+            if self._step % self._steps == 0:
                 self._order = self.programs.order_of_epoch(self._state, self._train_images)
+            zero = stack([Metrics.zero()])
             self._state, metrics = self.programs.train_chunk(
-                self._state, Metrics.zero(), self._train_images, self._order, np.int32(stop)
+                self._state, zero, self._train_images, self._order, np.int32(stop)
             )
-            if not math.isfinite(metrics.loss):
-                raise RuntimeError(f"the loss became {metrics.loss} at step {self._state.step}")
+            if not math.isfinite(metrics.loss_sum[0]):
+                raise RuntimeError(f"the loss is not finite at step {self._step}")
+
+    @property
+    def _step(self) -> int:
+        return int(self._state.step[0])
 
     def evaluate(self, times: int) -> None:
         """Evaluates all test images so many times."""

@@ -1,0 +1,233 @@
+"""Many seeds: how functions written for one seed become programs for a block of them.
+
+A block is seeds that train side by side. Its arrays have a leading axis, one entry a seed; a single
+seed is a block of one, and its program is the one that it would have without that axis.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import psutil
+
+from jaxmnist.config import ConfigError, TrainConfig, check_name
+from jaxmnist.metrics import Metrics
+from jaxmnist.state import TrainState, create_state
+from jaxmnist.steps import Images, make_evaluate, make_order_of_epoch, make_train_chunk
+
+# How many seeds are trained: in one program, one after another, or in processes of their own.
+MAPPINGS = ("vmap", "loop", "processes")
+
+# More than a process that trains ever took: `skeleton`, which compiles, takes 1.4 GB.
+PROCESS_BYTES = 3 << 29
+# Of the free memory: what is compiled says what it needs, but not how well that can be laid out.
+MEMORY_SHARE = 0.8
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a block of seeds.
+
+    They are the functions of `steps.py`, with a leading axis for the seeds wherever something
+    belongs to a seed: all but the images and `stop`. `train_chunk` takes its state and metrics
+    for itself.
+    """
+
+    order_of_epoch: Callable[[TrainState, Images], jax.Array]
+    train_chunk: Callable[
+        [TrainState, Metrics, Images, jax.Array, np.int32], tuple[TrainState, Metrics]
+    ]
+    evaluate: Callable[[TrainState, Images], Metrics]
+    compile_seconds: float
+    memory_bytes: int  # that the largest of them needs on the device
+
+
+def compile_programs(
+    config: TrainConfig,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    train_images: Images,
+    test_images: Images,
+    seeds: int = 1,
+) -> Programs:
+    """Compiles training and evaluation for these shapes, once for the whole run.
+
+    Args:
+        config: what to train; its own seed is of no importance.
+        model: its network.
+        tx: its optimiser.
+        train_images: on the device.
+        test_images: on the device.
+        seeds: how many there are in a block.
+    """
+    begin = time.perf_counter()
+    create = functools.partial(create_state, model, tx)
+    states = jax.eval_shape(jax.vmap(create), np.zeros(seeds, np.uint32))
+    metrics = stack([Metrics.zero()] * seeds)
+    order_of_epoch = _over_seeds(make_order_of_epoch(config), (0, None), seeds)
+    order_of_epoch = jax.jit(order_of_epoch).lower(states, train_images)
+    train_chunk = _over_seeds(make_train_chunk(config, model, tx), (0, 0, None, 0, None), seeds)
+    train_chunk = jax.jit(train_chunk, donate_argnums=(0, 1)).lower(
+        states, metrics, train_images, order_of_epoch.out_info, np.int32(0)
+    )
+    evaluate = jax.jit(_over_seeds(make_evaluate(model), (0, None), seeds))
+    evaluate = evaluate.lower(states, test_images)
+    order_of_epoch, train_chunk, evaluate = (
+        program.compile() for program in (order_of_epoch, train_chunk, evaluate)
+    )
+    seconds = time.perf_counter() - begin
+    needs = max(map(_memory_bytes, (order_of_epoch, train_chunk, evaluate)))
+    return Programs(order_of_epoch, train_chunk, evaluate, seconds, needs)
+
+
+def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> Callable:
+    """A function written for one seed, for a block of them.
+
+    Args:
+        function: of one seed.
+        axes: for each argument, 0 if it belongs to a seed and gets a leading axis, None if all
+            seeds share it.
+        seeds: how many. One is not left to `jax.vmap`, whose products of matrices in batches of
+            one take nearly twice as long on a CPU.
+    """
+    if seeds > 1:
+        mapped = jax.vmap(function, in_axes=tuple(axes))
+    else:
+
+        def mapped(*arguments):
+            own = (
+                argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
+                for argument, axis in zip(arguments, axes, strict=True)
+            )
+            return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), function(*own))
+
+    return functools.wraps(function)(mapped)
+
+
+def _memory_bytes(program: Any) -> int:
+    needs = program.memory_analysis()
+    return (
+        needs.argument_size_in_bytes
+        + needs.output_size_in_bytes
+        - needs.alias_size_in_bytes
+        + needs.temp_size_in_bytes
+    )
+
+
+def free_bytes() -> int:
+    """The memory of the device that programs may take."""
+    stats = jax.devices()[0].memory_stats()
+    free = psutil.virtual_memory().available
+    if stats and "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return int(MEMORY_SHARE * free)
+
+
+def compile_block(compile_for: Callable[[int], Programs], seeds: int) -> tuple[int, Programs]:
+    """Compiles for the largest block that fits into the device's memory.
+
+    Args:
+        compile_for: from a number of seeds in a block to its programs.
+        seeds: how many there are in all.
+
+    Returns:
+        The seeds in a block, and its programs. All blocks have the same size, so that there is
+        one program: the last one may have places left over.
+    """
+    size, limit = seeds, free_bytes()
+    programs = compile_for(size)
+    while programs.memory_bytes > limit and size > 1:
+        most = max(1, size * limit // programs.memory_bytes)
+        size = equal_blocks(seeds, min(most, size - 1))
+        programs = compile_for(size)
+    return size, programs
+
+
+def equal_blocks(seeds: int, most: int) -> int:
+    """The size of a block, if there are as few as can be and none has more than `most` seeds."""
+    blocks = -(-seeds // most)
+    return -(-seeds // blocks)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees of one seed each, side by side along a leading axis, in the host's memory."""
+
+    def stacked(*leaves):
+        if _is_key(leaves[0]):
+            keys = np.stack([jax.random.key_data(key) for key in leaves])
+            return jax.random.wrap_key_data(jnp.asarray(keys))
+        return np.stack(leaves)
+
+    return jax.tree.map(stacked, *trees)
+
+
+def unstack(tree: Any, seeds: int) -> list[Any]:
+    """What `stack` was given, in the host's memory; of the first so many seeds."""
+    keys = jax.tree.map(_is_key, tree)
+    raw = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+    raw = jax.device_get(raw)
+
+    def of_seed(seed):
+        return jax.tree.map(
+            lambda leaf, is_key: jax.random.wrap_key_data(leaf[seed]) if is_key else leaf[seed],
+            raw,
+            keys,
+        )
+
+    return [of_seed(seed) for seed in range(seeds)]
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def choose_mapping(wished: str, seeds: int) -> str:
+    """How so many seeds are trained here.
+
+    docs/performance.md has what each costs: on a CPU, processes with a core each are the fastest;
+    an accelerator is filled by many seeds in one program.
+
+    Args:
+        wished: one of `MAPPINGS`, or auto.
+        seeds: how many.
+
+    Raises:
+        ConfigError: there is no such mapping, or not on this device.
+    """
+    check_name("seed_mapping", wished, ("auto", *MAPPINGS))
+    backend = jax.default_backend()
+    if wished == "processes" and backend != "cpu":
+        raise ConfigError(
+            f"seed_mapping is processes, which divide the cores of a CPU, but the device is a "
+            f"{backend}; use vmap, or loop"
+        )
+    if wished != "auto":
+        return wished
+    if backend != "cpu":
+        return "vmap"
+    return "processes" if len(shares_of_cores(seeds)) > 1 else "loop"
+
+
+def shares_of_cores(seeds: int) -> list[list[int]]:
+    """The cores that this process may use, dealt out to processes that train seeds.
+
+    Args:
+        seeds: how many there are; there are not more processes than that, nor more than fit into
+            the memory.
+
+    Returns:
+        The cores of each process: one, if there are enough seeds.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(os.cpu_count() or 1))
+    fitting = psutil.virtual_memory().available // PROCESS_BYTES
+    processes = max(1, min(seeds, len(cores), fitting))
+    return [cores[first::processes] for first in range(processes)]

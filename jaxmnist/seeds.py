@@ -1,0 +1,318 @@
+"""Runs that differ in their seed alone: in one folder, trained in the way that is fast here."""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmnist import data, mesh, records, runs
+from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig
+from jaxmnist.processes import train_in_processes
+from jaxmnist.records import Row
+from jaxmnist.runs import Job, Run, count_parameters, finished_run, make_job
+from jaxmnist.state import create_state
+from jaxmnist.training import (
+    CHECKPOINT_EVERY,
+    KEEP,
+    EpochDone,
+    Event,
+    Failed,
+    Progress,
+    Stopped,
+    Watch,
+    check_arguments,
+    compile_for,
+    enter_seed,
+    ignore,
+    never,
+    train_block,
+    train_each,
+)
+
+
+class SeedRuns(NamedTuple):
+    """Runs of several seeds that have come to an end."""
+
+    config: SeedsConfig
+    runs: dict[int, Run]  # by seed: those that are finished
+    failures: dict[int, str]  # by seed: what ended the others
+    summary: dict[str, Any]
+    path: Path
+
+
+class SeedsStarted(NamedTuple):
+    """The runs have their folder; what follows is compilation, if anything is left to train."""
+
+    out: Path
+    wished: Path  # the folder they would have, were that free
+    train_count: int
+    steps: dict[int, int]  # where each seed goes on; 0: from the beginning
+    total_steps: int  # of each seed
+    mapping: str  # one of mesh.MAPPINGS
+    remarks: list[str]  # which checkpoints could not be used, and what else to know
+
+
+Ends = dict[int, Run | Exception]  # by seed
+Report = Callable[[Event | SeedsStarted], None]
+
+
+def train_seeds(
+    config: TrainConfig,
+    seeds: Sequence[int],
+    out: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    idx_dir: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    seed_mapping: str = "auto",
+    checkpoint_every: str = CHECKPOINT_EVERY,
+    keep: int = KEEP,
+    report: Report = ignore,
+    data_progress: data.Progress = data.ignore_progress,
+    should_stop: Callable[[], bool] = never,
+) -> SeedRuns:
+    """Trains one network once for each seed. A seed that fails takes no other down.
+
+    Args:
+        config: what to train; its own seed is not used.
+        seeds: whole numbers, each once.
+        out: the folder, in which every seed has a run folder of its own; None: the next free of
+            runs/<variant>-<number>seeds-seed<first>, ...-2, ...-3.
+        data_dir: see `jaxmnist.data.load`.
+        idx_dir: see `jaxmnist.data.load`.
+        overwrite: as in `train`.
+        resume: whether the runs that are in `out` go on; those that are finished are not trained
+            again, and there may be more seeds than before.
+        seed_mapping: vmap (all in one program), loop (one after another), processes (a process
+            for each core), or auto: the fastest here.
+        checkpoint_every: as in `train`.
+        keep: as in `train`.
+        report: told of every event, as it happens.
+        data_progress: see `jaxmnist.data.load`.
+        should_stop: asked about once a second.
+
+    Returns:
+        The finished runs, and why the others failed.
+
+    Raises:
+        ConfigError: the config cannot be trained on these images, `out` is taken, or it does not
+            hold runs that this config goes on with.
+        DataError: the images cannot be had.
+        Stopped: `should_stop` returned True; everything is saved.
+        OSError: the disk does not take the runs.
+    """
+    many = SeedsConfig(config, tuple(seeds))
+    watch = Watch(checkpoint_every, keep, ignore, should_stop)
+    check_arguments(out, overwrite, resume, watch)
+    mapping = mesh.choose_mapping(seed_mapping, len(many.seeds))
+    job = make_job(many.config, data_dir, idx_dir, data_progress)
+    train_with = {
+        "loop": train_each,
+        "vmap": train_vmapped,
+        "processes": functools.partial(train_in_processes, data_dir=data_dir, idx_dir=idx_dir),
+    }[mapping]
+    folder = _continued(many, Path(out)) if resume and out else _new(many, out, overwrite)
+    with folder as (wished, path):
+        found = look_up(job, many.seeds, path)
+        log = _Log(path / records.METRICS, found, report)
+        count = len(job.train_images.pixels)
+        report(
+            SeedsStarted(path, wished, count, log.steps, job.total_steps, mapping, found.remarks)
+        )
+        left = {seed: log.steps[seed] for seed in many.seeds if seed not in found.ends}
+        ends = dict(found.ends)
+        try:
+            if left:
+                ends |= dict(train_with(job, left, path, watch._replace(report=log.take)))
+        except Stopped:
+            raise Stopped(path, sum(log.steps.values())) from None
+        log.close()
+        return _finish(job, many, mapping, path, ends)
+
+
+class Found(NamedTuple):
+    """What there is of the runs of several seeds."""
+
+    ends: Ends  # of those that are not to be trained: finished, or nothing of them is whole
+    steps: dict[int, int]  # by seed, in order
+    rows: dict[int, list[Row]]
+    remarks: list[str]
+
+
+def look_up(job: Job, seeds: Sequence[int], path: Path) -> Found:
+    """Looks at what there is of every seed, before any is trained.
+
+    Raises:
+        ConfigError: a folder has another run.
+    """
+    found = Found({}, dict.fromkeys(seeds, 0), {seed: [] for seed in seeds}, [])
+    remarks: dict[str, None] = {}  # the same one but once
+    for seed in seeds:
+        if not records.seed_folder(path, seed).exists():
+            continue
+        with contextlib.ExitStack() as stack:
+            begun = enter_seed(stack, job, path, seed)
+        if isinstance(begun, Exception):
+            found.ends[seed] = begun
+            remarks[f"seed {seed}: {begun}"] = None
+            continue
+        position = begun.position
+        found.steps[seed], found.rows[seed] = position.step, position.rows
+        remarks |= dict.fromkeys(begun.remarks)
+        if position.summary is not None:
+            found.ends[seed] = finished_run(job.of(seed), position, begun.path)
+    return found._replace(remarks=list(remarks))
+
+
+def train_vmapped(
+    job: Job, steps: Mapping[int, int], path: Path, watch: Watch
+) -> Iterator[tuple[int, Run | Exception]]:
+    """Trains seeds side by side in one program, in as few blocks as fit into the memory.
+
+    Args:
+        job: what is run, whatever its seed.
+        steps: the seeds to train, and how far each is: only those that are equally far share a
+            block.
+        path: each goes on, or begins, in a folder of its own below this one.
+        watch: how the trainings are watched over.
+
+    Yields:
+        Each seed with its finished run, or with what ended it.
+
+    Raises:
+        Stopped: `watch.should_stop` returned True; everything is saved.
+    """
+    groups = [
+        [seed for seed in steps if steps[seed] == step] for step in sorted(set(steps.values()))
+    ]
+    size, programs = mesh.compile_block(
+        functools.partial(compile_for, job), max(len(group) for group in groups)
+    )
+    blocks = [
+        group[first : first + size] for group in groups for first in range(0, len(group), size)
+    ]
+    for block in blocks:
+        with contextlib.ExitStack() as stack:
+            begun = {seed: enter_seed(stack, job, path, seed) for seed in block}
+            failed = {seed: run for seed, run in begun.items() if isinstance(run, Exception)}
+            ready = {seed: run for seed, run in begun.items() if not isinstance(run, Exception)}
+            for seed, error in failed.items():
+                watch.report(Failed(seed, str(error)))
+                yield seed, error
+            jobs = [job.of(seed) for seed in ready]
+            ends = train_block(jobs, list(ready.values()), programs, watch, size) if jobs else []
+        yield from zip(ready, ends, strict=True)
+
+
+def load_seeds(path: str | os.PathLike) -> SeedRuns:
+    """Reads the runs of several seeds back from their folder; nothing in it is executed.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        What `train_seeds` returned.
+
+    Raises:
+        ConfigError: the folder is not that of runs that have come to an end.
+        CheckpointError: the last checkpoint of one is not whole.
+        OSError: a file cannot be read.
+    """
+    path = Path(path)
+    records.check_own(path)
+    many = records.read_config_of_seeds(path)
+    summary = records.read_summary(path)
+    failures = {int(seed): reason for seed, reason in summary["failures"].items()}
+    found = {
+        seed: runs.load_run(records.seed_folder(path, seed))
+        for seed in many.seeds
+        if seed not in failures
+    }
+    return SeedRuns(many, found, failures, summary, path)
+
+
+class _Log:
+    """Writes what happens to all seeds into one metrics.jsonl, and passes it on.
+
+    Args:
+        file: the metrics.jsonl.
+        found: what was there before.
+        report: told of every event.
+    """
+
+    def __init__(self, file: Path, found: Found, report: Report):
+        self.steps = dict(found.steps)
+        self._rows = {seed: list(rows) for seed, rows in found.rows.items()}
+        self._file, self._report = file, report
+        self.close()
+
+    def take(self, event: Event) -> None:
+        """Takes an event of any seed."""
+        if isinstance(event, Progress):
+            self.steps |= dict.fromkeys(event.seeds, event.step)
+        if isinstance(event, EpochDone):
+            for row in event.rows:
+                self._rows[row["seed"]].append(row)
+                records.append(self._file, json.dumps(row))
+        self._report(event)
+
+    def close(self) -> None:
+        """Puts the rows in order: seed by seed."""
+        records.write_rows(self._file, [row for rows in self._rows.values() for row in rows])
+
+
+@contextlib.contextmanager
+def _new(
+    many: SeedsConfig, out: str | os.PathLike | None, overwrite: bool
+) -> Iterator[tuple[Path, Path]]:
+    """Makes the folder of runs that start at their first step; yields the wished one and it."""
+    with records.new_folder(many, out, overwrite) as (wished, path):
+        records.write(path / records.CONFIG, many.to_json())
+        yield wished, path
+
+
+@contextlib.contextmanager
+def _continued(many: SeedsConfig, path: Path) -> Iterator[tuple[Path, Path]]:
+    """Takes the folder of runs that go on; yields it twice, as it is the wished one."""
+    with records.locked(path):
+        _check_own_seeds(many, path)
+        records.write(path / records.CONFIG, many.to_json())
+        (path / records.SUMMARY).unlink(missing_ok=True)
+        yield path, path
+
+
+def _check_own_seeds(many: SeedsConfig, path: Path) -> None:
+    """Accepts a folder with nothing, or with runs that this config goes on with."""
+    if (path / records.CHECKPOINTS).exists():
+        raise ConfigError(f"{path} has one run; leave --seeds out")
+    if not records.seed_folders(path):
+        records.check_is_run(path)
+    try:
+        begun = records.read_config_of_seeds(path)
+    except ConfigError:  # it is missing or damaged; every seed has its own, which is compared later
+        return
+    many.check_continues(begun)
+
+
+def _finish(job: Job, many: SeedsConfig, mapping: str, path: Path, ends: Ends) -> SeedRuns:
+    """Writes the summary of all seeds."""
+    done = {seed: ends[seed] for seed in many.seeds}
+    finished = {seed: end for seed, end in done.items() if isinstance(end, Run)}
+    failures = {seed: str(end) for seed, end in done.items() if isinstance(end, Exception)}
+    state = jax.eval_shape(lambda: create_state(job.model, job.tx, job.config.seed))
+    joined = records.join_summaries(
+        many,
+        count_parameters(state.params),
+        job.total_steps,
+        len(job.test_images.pixels),
+        {seed: run.summary for seed, run in finished.items()},
+        failures,
+    )
+    summary = {**joined, "seed_mapping": mapping, **job.environment}
+    records.write_summary(path / records.SUMMARY, summary)
+    return SeedRuns(many, finished, failures, summary, path)
