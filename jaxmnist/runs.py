@@ -202,6 +202,7 @@ def continued_run(job: Job, path: Path) -> Iterator[Begun]:
             remarks = [*skipped, *_changes(found.notes["environment"], job.environment)]
         else:
             _check_not_begun(job, path)
+            checkpoint.clean(folder, 0)
             position, remarks = _first_position(job), []
         _write_files(path, job.config, position)
         yield Begun(path, path, position, remarks)

@@ -120,11 +120,9 @@ def train_seeds(
     with folder as (wished, path):
         found = look_up(job, many.seeds, path)
         log = _Log(path / records.METRICS, found, report)
-        count = len(job.train_images.pixels)
-        report(
-            SeedsStarted(path, wished, count, log.steps, job.total_steps, mapping, found.remarks)
-        )
-        left = {seed: log.steps[seed] for seed in many.seeds if seed not in found.ends}
+        count, steps = len(job.train_images.pixels), found.steps
+        report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, found.remarks))
+        left = {seed: step for seed, step in steps.items() if seed not in found.ends}
         ends = dict(found.ends)
         try:
             if left:

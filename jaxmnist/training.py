@@ -332,7 +332,7 @@ class _Block:
         try:
             while places := self._training():
                 self._train_chunk(places)
-                if self._step % self._job.steps == 0:
+                if self._step % self._job.steps == 0 and self._training():
                     self._evaluate(self._training())
                 if self._step == self._job.total_steps:
                     self._finish(self._training())

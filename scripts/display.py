@@ -25,7 +25,7 @@ class Tally:
     """
 
     def __init__(self, seeds: Sequence[int], epochs: int):
-        self.epochs = epochs
+        self.epochs, self.count = epochs, len(seeds)
         self.total_steps = 0  # of one seed
         self.steps = dict.fromkeys(seeds, 0)
         self._latest: dict[int, Row] = {}
@@ -34,7 +34,7 @@ class Tally:
     @property
     def is_of_many(self) -> bool:
         """Whether there are several seeds."""
-        return len(self.steps) > 1
+        return self.count > 1
 
     @property
     def done(self) -> int:
@@ -58,6 +58,7 @@ class Tally:
             self.steps = dict.fromkeys(self.steps, event.step)
         elif isinstance(event, SeedsStarted):
             self.total_steps, self.steps = event.total_steps, dict(event.steps)
+            self.count = len(event.steps)
         elif isinstance(event, EpochDone):
             self._latest |= {row["seed"]: row for row in event.rows}
         elif isinstance(event, Progress):
@@ -163,7 +164,7 @@ class Live(Silence):
             self._next_bar("compiling", tally.total)
         elif isinstance(event, Progress) and self._task is not None:
             what = f"epoch {event.epoch}/{tally.epochs}"
-            of_all = f"{tally.seeds_done}/{len(tally.steps)} seeds"
+            of_all = f"{tally.seeds_done}/{tally.count} seeds"
             self._bars.update(
                 self._task,
                 completed=tally.done,
@@ -205,7 +206,7 @@ def line_of(event: Started | SeedsStarted | EpochDone | Failed, tally: Tally) ->
     line = f"{who(seeds, tally)}epoch {row['epoch']}/{tally.epochs}: {epoch_figures(event.rows)}"
     if tally.is_of_many and row["epoch"] == tally.epochs:
         left = f", {tally.time_left()}" if tally.done < tally.total else ""
-        line += f"\n{tally.seeds_done} of {len(tally.steps)} seeds: {tally.accuracy()}{left}"
+        line += f"\n{tally.seeds_done} of {tally.count} seeds: {tally.accuracy()}{left}"
     return line
 
 

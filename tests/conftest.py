@@ -1,5 +1,10 @@
 """What several test files share: small images, a small run, and golden numbers drawn by name."""
 
+import os
+import re
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import jaxmnist
 from jaxmnist.data import idx
 
 GOLDEN = Path(__file__).parent / "golden"
+SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +117,61 @@ def small_run(small_config, small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
     """A finished run; tests may read it, not change it."""
     out = tmp_path_factory.mktemp("runs") / "small"
     return jaxmnist.train(small_config, out=out, idx_dir=small_idx_dir)
+
+
+# Where the tests run in the background, children begin with SIGINT ignored.
+START = (
+    "import os, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where all processes that tests start keep what they compiled."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def start(tmp_path, small_idx_dir, cache):
+    """Starts the command; what is still running afterwards is killed."""
+    started = []
+
+    def start(*words, folder=tmp_path):
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
+            cwd=folder,
+            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(process):
+    """Waits for the end of the command: its status, output and errors."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for_line(process, pattern):
+    """Reads the command's output up to a line."""
+    for line in process.stdout:
+        if re.match(pattern, line):
+            return
+    raise AssertionError(f"ended without {pattern}: {process.stderr.read()}")
+
+
+def wait_until(condition, process):
+    """Waits while the command runs."""
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)

@@ -1,12 +1,9 @@
 """The command as processes of their own: killed, stopped by signals, in each other's way."""
 
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,49 +12,13 @@ import jax
 import pytest
 
 import jaxmnist
+from tests.conftest import SCRIPT, finish, wait_for_line, wait_until
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 EPOCHS = 20  # of 18 steps
 WORDS = (
     f"--variant gap --dataset fashion_mnist --epochs {EPOCHS} --batch-size 32 "
     "--checkpoint-every 1 --out run"
 ).split()
-
-# Where the tests run in the background, children begin with SIGINT ignored.
-START = (
-    "import os, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); "
-    "runpy.run_path(sys.argv[0], run_name='__main__')"
-)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Where all processes of this file keep what they compiled."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def start(tmp_path, small_idx_dir, cache):
-    """Starts the command; what is still running afterwards is killed."""
-    started = []
-
-    def start(*words, folder=tmp_path):
-        process = subprocess.Popen(
-            [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
-            cwd=folder,
-            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +27,6 @@ def whole(small_idx_dir, tmp_path_factory):
     config = jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
     out = tmp_path_factory.mktemp("runs") / "whole"
     return jaxmnist.train(config, out=out, idx_dir=small_idx_dir)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def wait_for_line(process, pattern):
-    for line in process.stdout:
-        if re.match(pattern, line):
-            return
-    raise AssertionError(f"ended without {pattern}: {process.stderr.read()}")
-
-
-def wait_until(condition, process):
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.001)
 
 
 def assert_same_run(folder, expected):

@@ -1,0 +1,244 @@
+"""Seeds in processes of their own: who gets which, and what becomes of them when one dies."""
+
+import json
+import os
+import queue
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+import jaxmnist
+from jaxmnist import processes
+from jaxmnist.training import EpochDone, Failed, Progress, Stopped, TrainingError, Watch
+from tests.conftest import SCRIPT, finish, wait_for_line
+from tests.test_runs import assert_same_run
+
+EPOCHS = 12  # of 18 steps
+WORDS = (
+    f"--variant gap --dataset fashion_mnist --epochs {EPOCHS} --batch-size 32 --seeds 3 "
+    "--seed-mapping processes --checkpoint-every 1 --out runs"
+).split()
+
+
+class Worker:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.seed = None
+        self.told = []
+
+    def train(self, seed):
+        self.seed = seed
+        self.told.append(seed)
+
+    def send(self, message):
+        self.told.append(message)
+
+    def last_words(self):
+        return "its process was ended by SIGKILL"
+
+
+@pytest.fixture
+def lead(monkeypatch, tmp_path):
+    """Leads two workers, who say what the test says, over four seeds."""
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0)
+    monkeypatch.setattr(processes.runs, "load_run", lambda path: path.name)
+    events, inbox, team = [], queue.SimpleQueue(), [Worker(), Worker()]
+
+    def train(*messages, should_stop=lambda: False):
+        for worker, message in messages:
+            inbox.put((team[worker], message))
+        watch = Watch(report=events.append, should_stop=should_stop)
+        yield from processes._Lead(list(team), [4, 5, 6, 7], tmp_path, watch, inbox).train()
+
+    return train, team, events
+
+
+def said(seed, step=4):
+    return ["Progress", [seed], 1, step, 0.5, 90.0, 0.1, 1000.0]
+
+
+def test_the_others_begin_when_the_first_has_compiled(lead):
+    train, team, events = lead
+    ends = train((0, said(4)), (0, ["done", 4, None]), (1, ["done", 5, None]))
+    next(ends)
+    assert (team[0].told, team[1].told) == ([4], [5])
+    assert events == [Progress((4,), 1, 4, 0.5, 90.0, 0.1, 1000.0)]
+
+
+def test_who_is_done_gets_the_next_seed(lead):
+    train, team, events = lead
+    row = {"seed": 4, "epoch": 1}
+    ends = train(
+        (0, ["EpochDone", [row]]),
+        (0, ["done", 4, None]),
+        (0, ["Failed", 6, "the loss became nan"]),
+        (0, ["done", 6, "the loss became nan"]),
+        (1, ["done", 5, None]),
+        (0, ["done", 7, None]),
+    )
+    found = dict(ends)
+    assert (team[0].told, team[1].told) == ([4, 6, 7], [5])
+    assert {seed: found[seed] for seed in (4, 5, 7)} == {4: "seed4", 5: "seed5", 7: "seed7"}
+    assert str(found[6]) == "the loss became nan"
+    assert events == [EpochDone([row]), Failed(6, "the loss became nan")]
+
+
+def test_a_process_that_dies_takes_its_seed_with_it_and_no_other(lead):
+    train, _, events = lead
+    ends = train(
+        (0, said(4)),
+        (1, None),
+        (0, ["done", 4, None]),
+        (0, ["done", 6, None]),
+        (0, ["done", 7, None]),
+    )
+    found = dict(ends)
+    assert isinstance(found[5], TrainingError)
+    assert str(found[5]) == "its process was ended by SIGKILL"
+    assert events[-1] == Failed(5, "its process was ended by SIGKILL")
+    assert found.keys() == {4, 5, 6, 7}
+
+
+def test_if_the_first_dies_before_it_has_compiled_another_begins(lead):
+    train, team, _ = lead
+    ends = train((0, None), *((1, ["done", seed, None]) for seed in (5, 6, 7)))
+    assert [seed for seed, _ in ends] == [4, 5, 6, 7]
+    assert team[1].told == [5, 6, 7]
+
+
+def test_without_any_process_the_rest_fails(lead):
+    train, _, events = lead
+    found = dict(train((0, None), (1, None)))
+    assert str(found[7]) == "no process is left to train it"
+    assert [event.seed for event in events] == [4, 5, 6, 7]
+
+
+def test_all_are_told_to_stop_once_and_get_nothing_more(lead):
+    train, team, _ = lead
+    ends = train(
+        (0, said(4)),
+        (0, said(4, 5)),
+        (1, ["stopped"]),
+        (0, ["done", 4, None]),
+        should_stop=lambda: team[1].seed is not None or "stop" in team[0].told,
+    )
+    assert next(ends) == (4, "seed4")
+    with pytest.raises(Stopped):
+        next(ends)
+    assert (team[0].told, team[1].told) == ([4, "stop"], [5, "stop"])
+
+
+@pytest.fixture(scope="module")
+def whole(small_idx_dir, tmp_path_factory):
+    """The seeds that nothing happened to, one after another in this process."""
+    config = jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return jaxmnist.train_seeds(
+        config, (0, 1, 2), out=out, idx_dir=small_idx_dir, seed_mapping="loop"
+    )
+
+
+def assert_same_runs(folder, whole):
+    loaded = jaxmnist.load_seeds(folder)
+    assert (loaded.runs.keys(), loaded.failures) == (whole.runs.keys(), {})
+    for seed, run in loaded.runs.items():
+        assert_same_run(run, whole.runs[seed])
+    assert loaded.summary["final_test_accuracy"] == whole.summary["final_test_accuracy"]
+
+
+def workers_of(process):
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "jaxmnist.worker" in child.cmdline()
+    ]
+
+
+def test_in_processes_each_seed_is_the_run_it_would_be_alone(start, whole, tmp_path):
+    process = start(*WORDS)
+    wait_for_line(process, "seed 1, epoch 1/12")
+    if hasattr(os, "sched_getaffinity"):
+        shares = [worker.cpu_affinity() for worker in workers_of(process)]
+        mine = os.sched_getaffinity(0)
+        assert sorted(core for share in shares for core in share) == sorted(mine)
+    status, out, err = finish(process)
+    assert (status, err) == (0, "")
+    assert re.fullmatch(
+        r"gap, 3 of 3 seeds: \d+\.\d\d ± \d\.\d\d % of 430 test images \(\d.* to .*, best epochs "
+        r".*\), 7,364 parameters, \d+ s, in runs",
+        out.splitlines()[-1],
+    )
+    assert_same_runs(tmp_path / "runs", whole)
+    summary = json.loads((tmp_path / "runs" / "summary.json").read_text())
+    assert summary["seed_mapping"] == "processes"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_all_and_says_how_to_go_on(start, whole, tmp_path, number, status):
+    process = start(*WORDS)
+    wait_for_line(process, "seed 1, epoch 2/12")
+    workers = workers_of(process)
+    for worker in workers:  # as a terminal or a scheduler does: to all of them
+        worker.send_signal(number)
+    process.send_signal(number)
+    found, _, err = finish(process)
+    assert found == status
+    stopped = re.fullmatch(r"stopped at step (\d+); to go on: python (.*)\n", err)
+    assert stopped is not None, err
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    script, *words = shlex.split(stopped[2])
+    assert Path(script) == SCRIPT
+    status, out, _ = finish(start(*words[: words.index("--idx-dir")], "--resume"))
+    assert status == 0
+    assert f"into runs, going on at step {stopped[1]} of 648, " in out.splitlines()[0]
+    assert_same_runs(tmp_path / "runs", whole)
+
+
+def test_killed_it_leaves_no_orphan_and_goes_on(start, whole, tmp_path):
+    process = start(*WORDS)
+    wait_for_line(process, "seed 1, epoch 2/12")
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    # The seeds need not be said again, and may go on in another way.
+    status, out, err = finish(start("--resume", "--out", "runs", "--seed-mapping", "loop"))
+    assert (status, err) == (0, "")
+    assert "training seeds 0 to 2 (loop), " in out.splitlines()[0]
+    assert_same_runs(tmp_path / "runs", whole)
+
+
+def test_a_killed_worker_is_named_and_the_others_finish(start, whole, tmp_path):
+    process = start(*WORDS)
+    wait_for_line(process, "seed 1, epoch 1/12")
+    workers_of(process)[1].kill()
+    status, out, err = finish(process)
+    assert (status, err) == (1, "error: seed 1: its process was ended by SIGKILL\n")
+    assert "seed 1 failed: its process was ended by SIGKILL" in out
+    assert jaxmnist.load_seeds(tmp_path / "runs").runs.keys() == {0, 2}
+    assert finish(start("--resume", "--out", "runs"))[0] == 0
+    assert_same_runs(tmp_path / "runs", whole)
+
+
+def test_a_program_that_is_not_guarded_may_use_processes(small_idx_dir, tmp_path):
+    """`multiprocessing` would run it again in every process; a run here needs no main guard."""
+    code = f"""
+import jaxmnist
+config = jaxmnist.TrainConfig("less_params", "fashion_mnist", epochs=1, batch_size=100)
+found = jaxmnist.train_seeds(
+    config, (0, 1), out="runs", idx_dir={str(small_idx_dir)!r}, seed_mapping="processes"
+)
+print(found.summary["seeds"], found.failures)
+"""
+    (tmp_path / "mine.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[0, 1] {}\n", "")
