@@ -29,7 +29,6 @@ START_STEPS = 10  # of the runs that show how long a start takes
 BATCH_SIZES = (32, 128, 512, 1024, 4096)
 IMAGE_COUNTS = (6_000, 15_000, 30_000, 60_000)
 EPOCHS = (1, 2, 4)
-SEEDS = (1, 2, 4, 8)
 
 Times = dict[str, list[float]]  # by job, the seconds of each round
 
@@ -66,7 +65,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--scaling",
         action="store_true",
-        help="show how the cost grows with the batch, the images, the epochs and the seeds",
+        help="show how the cost grows with the batch, the images and the epochs",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=counts,
+        metavar="1,2,4,8",
+        help="measure so many seeds at a time as well, in each of the ways to train them",
     )
     parser.add_argument(
         "--peer",
@@ -88,6 +93,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
     return parser.parse_args(argv)
+
+
+def counts(words: str) -> tuple[int, ...]:
+    """Whole numbers above 0, as 1,2,4,8."""
+    found = tuple(map(int, words.split(",")))
+    if min(found) < 1:
+        raise ValueError
+    return found
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -141,6 +154,8 @@ def measure(
     }
     if arguments.layers:
         result["layers"] = network
+    if arguments.seeds:
+        result["seeds"] = measure_seeds(work, arguments.seeds, arguments.rounds)
     if arguments.scaling:
         result["scaling"] = measure_scaling(work, arguments.rounds)
     return result
@@ -261,6 +276,12 @@ def measure_start(
     }
 
 
+def measure_seeds(work: Mapping[str, Any], seeds: Sequence[int], rounds: int) -> dict[str, Any]:
+    """How long a step of so many seeds takes, in each of the ways to train them."""
+    measured = alternate({"seeds": command("seeds")}, {**work, "seeds": seeds}, rounds)
+    return {"counts": list(seeds), **measured._asdict()}
+
+
 def measure_scaling(work: Mapping[str, Any], rounds: int) -> dict[str, dict[str, float]]:
     """How the seconds grow with one thing at a time, the others as they are."""
 
@@ -277,7 +298,6 @@ def measure_scaling(work: Mapping[str, Any], rounds: int) -> dict[str, dict[str,
             for count in IMAGE_COUNTS
         },
         "epochs of 6,000 images: all of them": seconds("epochs", limit_train=6000, epochs=EPOCHS),
-        "seeds under vmap: a step of all": seconds("seeds", seeds=SEEDS),
     }
 
 

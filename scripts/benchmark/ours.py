@@ -1,6 +1,5 @@
 """jaxmnist itself, the programs that `scripts/train.py` runs; and the limits of the machine."""
 
-import math
 from typing import Any
 
 import jax
@@ -59,15 +58,19 @@ def negation(numbers: jax.Array) -> Job:
 
 
 class Trainer:
-    """A network under training, in the programs of `jaxmnist.train`."""
+    """A network under training, in the programs of `jaxmnist.train`; so many seeds side by side."""
 
-    def __init__(self, config: TrainConfig, train_images: Images, test_images: Images):
+    def __init__(
+        self, config: TrainConfig, train_images: Images, test_images: Images, seeds: int = 1
+    ):
         self._train_images, self._test_images = train_images, test_images
         model = create_model(config.variant, config.dropout)
         self._steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
         tx, _ = make_optimizer(config, config.epochs * self._steps)
-        self._state = jax.device_put(stack([initial_state(model, tx, config.seed)]))
-        self.programs = compile_programs(config, model, tx, train_images, test_images)
+        states = [initial_state(model, tx, config.seed + number) for number in range(seeds)]
+        self._state = jax.device_put(stack(states))
+        self._zero = stack([Metrics.zero()] * seeds)
+        self.programs = compile_programs(config, model, tx, train_images, test_images, seeds)
 
     def train(self, steps: int) -> None:
         """Trains so many more steps."""
@@ -75,11 +78,10 @@ class Trainer:
         while self._step < stop:
             if self._step % self._steps == 0:
                 self._order = self.programs.order_of_epoch(self._state, self._train_images)
-            zero = stack([Metrics.zero()])
             self._state, metrics = self.programs.train_chunk(
-                self._state, zero, self._train_images, self._order, np.int32(stop)
+                self._state, self._zero, self._train_images, self._order, np.int32(stop)
             )
-            if not math.isfinite(metrics.loss_sum[0]):
+            if not np.isfinite(metrics.loss_sum).all():
                 raise RuntimeError(f"the loss is not finite at step {self._step}")
 
     @property

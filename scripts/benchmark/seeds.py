@@ -1,46 +1,81 @@
-"""Many seeds of jaxmnist trained by one program: `jax.vmap` over the training chunk."""
+"""Many seeds of jaxmnist in training, in each of the ways that `mesh.py` knows."""
 
 import functools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from inputs import load_images
+from ours import Trainer
 from protocol import Job, Offer, serve
 
-from jaxmnist.config import TrainConfig, steps_per_epoch
-from jaxmnist.metrics import Metrics
-from jaxmnist.models import create_model
-from jaxmnist.optim import make_optimizer
-from jaxmnist.state import create_state
-from jaxmnist.steps import Images, make_order_of_epoch, make_train_chunk
+from jaxmnist.config import TrainConfig
+from jaxmnist.mesh import shares_of_cores
 
 
 def prepare(work: dict[str, Any]) -> Offer:
-    """One job for each number of seeds: a step of all of them."""
-    images, _ = load_images(work)
+    """One job for each mapping and number of seeds: a step of all of them."""
+    one = trainer(work, 1)
+    jobs: dict[str, Job] = {}
+    for seeds in work["seeds"]:
+        jobs[f"loop {seeds}"] = one_after_another(one.train, seeds)
+        jobs[f"vmap {seeds}"] = trainer(work, seeds).train
+        jobs[f"processes {seeds}"] = in_processes(work, seeds)
+    return Offer(jobs)
+
+
+def trainer(work: dict[str, Any], seeds: int) -> Trainer:
+    """So many seeds in one program."""
     config = TrainConfig(work["variant"], batch_size=work["batch_size"])
-    return Offer({str(count): training(config, images, count) for count in work["seeds"]})
+    return Trainer(config, *load_images(work), seeds)
 
 
-def training(config: TrainConfig, images: Images, count: int) -> Job:
-    """Trains so many seeds side by side, from the start of an epoch."""
-    model = create_model(config.variant, config.dropout)
-    steps = steps_per_epoch(len(images.pixels), config.batch_size)
-    tx, _ = make_optimizer(config, config.epochs * steps)
-    create = functools.partial(create_state, model, tx)
-    states = jax.jit(jax.vmap(create))(jnp.arange(count))
-    metrics = jax.tree.map(lambda zero: jnp.full(count, zero), Metrics.zero())
-    orders = jax.jit(jax.vmap(make_order_of_epoch(config), in_axes=(0, None)))(states, images)
-    chunk = jax.jit(jax.vmap(make_train_chunk(config, model, tx), in_axes=(0, 0, None, 0, None)))
+def one_after_another(train: Job, seeds: int) -> Job:
+    """Trains so many seeds in turn."""
 
     def job(times: int) -> None:
-        for done in range(0, times, steps):  # a chunk is an epoch at most
-            stop = np.int32(min(steps, times - done))
-            jax.block_until_ready(chunk(states, metrics, images, orders, stop))
+        for _ in range(seeds):
+            train(times)
 
     return job
+
+
+def in_processes(work: dict[str, Any], seeds: int) -> Job:
+    """Trains so many seeds, dealt out to a process for each share of the cores."""
+    shares = shares_of_cores(seeds)
+    spawn = multiprocessing.get_context("spawn")
+    pools = [ProcessPoolExecutor(1, spawn, begin, (work, cores)) for cores in shares]
+
+    def job(times: int) -> None:
+        counts = [len(range(first, seeds, len(pools))) for first in range(len(pools))]
+        trained = [
+            pool.submit(train_here, count, times) for pool, count in zip(pools, counts, strict=True)
+        ]
+        for one in trained:
+            one.result()
+
+    return job
+
+
+here: dict[str, Callable[[int], Job]] = {}  # of a process of a pool: what it trains
+
+
+def begin(work: dict[str, Any], cores: list[int]) -> None:
+    """Takes its cores; ends with the process that started it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    here["seeds"] = functools.partial(one_after_another, trainer(work, 1).train)
+
+
+def train_here(seeds: int, times: int) -> None:
+    """Trains so many seeds in this process."""
+    here["seeds"](seeds)(times)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ def tables(variant: str, result: dict[str, Any]) -> list[Table]:
         found += [peers_table(variant, result), ratios_table(variant, result)]
     if "layers" in result:
         found.append(layers_table(variant, result))
+    if "seeds" in result:
+        found.append(seeds_table(variant, result))
     if "scaling" in result:
         found.append(scaling_table(variant, result))
     return found
@@ -90,6 +92,25 @@ def layers_table(variant: str, result: dict[str, Any]) -> Table:
         )
     columns = ("layer", "returns", "MFLOP", "MB", "forward ms", "backward ms")
     return _table(f"{variant}: every layer alone; MFLOP and MB forward", columns, rows)
+
+
+def seeds_table(variant: str, result: dict[str, Any]) -> Table:
+    """What a step of one seed costs, if so many are trained."""
+    times, failed = result["seeds"]["times"]["seeds"], result["seeds"]["failed"]
+    counts = result["seeds"]["counts"]
+
+    def figure(mapping: str, count: int) -> str:
+        job = f"{mapping} {count}"
+        if job not in times:
+            return failed[f"seeds: {job}"]
+        return _milliseconds([seconds / count for seconds in times[job]])
+
+    rows = [
+        (mapping, *(figure(mapping, count) for count in counts))
+        for mapping in ("loop", "vmap", "processes")
+    ]
+    title = f"{variant}: a step of one seed, if so many are trained"
+    return _table(title, ("mapping", *(f"{count} seeds" for count in counts)), rows)
 
 
 def scaling_table(variant: str, result: dict[str, Any]) -> Table:
