@@ -217,7 +217,13 @@ def measured(bench, small_idx_dir, tmp_path_factory):
     """Everything but the peers that need PyTorch, measured on the small images in short rounds."""
     scratch = tmp_path_factory.mktemp("bench")
     arguments = argparse.Namespace(
-        rounds=1, layers=True, peer=["flax"], scaling=False, data_dir=None, idx_dir=small_idx_dir
+        rounds=1,
+        layers=True,
+        peer=["flax"],
+        scaling=False,
+        seeds=None,
+        data_dir=None,
+        idx_dir=small_idx_dir,
     )
     config = TrainConfig("less_params", "kmnist", batch_size=20)
     images = small_images(bench, small_idx_dir, scratch)
@@ -253,13 +259,41 @@ def test_every_figure_has_its_place_in_the_tables(parts, measured):
     ]
 
 
-def test_scaling_trains_epochs_and_seeds(bench, small_idx_dir, tmp_path):
+def test_scaling_trains_epochs(bench, small_idx_dir, tmp_path):
     work = {
         "variant": "less_params",
         "batch_size": 100,
         "limit_train": 400,
         "images": str(small_images(bench, small_idx_dir, tmp_path)),
     }
-    for name, counts in (("epochs", {"epochs": [1, 2]}), ("seeds", {"seeds": [1, 2]})):
-        measured = bench.alternate({name: bench.command(name)}, {**work, **counts}, 1)
-        assert (measured.failed, set(measured.times[name])) == ({}, {"1", "2"})
+    measured = bench.alternate({"epochs": bench.command("epochs")}, {**work, "epochs": [1, 2]}, 1)
+    assert (measured.failed, set(measured.times["epochs"])) == ({}, {"1", "2"})
+
+
+def test_seeds_are_measured_in_each_of_the_ways_to_train_them(
+    bench, parts, small_idx_dir, tmp_path
+):
+    work = {
+        "variant": "less_params",
+        "batch_size": 100,
+        "limit_train": 400,
+        "images": str(small_images(bench, small_idx_dir, tmp_path)),
+    }
+    measured = bench.measure_seeds(work, (2,), 1)
+    assert measured["failed"] == {}
+    assert set(measured["times"]["seeds"]) == {"loop 2", "vmap 2", "processes 2"}
+    measured["failed"]["seeds: vmap 2"] = "RuntimeError: out of memory"
+    times = measured["times"]["seeds"]
+    del times["vmap 2"]
+    table = parts("benchmark.tables").seeds_table("gap", {"seeds": measured})
+    loop, vmap, _ = table.columns[1].cells
+    assert loop == f"{times['loop 2'][0] / 2 * 1e3:.2f} ms"
+    assert vmap == "RuntimeError: out of memory"
+
+
+@pytest.mark.parametrize("words", ["0", "1,x", ""])
+def test_numbers_of_seeds_are_at_least_one(parts, capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        parts("bench").parse(["--seeds", words])
+    assert "argument --seeds: invalid counts value" in capsys.readouterr().err
+    assert parts("bench").parse(["--seeds", "1,4"]).seeds == (1, 4)

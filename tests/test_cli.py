@@ -1,7 +1,6 @@
 import contextlib
 import dataclasses
 import importlib.util
-import io
 import json
 import os
 import re
@@ -13,11 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 import requests
-from rich.console import Console
 
 from jaxmnist import TrainConfig, data, training
 from jaxmnist.data import sources
-from jaxmnist.training import EpochDone
 from tests.conftest import small_files
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +116,8 @@ def test_every_option_reaches_the_config(script):
     words = (
         "--variant gap --dataset kmnist --epochs 3 --batch-size 64 --learning-rate 0.5 --seed 9 "
         "--no-augment --dropout 0.1 --limit-train 1000 --out o --data-dir d --idx-dir i "
-        "--overwrite --resume --checkpoint-every 3 --keep 5 --quiet --debug "
+        "--overwrite --resume --checkpoint-every 3 --keep 5 --quiet --debug --seeds 4,2 "
+        "--seed-mapping vmap "
         "--no-compilation-cache"
     )
     arguments = script.parse(words.split())
@@ -142,6 +140,7 @@ def test_every_option_reaches_the_config(script):
     assert arguments.overwrite
     assert arguments.resume
     assert (arguments.checkpoint_every, arguments.keep) == ("3", 5)
+    assert (arguments.seeds, arguments.seed_mapping) == ("4,2", "vmap")
     assert arguments.quiet
     assert arguments.debug
     assert not arguments.compilation_cache
@@ -163,6 +162,19 @@ def test_every_option_reaches_the_config(script):
         ("--resume", r"^error: resume needs to know the folder of the run: pass --out\n$"),
         ("--resume --out a --overwrite", r"^error: resume and overwrite exclude each other"),
         ("--resume --out a", r"^error: a does not exist; expected the folder of a run"),
+        ("--seeds many", r"^error: seeds is 'many'; expected how many, as 8, or which, as 3,7,11"),
+        ("--seeds 0", r"^error: seeds is empty; expected at least one\n$"),
+        ("--seeds 3,7,3", r"^error: seeds has 3 more than once; each seed is one run\n$"),
+        ("--seeds 1001", r"^error: there are more than 1000 seeds; expected at most so many\n$"),
+        ("--seeds 2 --seed 4294967295", r"^error: seed is 4294967296; expected a whole number"),
+        (
+            "--seeds 2 --seed-mapping lop",
+            r"^error: seed_mapping is 'lop'; .*Did you mean loop\?\n$",
+        ),
+        (
+            "--dry-run --seeds 2 --seed-mapping lop",
+            r"^error: seed_mapping is 'lop'; expected one of",
+        ),
         ("--epochs many", r"(?s)epochs.*invalid"),
         ("--epoch-count 3", r"(?s)[Uu]nrecognized.*--epoch-count"),
     ],
@@ -210,25 +222,6 @@ def test_data_dir_is_where_the_images_are_kept(run, monkeypatch, tmp_path):
     assert status == 0
     assert "preparing train-images-idx3-ubyte: 100%" in out
     assert (tmp_path / "kept" / "jaxmnist" / "arrays" / "kmnist").is_dir()
-
-
-def test_the_live_display_fits_a_terminal(script, small_run):
-    display = importlib.import_module("display")
-    console = Console(force_terminal=True, width=80, file=io.StringIO())
-    with display.Live(console, display.Tally([0], 15)) as live:
-        live.show_data("fetching mnist", 50, 100)
-        live.show(training.Started(Path("runs/a"), Path("runs/a"), 60000, 0, 7020, []))
-        live.show(training.Progress((0,), 12, 5500, 0.0651, 98.15, 0.00123, 8123.4))
-        shown = live._bars.make_tasks_table(live._bars.tasks)
-        plain = Console(width=80)
-        with plain.capture() as capture:
-            plain.print(shown)
-        live.show(EpochDone(small_run.rows[-1:]))
-    (line,) = capture.get().splitlines()
-    assert "epoch 12/15" in line
-    assert "loss 0.0651 98.15 % rate 0.0012 8,123 img/s" in line
-    assert "-:--:--" in line
-    assert "epoch 3/15: train loss" in console.file.getvalue()
 
 
 def test_debug_adds_the_traceback(run):
@@ -349,3 +342,58 @@ def test_a_run_that_goes_on_need_not_be_described_again(run, script, small_idx_d
     status, _, err = run("--resume", "--out", "here", "--idx-dir", small_idx_dir, "--seed", "5")
     assert status == 2
     assert "another config: seed was 0 and is 5;" in err
+
+
+SEEDS = (*TINY, "--limit-train", "200", "--seed-mapping", "loop")
+
+
+def test_many_seeds_and_what_came_of_them(run, small_idx_dir):
+    status, out, err = run(*SEEDS, "--idx-dir", small_idx_dir, "--seeds", "2", "--seed", "5")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    folder = "runs/less_params-kmnist-2seeds-seed5"
+    assert lines[0] == f"training seeds 5, 6 (loop), 2 steps each over 200 images into {folder}"
+    assert lines[1].startswith("seed 5, epoch 1/1: train loss ")
+    assert lines[2].startswith("1 of 2 seeds: test ")
+    summary = json.loads(Path(folder, "summary.json").read_text())
+    first, second = summary["final_test_accuracy"]
+    mean, sd = (first + second) / 2, abs(first - second) / 2**0.5
+    accuracies = f"{mean:.2f} ± {sd:.2f} %"
+    assert lines[-1].startswith(f"less_params, 2 of 2 seeds: {accuracies} of 430 test images (")
+    assert lines[-1].endswith(f"4,572 parameters, {lines[-1].split()[-4]} s, in {folder}")
+    cells = [cell.strip() for cell in lines[-4].strip("│").split("│")]
+    assert cells[0] == "5"
+    assert cells[3] == f"{first:.2f}"
+
+
+def test_many_seeds_go_on_without_being_said_again(run, script, small_idx_dir):
+    words = (*SEEDS, "--idx-dir", small_idx_dir, "--out", "here", "--quiet")
+    status, out, _ = run(*words, "--seeds", "3,1")
+    assert (status, len(out.splitlines())) == (0, 1)
+    again = script.parse(["--resume", "--out", "here"])
+    assert (again.seeds, again.config.seed) == ("3,1", 3)
+    assert again.config.limit_train == 200
+    status, out, _ = run("--resume", "--out", "here", "--idx-dir", small_idx_dir)
+    assert status == 0
+    assert out.splitlines()[0] == "the runs in here are finished: 2 of 2 seeds"
+
+
+def test_a_seed_that_fails_is_an_error_line_and_exits_1(run, small_idx_dir, monkeypatch):
+    def check(which, loss, step, config):
+        if config.seed == 1:
+            raise training.TrainingError("the loss became nan")
+
+    monkeypatch.setattr(training, "check_finite", check)
+    words = (*SEEDS, "--idx-dir", small_idx_dir, "--quiet")
+    status, out, err = run(*words, "--seeds", "3")
+    assert (status, err) == (1, "error: seed 1: the loss became nan\n")
+    assert out.startswith("less_params, 2 of 3 seeds: ")
+    status, out, err = run(*words, "--seeds", "1", "--seed", "1")
+    assert (status, err) == (1, "error: seed 1: the loss became nan\n")
+    assert out.startswith("less_params, 0 of 1 seeds: none is finished, 4,572 parameters, ")
+
+
+def test_dry_run_says_how_seeds_would_be_trained(run):
+    _, out, _ = run("--dry-run", "--seeds", "8", "--seed-mapping", "vmap")
+    assert out.splitlines()[-1] == "seeds 0 to 7 (vmap)"
+    assert list(Path().iterdir()) == []

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 
 import pytest
@@ -10,7 +11,11 @@ from jaxmnist.config import (
     RECIPES,
     VARIANTS,
     ConfigError,
+    SeedsConfig,
     TrainConfig,
+    parse_config,
+    parse_seeds,
+    spoken,
     steps_per_epoch,
 )
 
@@ -154,3 +159,86 @@ def test_steps_of_an_epoch_are_its_full_batches(count, batch_size):
 
 def test_the_notebooks_epoch_has_468_full_batches():
     assert steps_per_epoch(60_000, 128) == 468
+
+
+def test_the_config_of_many_seeds():
+    many = SeedsConfig(TrainConfig("gap", epochs=3, seed=9), (7, 3))
+    assert many.config == TrainConfig("gap", epochs=3, seed=7)
+    assert many.of(3) == TrainConfig("gap", epochs=3, seed=3)
+    assert parse_config(many.to_json()) == many
+    assert parse_config(many.of(3).to_json()) == many.of(3)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ((), "seeds is empty; expected at least one"),
+        ((1, 2, 1), "seeds has 1 more than once; each seed is one run"),
+        ((1, -2), "seed is -2; expected a whole number from 0"),
+        (("1",), "seed is '1'; expected a whole number from 0"),
+        (range(1001), "there are more than 1000 seeds; expected at most so many"),
+    ],
+)
+def test_seeds_that_cannot_be_trained(seeds, message):
+    with pytest.raises(ConfigError, match=message):
+        SeedsConfig(TrainConfig(), tuple(seeds))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.update(seeds=3), r"config has the seeds 3; expected a list"),
+        (lambda values: values.update(seeds=[[]]), r"seed is \[\]; expected a whole number"),
+        (lambda values: values.update(format=2), "config is of format 2"),
+        (lambda values: values.pop("epochs"), r"config has \["),
+    ],
+)
+def test_a_damaged_config_of_many_seeds_is_refused(change, message):
+    values = json.loads(SeedsConfig(TrainConfig(), (1, 2)).to_json())
+    change(values)
+    with pytest.raises(ConfigError, match=message):
+        parse_config(json.dumps(values))
+
+
+def test_seeds_go_on_with_their_own_and_more():
+    begun = SeedsConfig(TrainConfig("gap"), (3, 1, 2))
+    for seeds in ((3, 1, 2), (1, 2, 3), (0, 1, 2, 3, 4)):
+        SeedsConfig(TrainConfig("gap"), seeds).check_continues(begun)
+    message = r"begun with the seeds 3, 1, 2, and 3, 2 are not among those asked for; leave --seeds"
+    with pytest.raises(ConfigError, match=message):
+        SeedsConfig(TrainConfig("gap"), (1, 4)).check_continues(begun)
+    with pytest.raises(ConfigError, match="batch_size was 128 and is 64"):
+        SeedsConfig(TrainConfig("gap", batch_size=64), (1, 2, 3)).check_continues(begun)
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "seeds"),
+    [("8", 0, range(8)), ("2", 5, (5, 6)), ("3,7,11", 5, (3, 7, 11)), ("0", 0, ())],
+)
+def test_seeds_on_the_command_line(words, first, seeds):
+    assert parse_seeds(words, first) == tuple(seeds)
+
+
+@pytest.mark.parametrize("words", ["", "x", "3,", ",3", "-1", "1.5", "3 7", "3,,7", "9" * 11])
+def test_seeds_that_are_neither_a_number_nor_a_list(words):
+    with pytest.raises(ConfigError, match=f"seeds is '{words}'; expected how many, as 8, or which"):
+        parse_seeds(words, 0)
+
+
+def test_an_absurd_number_of_seeds_is_refused_at_once():
+    with pytest.raises(ConfigError, match="more than 1000 seeds"):
+        SeedsConfig(TrainConfig(), parse_seeds("9" * 9, 0))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ([3], "3"),
+        ([3, 4], "3, 4"),
+        ([3, 4, 5], "3 to 5"),
+        ([3, 5, 7], "3, 5, 7"),
+        ([2, 1, 0], "2, 1, 0"),
+    ],
+)
+def test_numbers_in_words(numbers, words):
+    assert spoken(numbers) == words

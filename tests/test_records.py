@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmnist import ConfigError, TrainConfig, records
+from jaxmnist.config import SeedsConfig
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 
@@ -75,6 +76,36 @@ def test_a_summary_worked_by_hand():
     }
 
 
+def test_the_summary_of_many_seeds_worked_by_hand():
+    many = SeedsConfig(TrainConfig("less_params", epochs=3), (4, 5, 6))
+    finished = {
+        seed: records.make_summary(
+            many.of(seed), 4572, [row(1, 95), row(2, 99), row(3, last)], 100, seconds, {}
+        )
+        for seed, last, seconds in ((4, 97, 1.5), (6, 98, 0.5))
+    }
+    summary = records.join_summaries(many, 4572, 30, 100, finished, {5: "the loss became nan"})
+    assert summary == {
+        "format": 1,
+        "variant": "less_params",
+        "recipe": "notebook",
+        "dataset": "mnist",
+        "parameters": 4572,
+        "seeds": [4, 5, 6],
+        "epochs": 3,
+        "steps": 30,
+        "test_count": 100,
+        "final_test_accuracy": [97.0, None, 98.0],
+        "best_test_accuracy": [99.0, None, 99.0],
+        "final_test_loss": [0.5, None, 0.5],
+        "final_train_accuracy": [75.0, None, 75.0],
+        "failures": {"5": "the loss became nan"},
+        "compile_seconds": 1.5,
+        "train_seconds": 12.0,
+        "images_per_second": 640.0,
+    }
+
+
 def test_the_environment(monkeypatch):
     found = records.environment()
     assert found["device"].split(",")[0] in ("cpu", "gpu", "tpu")
@@ -96,6 +127,8 @@ def test_git_commit_outside_a_checkout_is_none(tmp_path, monkeypatch):
         (TrainConfig("gap"), "gap-seed0"),
         (TrainConfig("less_params", seed=12), "less_params-seed12"),
         (TrainConfig("gap", "kmnist", seed=3), "gap-kmnist-seed3"),
+        (SeedsConfig(TrainConfig("gap"), (0, 1)), "gap-2seeds-seed0"),
+        (SeedsConfig(TrainConfig("gap", "kmnist"), (3, 1, 2)), "gap-kmnist-3seeds-seed3"),
     ],
 )
 def test_default_name(config, name):

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 from rich.console import Console
 
-from jaxmnist.report import epochs_table, parameters_table
+from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
 
 
 def shown(table) -> str:
@@ -24,6 +24,25 @@ def test_epochs_table():
     line = next(line for line in shown(epochs_table([row])).splitlines() if "0.5123" in line)
     cells = [cell.strip() for cell in line.strip("│").split("│")]
     assert cells == ["2", "0.5123", "87.65", "-", "99.42", "0.015", "12,346"]
+
+
+def test_seeds_table():
+    summary = {
+        "seeds": [3, 7],
+        "final_train_accuracy": [98.154, None],
+        "final_test_loss": [0.01956, None],
+        "final_test_accuracy": [99.416, None],
+        "best_test_accuracy": [99.43, None],
+    }
+    lines = [line for line in shown(seeds_table(summary)).splitlines() if line.startswith("│")]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert cells == [["3", "98.15", "0.0196", "99.42", "99.43"], ["7", "-", "-", "-", "-"]]
+
+
+def test_spread_worked_by_hand():
+    assert spread([99.4]) == "99.40"
+    assert spread([99.3, 99.4, 99.5]) == "99.40 ± 0.10"  # n - 1
+    assert spread([1.0, 2.0], digits=4) == "1.5000 ± 0.7071"
 
 
 def test_parameters_table():
