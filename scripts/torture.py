@@ -27,11 +27,17 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmnist
+from jaxmnist import records
 from jaxmnist.checkpoint import CheckpointError
-from jaxmnist.config import ConfigError
+from jaxmnist.config import ConfigError, SeedsConfig
 
 TRAIN = Path(__file__).parent / "train.py"
-VARIANTS = ("gap", "less_params")
+# Two networks of one seed, and one of several in processes, which is only killed.
+RUNS = {
+    "gap": ["--variant", "gap"],
+    "less_params": ["--variant", "less_params"],
+    "seeds": ["--variant", "gap", "--seeds", "3", "--seed-mapping", "processes"],
+}
 RUN = [
     "--limit-train",
     "3000",
@@ -52,7 +58,7 @@ class Reference(NamedTuple):
     """A run that nothing happened to."""
 
     words: list[str]  # what trains it
-    run: jaxmnist.Run
+    runs: list[jaxmnist.Run]  # one a seed
     seconds: float
     half: Path  # its folder as it was when it was stopped half-way
 
@@ -80,15 +86,16 @@ def main(argv: Sequence[str]) -> int:
     chance = random.Random(arguments.seed)
     results: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
-        references = [make_reference(variant, Path(scratch)) for variant in VARIANTS]
+        references = {name: make_reference(name, Path(scratch)) for name in RUNS}
         damages = itertools.islice(itertools.cycle(DAMAGES.items()), arguments.corruptions)
-        trials: list[tuple[str, Inflict]] = [
-            *[("killed or interrupted, once or again and again", kill)] * arguments.kills,
-            *damages,
-            *list(DISKS.items()) * len(references),
+        killed = itertools.islice(itertools.cycle(references.items()), arguments.kills)
+        alone = itertools.cycle([references["gap"], references["less_params"]])
+        trials: list[tuple[str, Inflict, Reference]] = [
+            *((f"{name}: killed or interrupted, again and again", kill, of) for name, of in killed),
+            *((fault, inflict, next(alone)) for fault, inflict in damages),
+            *((fault, inflict, next(alone)) for fault, inflict in list(DISKS.items()) * 2),
         ]
-        for number, (fault, inflict) in enumerate(trials):
-            reference = references[number % len(references)]
+        for number, (fault, inflict, reference) in enumerate(trials):
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 outcome = inflict(reference, Path(folder), chance)
             results.setdefault(fault, Counter())[outcome] += 1
@@ -97,23 +104,29 @@ def main(argv: Sequence[str]) -> int:
     return int(any(counts["lost"] for counts in results.values()))
 
 
-def make_reference(variant: str, scratch: Path) -> Reference:
-    """Trains a variant, once in one go, and once to be stopped half-way."""
-    words = ["--variant", variant, *RUN]
-    (scratch / variant / "half").mkdir(parents=True)
-    expect(finish(start(words, scratch / variant)), 0)  # compiles, for those that follow
-    shutil.rmtree(scratch / variant / "run")
+def make_reference(name: str, scratch: Path) -> Reference:
+    """Trains what a name stands for, once in one go, and once to be stopped half-way."""
+    words = [*RUNS[name], *RUN]
+    (scratch / name / "half").mkdir(parents=True)
+    expect(finish(start(words, scratch / name)), 0)  # compiles, for those that follow
+    shutil.rmtree(scratch / name / "run")
     begin = time.monotonic()
-    expect(finish(start(words, scratch / variant)), 0)
+    expect(finish(start(words, scratch / name)), 0)
     seconds = time.monotonic() - begin
-    process = start(words, scratch / variant / "half")
-    checkpoints = scratch / variant / "half" / "run" / "checkpoints"
-    while len(list(checkpoints.glob("*/_CHECKPOINT_METADATA"))) < 2 and process.poll() is None:
+    process = start(words, scratch / name / "half")
+    half = scratch / name / "half" / "run"
+    while len(list(half.rglob("[0-9]*/_CHECKPOINT_METADATA"))) < 2 and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
     expect(finish(process), 143)
-    run = jaxmnist.load_run(scratch / variant / "run")
-    return Reference(words, run, seconds, scratch / variant / "half" / "run")
+    return Reference(words, load(scratch / name / "run"), seconds, half)
+
+
+def load(folder: Path) -> list[jaxmnist.Run]:
+    """The finished runs in a folder, one a seed."""
+    if isinstance(records.read_config(folder), SeedsConfig):
+        return list(jaxmnist.load_seeds(folder).runs.values())
+    return [jaxmnist.load_run(folder)]
 
 
 def start(
@@ -151,7 +164,7 @@ def outcome_of(words: Sequence[str], reference: Reference, folder: Path) -> str:
     done = finish(start(words, folder))
     if is_refused(done, 1) or is_refused(done, 2):
         return "refused"
-    return "survived" if done.status == 0 and is_same(folder / "run", reference.run) else "lost"
+    return "survived" if done.status == 0 and is_same(folder / "run", reference.runs) else "lost"
 
 
 def is_refused(done: Done, status: int) -> bool:
@@ -160,10 +173,10 @@ def is_refused(done: Done, status: int) -> bool:
     return done.status == status and is_a_line
 
 
-def is_same(folder: Path, expected: jaxmnist.Run) -> bool:
-    """Whether a run ended with the expected bytes and rows."""
+def is_same(folder: Path, expected: list[jaxmnist.Run]) -> bool:
+    """Whether a run, or those of several seeds, ended with the expected bytes and rows."""
     try:
-        run = jaxmnist.load_run(folder)
+        found = load(folder)
     except (ConfigError, CheckpointError, OSError):
         return False
 
@@ -174,7 +187,8 @@ def is_same(folder: Path, expected: jaxmnist.Run) -> bool:
         return [arrays, rows, run.summary["final_test_accuracy"]]
 
     lines = (folder / "metrics.jsonl").read_text().count("\n")
-    return content(run) == content(expected) and lines == len(expected.rows)
+    is_whole = lines == sum(len(run.rows) for run in expected)
+    return is_whole and list(map(content, found)) == list(map(content, expected))
 
 
 def kill(reference: Reference, folder: Path, chance: random.Random) -> str:

@@ -194,6 +194,8 @@ def bench(parts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ROUND_SECONDS", 0.01)
         patch.setattr(module, "PAUSE_SECONDS", 0)
+        # Nor is it worth waiting until the compiler has made its programs fast.
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
         yield module
 
 

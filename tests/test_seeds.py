@@ -173,7 +173,7 @@ def test_what_is_finished_is_not_trained_again_and_seeds_may_be_added(train, who
 
 
 def test_seeds_that_are_not_equally_far_do_not_share_a_block(train, whole, monkeypatch):
-    """After a stop of the loop; and blocks of two, of which the last has a place left over."""
+    """After a stop of the loop; and blocks of three, of which the last has places left over."""
     with pytest.raises(Stopped):
         train((3, 0, 1, 2, 4), should_stop=after(60))
     blocks = []
@@ -184,9 +184,9 @@ def test_seeds_that_are_not_equally_far_do_not_share_a_block(train, whole, monke
         return train_block(jobs, begun, programs, watch, places)
 
     monkeypatch.setattr(seeds, "train_block", watched)
-    monkeypatch.setattr(mesh, "compile_block", lambda compile_for, _: (2, compile_for(2)))
+    monkeypatch.setattr(mesh, "compile_block", lambda compile_for, _: (3, compile_for(3)))
     found = train((3, 0, 1, 2, 4), seed_mapping="vmap", resume=True)
-    assert blocks == [([1, 2], 2), ([4], 2), ([0], 2)]
+    assert blocks == [([1, 2, 4], 3), ([0], 3)]
     assert found.runs.keys() == {3, 0, 1, 2, 4}
     for seed in (1, 2):
         rows = whole["vmap"][0].runs[seed].rows
