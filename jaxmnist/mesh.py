@@ -27,6 +27,8 @@ MAPPINGS = ("vmap", "loop", "processes")
 
 # More than a process that trains ever took: `skeleton`, which compiles, takes 1.4 GB.
 PROCESS_BYTES = 3 << 29
+# Seeds of a block: every one has files open.
+MAX_BLOCK = 128
 # Of the free memory: what is compiled says what it needs, but not how well that can be laid out.
 MEMORY_SHARE = 0.8
 
@@ -65,6 +67,9 @@ def compile_programs(
         train_images: on the device.
         test_images: on the device.
         seeds: how many there are in a block.
+
+    Returns:
+        The compiled programs.
     """
     begin = time.perf_counter()
     create = functools.partial(create_state, model, tx)
@@ -112,6 +117,8 @@ def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> C
 
 def _memory_bytes(program: Any) -> int:
     needs = program.memory_analysis()
+    if needs is None:  # not every backend tells
+        return 0
     return (
         needs.argument_size_in_bytes
         + needs.output_size_in_bytes
@@ -140,23 +147,40 @@ def compile_block(compile_for: Callable[[int], Programs], seeds: int) -> tuple[i
         The seeds in a block, and its programs. All blocks have the same size, so that there is
         one program: the last one may have places left over.
     """
-    size, limit = seeds, free_bytes()
-    programs = compile_for(size)
-    while programs.memory_bytes > limit and size > 1:
-        most = max(1, size * limit // programs.memory_bytes)
-        size = equal_blocks(seeds, min(most, size - 1))
-        programs = compile_for(size)
-    return size, programs
+    size, limit = equal_blocks(seeds, MAX_BLOCK), free_bytes()
+    while True:
+        try:
+            programs = compile_for(size)
+            if programs.memory_bytes <= limit or size == 1:
+                return size, programs
+            most = size * limit // programs.memory_bytes
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+                raise
+            most = size // 2
+        size = equal_blocks(seeds, max(1, min(most, size - 1)))
 
 
 def equal_blocks(seeds: int, most: int) -> int:
-    """The size of a block, if there are as few as can be and none has more than `most` seeds."""
+    """How large blocks are, if there are as few as can be.
+
+    Args:
+        seeds: how many there are in all.
+        most: how many a block can have.
+    """
     blocks = -(-seeds // most)
     return -(-seeds // blocks)
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Trees of one seed each, side by side along a leading axis, in the host's memory."""
+    """Puts seeds side by side.
+
+    Args:
+        trees: of one seed each, alike but for the values.
+
+    Returns:
+        One such tree, its leaves with a leading axis, in the host's memory.
+    """
 
     def stacked(*leaves):
         if _is_key(leaves[0]):
@@ -168,7 +192,15 @@ def stack(trees: Sequence[Any]) -> Any:
 
 
 def unstack(tree: Any, seeds: int) -> list[Any]:
-    """What `stack` was given, in the host's memory; of the first so many seeds."""
+    """Takes seeds apart.
+
+    Args:
+        tree: leaves with a leading axis.
+        seeds: how many of them are wanted, the first ones.
+
+    Returns:
+        A tree for each, in the host's memory.
+    """
     keys = jax.tree.map(_is_key, tree)
     raw = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
     raw = jax.device_get(raw)

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from jaxmnist import mesh, records, runs
+from jaxmnist.config import ConfigError
 from jaxmnist.runs import Job, Run
 from jaxmnist.training import (
     FAILURES,
@@ -39,6 +40,7 @@ POLL_SECONDS = 0.2
 # How long a worker that has nothing to do may take to end.
 END_SECONDS = 10
 
+_WORKER = ("-P", "-m", "jaxmnist.worker")
 _EVENTS = {kind.__name__: kind for kind in (Progress, EpochDone, Failed)}
 
 
@@ -63,7 +65,7 @@ def train_in_processes(
         idx_dir: see `jaxmnist.data.load`.
 
     Yields:
-        Each seed with its finished run, or with what ended it: one of `FAILURES`.
+        Each seed with its finished run, or with what ended it or kept it from beginning.
 
     Raises:
         Stopped: `watch.should_stop` returned True; everything is saved.
@@ -104,11 +106,14 @@ class _Lead:
     ):
         self._team, self._waiting, self._path = team, waiting, path
         self._watch, self._inbox = watch, inbox
-        self._is_stopping = False
+        self._has_compiled = False
+        self._is_stopping = self._has_stopped = False
 
     def train(self) -> Iterator[tuple[int, Run | Exception]]:
         """Yields each seed with its end, as it comes."""
-        self._give(self._team[0])
+        if self._watch.should_stop():
+            raise Stopped(self._path, 0)
+        self._give_all()
         while any(worker.seed is not None for worker in self._team):
             try:
                 worker, message = self._inbox.get(timeout=POLL_SECONDS)
@@ -120,7 +125,7 @@ class _Lead:
                     other.send("stop")
             if worker is not None:
                 yield from self._hear(worker, message)
-        if self._is_stopping:
+        if self._has_stopped or (self._is_stopping and self._waiting):
             raise Stopped(self._path, 0)
         for seed in self._waiting:
             yield seed, self._failed(seed, "no process is left to train it")
@@ -134,28 +139,29 @@ class _Lead:
             if seed is not None:
                 yield seed, self._failed(seed, worker.last_words())
         elif message[0] == "stopped":
-            worker.seed = None
+            worker.seed, self._has_stopped = None, True
         elif message[0] == "done":
             _, seed, reason = message
             worker.seed = None
             yield seed, self._end_of(seed, reason)
         else:
-            self._watch.report(_event_of(message))
-        for other in self._team:
-            if other.seed is None:
-                self._give(other)
+            event = _event_of(message)
+            self._has_compiled |= isinstance(event, Progress)
+            self._watch.report(event)
+        self._give_all()
 
-    def _give(self, worker: "_Worker") -> None:
-        """Gives a worker the next seed, if there is one."""
-        if self._waiting and not self._is_stopping:
-            worker.train(self._waiting.pop(0))
+    def _give_all(self) -> None:
+        """Gives a seed to whoever has none: to the first alone, until it has compiled."""
+        for worker in self._team if self._has_compiled else self._team[:1]:
+            if worker.seed is None and self._waiting and not self._is_stopping:
+                worker.train(self._waiting.pop(0))
 
     def _end_of(self, seed: int, reason: str | None) -> Run | Exception:
         if reason is not None:
             return TrainingError(reason)
         try:
             return runs.load_run(records.seed_folder(self._path, seed))
-        except FAILURES as error:
+        except (ConfigError, *FAILURES) as error:
             return self._failed(seed, str(error))
 
     def _failed(self, seed: int, reason: str) -> Exception:
@@ -181,18 +187,19 @@ class _Worker:
         self.seed: int | None = None  # that it is training
         self._task: dict[str, Any] | None = {**task, "cores": cores}
         self._inbox = inbox
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the process
         package = str(Path(__file__).parent.parent)
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
+            "JAX_PLATFORMS": "cpu",  # as here, be it by the environment or by jax.config
             "NPROC": str(len(cores)),  # the threads of XLA, where cores cannot be chosen
         }
         self._process = subprocess.Popen(
             # Not as a child by fork, which JAX's threads forbid, nor by multiprocessing, which
             # would run the user's own program again.
-            [sys.executable, "-P", "-m", "jaxmnist.worker"],
+            [sys.executable, *_WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -208,12 +215,16 @@ class _Worker:
     def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(OSError):
             self._stdin.close()
+        self._end()
+        self._errors.close()
+
+    def _end(self) -> int:
+        """Waits for its end, not for ever; returns its status."""
         try:
-            self._process.wait(END_SECONDS)
+            return self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._errors.close()
+            return self._process.wait()
 
     @property
     def _stdin(self):
@@ -236,20 +247,24 @@ class _Worker:
 
     def last_words(self) -> str:
         """How it ended, and the last line that it printed."""
-        status = self._process.wait()
+        status = self._end()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         said = f": {lines[-1]}" if lines else ""
         if status >= 0:
             return f"its process ended with status {status}{said}"
-        return f"its process was ended by {signal.Signals(-status).name}{said}"
+        return f"its process was ended by signal {-status} ({signal.strsignal(-status)}){said}"
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                self._inbox.put((self, json.loads(line)))
-        self._inbox.put((self, None))
+        try:
+            with self._process.stdout as lines:
+                for line in lines:
+                    # What is no JSON is of a library, before it was told to be silent.
+                    with contextlib.suppress(json.JSONDecodeError):
+                        self._inbox.put((self, json.loads(line)))
+        finally:
+            self._inbox.put((self, None))
 
 
 def _event_of(message: list[Any]) -> Event:

@@ -78,13 +78,29 @@ def new_folder(
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         check_free(path, overwrite)
-        for folder in (path / CHECKPOINTS, *seed_folders(path)):
-            if folder.exists():
-                shutil.rmtree(folder)
-        # The config last: whenever this is interrupted, what is left is a run or nothing.
-        for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):
-            (path / name).unlink(missing_ok=True)
+        _clear(path)
         yield wished, path
+
+
+def _clear(path: Path) -> None:
+    """Removes a run; whenever this is interrupted, what is left is a run or nothing."""
+    for folder in seed_folders(path):
+        _clear(folder)
+        folder.rmdir()
+    if (path / CHECKPOINTS).exists():
+        shutil.rmtree(path / CHECKPOINTS)
+    for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):  # the config last
+        (path / name).unlink(missing_ok=True)
+
+
+def begin_seeds(path: Path, config: SeedsConfig) -> None:
+    """Writes config.json of the runs of several seeds, which have no summary yet.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    write(path / CONFIG, config.to_json())
+    (path / SUMMARY).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -185,8 +201,9 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(file.read_text())
         check_format(str(file), summary["format"])
+        _ = {int(seed): str(reason) for seed, reason in summary["failures"].items()}
         return summary
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file} is damaged: {error}; --resume writes it anew") from error
 
 
@@ -328,7 +345,7 @@ def make_row(
         "test_accuracy": tested.accuracy,
         "learning_rate": float(schedules.learning_rate(step - 1)),
         "momentum": float(schedules.momentum(step - 1)),
-        "train_seconds": round(train_seconds, 3),
+        "train_seconds": round(train_seconds, 6),
         "images_per_second": round(int(trained.count) / train_seconds, 1),
     }
 

@@ -116,12 +116,18 @@ def train_seeds(
         "vmap": train_vmapped,
         "processes": functools.partial(train_in_processes, data_dir=data_dir, idx_dir=idx_dir),
     }[mapping]
-    folder = _continued(many, Path(out)) if resume and out else _new(many, out, overwrite)
+    folder = (
+        _continued(many, Path(out)) if resume and out else records.new_folder(many, out, overwrite)
+    )
     with folder as (wished, path):
         found = look_up(job, many.seeds, path)
+        records.begin_seeds(path, many)  # not before nothing refuses any more
         log = _Log(path / records.METRICS, found, report)
         count, steps = len(job.train_images.pixels), found.steps
         report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, found.remarks))
+        for seed, end in found.ends.items():
+            if isinstance(end, Exception):
+                report(Failed(seed, str(end)))
         left = {seed: step for seed, step in steps.items() if seed not in found.ends}
         ends = dict(found.ends)
         try:
@@ -129,7 +135,7 @@ def train_seeds(
                 ends |= dict(train_with(job, left, path, watch._replace(report=log.take)))
         except Stopped:
             raise Stopped(path, sum(log.steps.values())) from None
-        log.close()
+        log.rewrite()
         return _finish(job, many, mapping, path, ends)
 
 
@@ -155,9 +161,10 @@ def look_up(job: Job, seeds: Sequence[int], path: Path) -> Found:
             continue
         with contextlib.ExitStack() as stack:
             begun = enter_seed(stack, job, path, seed)
+        if isinstance(begun, ConfigError):
+            raise begun
         if isinstance(begun, Exception):
             found.ends[seed] = begun
-            remarks[f"seed {seed}: {begun}"] = None
             continue
         position = begun.position
         found.steps[seed], found.rows[seed] = position.step, position.rows
@@ -247,7 +254,7 @@ class _Log:
         self.steps = dict(found.steps)
         self._rows = {seed: list(rows) for seed, rows in found.rows.items()}
         self._file, self._report = file, report
-        self.close()
+        self.rewrite()
 
     def take(self, event: Event) -> None:
         """Takes an event of any seed."""
@@ -256,22 +263,14 @@ class _Log:
         if isinstance(event, EpochDone):
             for row in event.rows:
                 self._rows[row["seed"]].append(row)
-                records.append(self._file, json.dumps(row))
+                # It is written anew at the end: until then it is no reason to end any seed.
+                with contextlib.suppress(OSError):
+                    records.append(self._file, json.dumps(row))
         self._report(event)
 
-    def close(self) -> None:
-        """Puts the rows in order: seed by seed."""
+    def rewrite(self) -> None:
+        """Writes all rows in order: seed by seed."""
         records.write_rows(self._file, [row for rows in self._rows.values() for row in rows])
-
-
-@contextlib.contextmanager
-def _new(
-    many: SeedsConfig, out: str | os.PathLike | None, overwrite: bool
-) -> Iterator[tuple[Path, Path]]:
-    """Makes the folder of runs that start at their first step; yields the wished one and it."""
-    with records.new_folder(many, out, overwrite) as (wished, path):
-        records.write(path / records.CONFIG, many.to_json())
-        yield wished, path
 
 
 @contextlib.contextmanager
@@ -279,22 +278,27 @@ def _continued(many: SeedsConfig, path: Path) -> Iterator[tuple[Path, Path]]:
     """Takes the folder of runs that go on; yields it twice, as it is the wished one."""
     with records.locked(path):
         _check_own_seeds(many, path)
-        records.write(path / records.CONFIG, many.to_json())
-        (path / records.SUMMARY).unlink(missing_ok=True)
         yield path, path
 
 
 def _check_own_seeds(many: SeedsConfig, path: Path) -> None:
     """Accepts a folder with nothing, or with runs that this config goes on with."""
-    if (path / records.CHECKPOINTS).exists():
-        raise ConfigError(f"{path} has one run; leave --seeds out")
+    begun: TrainConfig | SeedsConfig | None = None
     if not records.seed_folders(path):
         records.check_is_run(path)
-    try:
-        begun = records.read_config_of_seeds(path)
-    except ConfigError:  # it is missing or damaged; every seed has its own, which is compared later
-        return
-    many.check_continues(begun)
+    # Should it be missing or damaged, every seed has its own, which is compared later.
+    with contextlib.suppress(ConfigError):
+        begun = records.read_config(path)
+    if isinstance(begun, TrainConfig) or (path / records.CHECKPOINTS).exists():
+        raise ConfigError(f"{path} has one run; leave --seeds out")
+    if begun is not None:
+        many.check_continues(begun)
+    names = {records.seed_folder(path, seed).name for seed in many.seeds}
+    others = [folder.name for folder in records.seed_folders(path) if folder.name not in names]
+    if others:
+        raise ConfigError(
+            f"{path} has {', '.join(others)}, which are not among the seeds asked for: add them"
+        )
 
 
 def _finish(job: Job, many: SeedsConfig, mapping: str, path: Path, ends: Ends) -> SeedRuns:

@@ -226,7 +226,7 @@ def make_cadence(every: str) -> Callable[[float], bool]:
 
 
 def compile_for(job: Job, seeds: int = 1) -> Programs:
-    """Compiles what a block of so many seeds needs."""
+    """Compiles what a block of so many seeds needs; Args and Returns of `compile_programs`."""
     return mesh.compile_programs(
         job.config, job.model, job.tx, job.train_images, job.test_images, seeds
     )
@@ -244,10 +244,9 @@ def train_each(
         watch: how the trainings are watched over.
 
     Yields:
-        Each seed with its finished run, or with what ended it: one of `FAILURES`.
+        Each seed with its finished run, or with what ended it or kept it from beginning.
 
     Raises:
-        ConfigError: a folder has another run.
         Stopped: `watch.should_stop` returned True; everything is saved.
     """
     programs = None
@@ -266,15 +265,21 @@ def train_each(
 def enter_seed(stack: contextlib.ExitStack, job: Job, path: Path, seed: int) -> Begun | Exception:
     """Begins or continues the run of one of several seeds; its folder is held by the stack.
 
+    Args:
+        stack: what holds the folder.
+        job: what is run, whatever its seed.
+        path: the folder of all seeds.
+        seed: which one.
+
     Returns:
-        The run, or which of `FAILURES` keeps it from beginning.
+        The run; or what keeps it from beginning: one of `FAILURES`, or a ConfigError.
     """
     folder = records.seed_folder(path, seed)
     try:
         folder.mkdir(exist_ok=True)
         records.check_own(folder)
         return stack.enter_context(continued_run(job.of(seed), folder))
-    except FAILURES as error:
+    except (ConfigError, *FAILURES) as error:
         return error
 
 
@@ -384,7 +389,7 @@ class _Block:
         for place in places:
             self._seconds[place] += elapsed / len(places)
             with self._noting_failure(place):
-                loss = self._of(place).loss
+                loss = _of(place, self._metrics).loss
                 check_finite("training", loss, steps_done[place], self._jobs[place].config)
         self._report_progress(epoch, speed)
 
@@ -397,16 +402,12 @@ class _Block:
                 tuple(self._jobs[place].config.seed for place in places),
                 epoch,
                 self._step,
-                fmean(self._of(place).loss for place in places),
-                fmean(self._of(place).accuracy for place in places),
+                fmean(_of(place, self._metrics).loss for place in places),
+                fmean(_of(place, self._metrics).accuracy for place in places),
                 float(self._job.schedules.learning_rate(self._step - 1)),
                 speed * self._job.config.batch_size * len(places),
             )
         )
-
-    def _of(self, place: int) -> Metrics:
-        """The running metrics of one seed."""
-        return _of(place, self._metrics)
 
     def _frozen_but(self, places: Sequence[int]) -> Metrics:
         """The metrics, with a loss that is not finite wherever there is nothing to train."""
@@ -424,7 +425,7 @@ class _Block:
                 self._job.schedules,
                 self._step // self._job.steps,
                 self._step,
-                self._of(place),
+                _of(place, self._metrics),
                 of_place,
                 self._seconds[place],
             )
@@ -442,7 +443,7 @@ class _Block:
         """Where each seed is, in the host's memory."""
         states = mesh.unstack(self._state, len(self._jobs))
         return [
-            Position(state, self._of(place), self._seconds[place], self._rows[place])
+            Position(state, _of(place, self._metrics), self._seconds[place], self._rows[place])
             for place, state in enumerate(states)
         ]
 
@@ -482,6 +483,7 @@ class _Block:
 
 
 def _of(place: int, metrics: Metrics) -> Metrics:
+    """The metrics of one seed of a block."""
     return jax.tree.map(lambda leaf: leaf[place], metrics)
 
 

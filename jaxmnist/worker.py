@@ -52,10 +52,19 @@ def main() -> None:
 
 
 def prepare(task: dict[str, Any]) -> Job:
-    """Takes its cores, shares what is compiled, and loads the images."""
+    """Takes its cores, shares what is compiled, and loads the images.
+
+    Args:
+        task: what `processes.py` says first.
+
+    Returns:
+        What is run, whatever its seed.
+    """
+    cores = task["cores"]
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, task["cores"])
-    jax.config.update("jax_compilation_cache_dir", task["cache"])
+        os.sched_setaffinity(0, cores)
+    # XLA compiles for so many cores, and JAX's cache does not tell such programs apart.
+    jax.config.update("jax_compilation_cache_dir", f"{task['cache']}/{len(cores)}-cores")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     config = TrainConfig.from_json(task["config"])
     return make_job(config, task["data_dir"], task["idx_dir"], data.ignore_progress)
@@ -68,13 +77,15 @@ def _seeds(requests: "queue.SimpleQueue[Any]") -> Iterator[int]:
 
 def _listen(requests: "queue.SimpleQueue[Any]", stop: threading.Event) -> None:
     """Takes requests at any time; without anybody to ask there is nothing to go on for."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request == "stop":
-            stop.set()
-        else:
-            requests.put(request)
-    os._exit(0)
+    try:
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request == "stop":
+                stop.set()
+            else:
+                requests.put(request)
+    finally:
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ class Tally:
             self.total_steps, self.steps = event.total_steps, dict(event.steps)
             self.count = len(event.steps)
         elif isinstance(event, EpochDone):
-            self._latest |= {row["seed"]: row for row in event.rows}
+            rows = {row["seed"]: row for row in event.rows}
+            self._latest |= {seed: row for seed, row in rows.items() if seed in self.steps}
         elif isinstance(event, Progress):
             self.steps |= dict.fromkeys(event.seeds, event.step)
             self._first = self._first or (time.monotonic(), self.done)
@@ -161,7 +162,7 @@ class Live(Silence):
         if not isinstance(event, Progress):
             self._console.print(line_of(event, tally), highlight=False, soft_wrap=True)
         if isinstance(event, Started | SeedsStarted):
-            self._next_bar("compiling", tally.total)
+            self._next_bar("compiling", tally.total, tally.done)
         elif isinstance(event, Progress) and self._task is not None:
             what = f"epoch {event.epoch}/{tally.epochs}"
             of_all = f"{tally.seeds_done}/{tally.count} seeds"
@@ -180,10 +181,10 @@ class Live(Silence):
         if self._task is not None:
             self._bars.update(self._task, completed=done)
 
-    def _next_bar(self, description: str, total: int) -> None:
+    def _next_bar(self, description: str, total: int, done: int = 0) -> None:
         if self._task is not None:
             self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(description, total=total, figures="")
+        self._task = self._bars.add_task(description, total=total, completed=done, figures="")
 
 
 def make_display(console: Console, is_quiet: bool, tally: Tally) -> Silence:

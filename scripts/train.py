@@ -115,9 +115,13 @@ def parse(argv: Sequence[str]) -> Arguments:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--variant", default=None)
+    first.add_argument("--seed", default=None)
+    first.add_argument("--seeds", default="")
     first.add_argument("--resume", action="store_true")
     first.add_argument("--out", type=Path, default=None)
     known = first.parse_known_args(argv)[0]
+    if known.seed is not None and "," in known.seeds:
+        raise ConfigError(f"seeds is {known.seeds!r}, which names each one: leave --seed out")
     default = Arguments(TrainConfig(variant=known.variant or TrainConfig.variant))
     if known.resume and known.out is not None:
         # What is wrong with the folder is said later, and its checkpoints may know better.
@@ -199,7 +203,9 @@ def run(arguments: Arguments, signals: Signals) -> int:
         done = train(arguments, [arguments.config.seed], console, signals, training.train)
         if not arguments.quiet:
             console.print(epochs_table(done.rows))
-        return say(console, result(done, time.perf_counter() - begin))
+        line = result(done, time.perf_counter() - begin)
+        console.print(line, highlight=False, soft_wrap=True)
+        return 0
     which = parse_seeds(arguments.seeds, arguments.config.seed)
     train_seeds = functools.partial(
         seeds.train_seeds, seeds=which, seed_mapping=arguments.seed_mapping
@@ -207,7 +213,8 @@ def run(arguments: Arguments, signals: Signals) -> int:
     done = train(arguments, which, console, signals, train_seeds)
     if not arguments.quiet:
         console.print(seeds_table(done.summary))
-    say(console, seeds_result(done, time.perf_counter() - begin))
+    line = seeds_result(done, time.perf_counter() - begin)
+    console.print(line, highlight=False, soft_wrap=True)
     for seed, reason in done.failures.items():
         print(f"error: seed {seed}: {reason}", file=sys.stderr)
     return 1 if done.failures else 0
@@ -241,12 +248,6 @@ def train(
             data_progress=display.show_data,
             should_stop=signals.should_stop,
         )
-
-
-def say(console: Console, line: str) -> int:
-    """Prints the last line of a run that went well; returns its exit status."""
-    console.print(line, highlight=False, soft_wrap=True)
-    return 0
 
 
 def dry_run(arguments: Arguments, console: Console) -> None:

@@ -116,7 +116,7 @@ def test_every_option_reaches_the_config(script):
     words = (
         "--variant gap --dataset kmnist --epochs 3 --batch-size 64 --learning-rate 0.5 --seed 9 "
         "--no-augment --dropout 0.1 --limit-train 1000 --out o --data-dir d --idx-dir i "
-        "--overwrite --resume --checkpoint-every 3 --keep 5 --quiet --debug --seeds 4,2 "
+        "--overwrite --resume --checkpoint-every 3 --keep 5 --quiet --debug --seeds 4 "
         "--seed-mapping vmap "
         "--no-compilation-cache"
     )
@@ -140,7 +140,7 @@ def test_every_option_reaches_the_config(script):
     assert arguments.overwrite
     assert arguments.resume
     assert (arguments.checkpoint_every, arguments.keep) == ("3", 5)
-    assert (arguments.seeds, arguments.seed_mapping) == ("4,2", "vmap")
+    assert (arguments.seeds, arguments.seed_mapping) == ("4", "vmap")
     assert arguments.quiet
     assert arguments.debug
     assert not arguments.compilation_cache
@@ -163,6 +163,7 @@ def test_every_option_reaches_the_config(script):
         ("--resume --out a --overwrite", r"^error: resume and overwrite exclude each other"),
         ("--resume --out a", r"^error: a does not exist; expected the folder of a run"),
         ("--seeds many", r"^error: seeds is 'many'; expected how many, as 8, or which, as 3,7,11"),
+        ("--seeds 3,7 --seed 9", r"^error: seeds is '3,7', which names each one: leave --seed out"),
         ("--seeds 0", r"^error: seeds is empty; expected at least one\n$"),
         ("--seeds 3,7,3", r"^error: seeds has 3 more than once; each seed is one run\n$"),
         ("--seeds 1001", r"^error: there are more than 1000 seeds; expected at most so many\n$"),

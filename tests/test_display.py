@@ -132,6 +132,7 @@ def test_a_seed_that_failed_is_not_waited_for(display):
     failed = Failed(1, "the loss became nan")
     assert printed(display, (0, 1), failed) == ["seed 1 failed: the loss became nan"]
     tally.take(failed)
+    tally.take(EpochDone([row(1, 2, 10.0)]))  # of the epoch in which it failed
     assert (tally.done, tally.total, tally.count, tally.accuracy()) == (100, 7020, 2, "")
 
 

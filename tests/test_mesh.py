@@ -125,6 +125,25 @@ def test_a_block_fits_into_the_memory(monkeypatch, limit, size, compiled):
     assert (found, programs.memory_bytes, calls) == (size, 10 + 9 * size, compiled)
 
 
+def test_a_program_too_large_to_be_compiled_is_made_smaller(monkeypatch):
+    calls = []
+
+    def compile_for(seeds):
+        calls.append(seeds)
+        if seeds > 30:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return Programs(None, None, None, 0.0, 0)  # type: ignore[arg-type]
+
+    found, _ = mesh.compile_block(compile_for, 300)
+    assert (found, calls) == (25, [100, 50, 25])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        mesh.compile_block(failing, 8)
+
+
+def failing(seeds):
+    raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+
 def test_programs_say_what_memory_they_need(block):
     one, three = (block.programs[seeds].memory_bytes for seeds in (1, SEEDS))
     images = block.images.pixels.nbytes

@@ -167,6 +167,29 @@ def test_a_named_folder_that_holds_something_is_refused(tmp_path):
     assert list(out.iterdir()) == []
 
 
+def test_what_an_interrupted_overwriting_leaves_can_be_overwritten(tmp_path, monkeypatch):
+    """It is interrupted when it comes to the checkpoints of the second seed."""
+    many = SeedsConfig(TrainConfig("gap"), (0, 1))
+    (tmp_path / "config.json").write_text(many.to_json())
+    for seed in (0, 1):
+        (tmp_path / f"seed{seed}" / "checkpoints").mkdir(parents=True)
+        (tmp_path / f"seed{seed}" / "config.json").write_text(many.of(seed).to_json())
+    rmtree = records.shutil.rmtree
+
+    def interrupted(path):
+        if path.parent.name == "seed1":
+            raise KeyboardInterrupt
+        rmtree(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            claim(tmp_path, overwrite=True)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"config.json", "seed1"}
+    claim(tmp_path, overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

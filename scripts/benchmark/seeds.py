@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import jax
 from inputs import load_images
 from ours import Trainer
 from protocol import Job, Offer, serve
@@ -18,13 +19,20 @@ from jaxmnist.mesh import shares_of_cores
 
 def prepare(work: dict[str, Any]) -> Offer:
     """One job for each mapping and number of seeds: a step of all of them."""
-    one = trainer(work, 1)
+    one = made_at_first(lambda: trainer(work, 1).train)
     jobs: dict[str, Job] = {}
     for seeds in work["seeds"]:
-        jobs[f"loop {seeds}"] = one_after_another(one.train, seeds)
-        jobs[f"vmap {seeds}"] = trainer(work, seeds).train
-        jobs[f"processes {seeds}"] = in_processes(work, seeds)
+        jobs[f"loop {seeds}"] = one_after_another(one, seeds)
+        jobs[f"vmap {seeds}"] = made_at_first(lambda seeds=seeds: trainer(work, seeds).train)
+        if jax.default_backend() == "cpu":
+            jobs[f"processes {seeds}"] = in_processes(work, seeds)
     return Offer(jobs)
+
+
+def made_at_first(make: Callable[[], Job]) -> Job:
+    """A job that is made when it is first done: should compiling fail, it fails alone."""
+    make = functools.cache(make)
+    return lambda times: make()(times)
 
 
 def trainer(work: dict[str, Any], seeds: int) -> Trainer:
@@ -68,6 +76,7 @@ def begin(work: dict[str, Any], cores: list[int]) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()
+    os.environ["NPROC"] = str(len(cores))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     here["seeds"] = functools.partial(one_after_another, trainer(work, 1).train)

@@ -102,7 +102,7 @@ def seeds_table(variant: str, result: dict[str, Any]) -> Table:
     def figure(mapping: str, count: int) -> str:
         job = f"{mapping} {count}"
         if job not in times:
-            return failed[f"seeds: {job}"]
+            return failed.get(f"seeds: {job}", "-")
         return _milliseconds([seconds / count for seconds in times[job]])
 
     rows = [
