@@ -5,6 +5,7 @@ stays in its place, where nothing moves it any more, and the others go on.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -284,16 +285,16 @@ def enter_seed(stack: contextlib.ExitStack, job: Job, path: Path, seed: int) -> 
 
 
 def train_block(
-    jobs: Sequence[Job], begun: Sequence[Begun], programs: Programs, watch: Watch, places: int = 1
+    jobs: Sequence[Job], begun: Sequence[Begun], programs: Programs, watch: Watch, size: int = 1
 ) -> list[Run | Exception]:
     """Trains seeds side by side to the end.
 
     Args:
         jobs: theirs; alike but for the seed.
         begun: their runs, all at the same step.
-        programs: compiled for so many places.
+        programs: compiled for a block of this size.
         watch: how the training is watched over.
-        places: how many seeds the programs are for; places may be left over.
+        size: how many seeds have a place in the block; places may be left over.
 
     Returns:
         For each seed its finished run, or what ended it: one of `FAILURES`.
@@ -301,7 +302,24 @@ def train_block(
     Raises:
         Stopped: `watch.should_stop` returned True; everything is saved.
     """
-    return _Block(jobs, begun, programs, watch, places).train()
+    return _Block(jobs, begun, programs, watch, size).train()
+
+
+@dataclasses.dataclass
+class _Place:
+    """A seed in a block."""
+
+    number: int  # along the leading axis
+    job: Job
+    path: Path
+    checkpoints: Checkpoints
+    rows: list[Row]
+    seconds: float  # trained in this epoch
+    end: Run | Exception | None = None
+
+    def of(self, metrics: Metrics) -> Metrics:
+        """Its part of the block's metrics."""
+        return jax.tree.map(lambda leaf: leaf[self.number], metrics)
 
 
 class _Block:
@@ -313,72 +331,72 @@ class _Block:
         begun: Sequence[Begun],
         programs: Programs,
         watch: Watch,
-        places: int,
+        size: int,
     ):
-        self._jobs, self._programs, self._watch, self._places = jobs, programs, watch, places
         self._job = jobs[0]  # for all that does not depend on the seed
-        self._paths = [run.path for run in begun]
+        self._programs, self._watch, self._size = programs, watch, size
         positions = [run.position for run in begun]
-        filled = [*positions, *[positions[0]] * (places - len(positions))]
+        self._places = [
+            _Place(
+                *(number, job, run.path, Checkpoints(run.path / records.CHECKPOINTS, watch.keep)),
+                *(run.position.rows, run.position.seconds),
+            )
+            for number, (job, run) in enumerate(zip(jobs, begun, strict=True))
+        ]
+        filled = [*positions, *[positions[0]] * (size - len(positions))]
         self._state = jax.device_put(mesh.stack([position.state for position in filled]))
         self._metrics = mesh.stack([position.metrics for position in filled])
         self._step = positions[0].step
-        self._seconds = [position.seconds for position in positions]  # trained in this epoch
-        self._rows = [position.rows for position in positions]
-        self._checkpoints = [
-            Checkpoints(path / records.CHECKPOINTS, watch.keep) for path in self._paths
-        ]
-        self._ends: dict[int, Run | Exception] = {}  # by place
         self._begin_epoch()
 
     def train(self) -> list[Run | Exception]:
         """Trains to the end, whatever that is for each seed."""
-        is_due = make_cadence(self._watch.checkpoint_every)
+        job, is_due = self._job, make_cadence(self._watch.checkpoint_every)
         try:
-            while places := self._training():
-                self._train_chunk(places)
-                if self._step % self._job.steps == 0 and self._training():
-                    self._evaluate(self._training())
-                if self._step == self._job.total_steps:
-                    self._finish(self._training())
+            while self._training():
+                self._train_chunk()
+                if self._step % job.steps == 0 and self._training():
+                    self._evaluate()
+                if self._step == job.total_steps:
+                    self._finish()
                 elif self._watch.should_stop():
-                    self._stop(self._training())
-                elif is_due(self._step / self._job.steps):
-                    self._save(self._training())
+                    self._stop()
+                elif is_due(self._step / job.steps):
+                    self._save()
         except BaseException as error:
-            for checkpoints in self._checkpoints:
-                checkpoints.abandon(error)
+            for place in self._places:
+                place.checkpoints.abandon(error)
             raise
-        return [self._ends[place] for place in range(len(self._jobs))]
+        return [place.end for place in self._places if place.end is not None]
 
-    def _training(self) -> list[int]:
-        """The places of the seeds that have not come to an end."""
-        return [place for place in range(len(self._jobs)) if place not in self._ends]
+    def _training(self) -> list[_Place]:
+        """The seeds that have not come to an end."""
+        return [place for place in self._places if place.end is None]
 
     @contextlib.contextmanager
-    def _noting_failure(self, place: int) -> Iterator[None]:
-        """Lets a seed fail alone."""
+    def _failing_alone(self, place: _Place) -> Iterator[None]:
+        """Makes a failure the end of this seed, and of no other."""
         try:
             yield
         except FAILURES as error:
-            self._checkpoints[place].abandon(error)
-            self._ends[place] = error
-            self._watch.report(Failed(self._jobs[place].config.seed, str(error)))
+            place.checkpoints.abandon(error)
+            place.end = error
+            self._watch.report(Failed(place.job.config.seed, str(error)))
 
     def _begin_epoch(self) -> None:
         self._order = None
         self._chunk = FIRST_CHUNK
 
-    def _train_chunk(self, places: Sequence[int]) -> None:
+    def _train_chunk(self) -> None:
         """Trains for about a second, or to the end of the epoch."""
-        job, images = self._job, self._job.train_images
+        job, images, places = self._job, self._job.train_images, self._training()
         if self._order is None:
             self._order = self._programs.order_of_epoch(self._state, images)
         epoch = self._step // job.steps + 1
         stop = min(self._step + self._chunk, epoch * job.steps)
         begin = time.perf_counter()
         self._state, metrics = self._programs.train_chunk(
-            self._state, self._frozen_but(places), images, self._order, np.int32(stop)
+            self._state, self._frozen_metrics(), images, self._order, np.int32(stop)
         )
         self._metrics = jax.device_get(metrics)  # waits for the device
         elapsed = time.perf_counter() - begin
@@ -387,104 +405,94 @@ class _Block:
         self._step = stop
         steps_done = np.asarray(self._state.step)
         for place in places:
-            self._seconds[place] += elapsed / len(places)
-            with self._noting_failure(place):
-                loss = _of(place, self._metrics).loss
-                check_finite("training", loss, steps_done[place], self._jobs[place].config)
-        self._report_progress(epoch, speed)
+            place.seconds += elapsed / len(places)
+            with self._failing_alone(place):
+                loss = place.of(self._metrics).loss
+                check_finite("training", loss, steps_done[place.number], place.job.config)
+        if self._training():
+            self._report_progress(epoch, speed)
+
+    def _frozen_metrics(self) -> Metrics:
+        """The metrics, with a loss that is not finite wherever nothing is to be trained."""
+        training = [place.number for place in self._training()]
+        is_frozen = ~np.isin(np.arange(self._size), training)
+        return self._metrics.replace(loss_sum=np.where(is_frozen, np.nan, self._metrics.loss_sum))
 
     def _report_progress(self, epoch: int, speed: float) -> None:
         places = self._training()
-        if not places:
-            return
+        metrics = [place.of(self._metrics) for place in places]
         self._watch.report(
             Progress(
-                tuple(self._jobs[place].config.seed for place in places),
+                tuple(place.job.config.seed for place in places),
                 epoch,
                 self._step,
-                fmean(_of(place, self._metrics).loss for place in places),
-                fmean(_of(place, self._metrics).accuracy for place in places),
+                fmean(of_seed.loss for of_seed in metrics),
+                fmean(of_seed.accuracy for of_seed in metrics),
                 float(self._job.schedules.learning_rate(self._step - 1)),
                 speed * self._job.config.batch_size * len(places),
             )
         )
 
-    def _frozen_but(self, places: Sequence[int]) -> Metrics:
-        """The metrics, with a loss that is not finite wherever there is nothing to train."""
-        is_frozen = ~np.isin(np.arange(self._places), places)
-        return self._metrics.replace(loss_sum=np.where(is_frozen, np.nan, self._metrics.loss_sum))
-
-    def _evaluate(self, places: Sequence[int]) -> None:
+    def _evaluate(self) -> None:
         """Evaluates the end of an epoch and writes a row for each seed."""
+        places, epoch = self._training(), self._step // self._job.steps
         tested = jax.device_get(self._programs.evaluate(self._state, self._job.test_images))
-        rows = []
         for place in places:
-            config, of_place = self._jobs[place].config, _of(place, tested)
-            row = records.make_row(
-                config,
-                self._job.schedules,
-                self._step // self._job.steps,
-                self._step,
-                _of(place, self._metrics),
-                of_place,
-                self._seconds[place],
-            )
-            rows.append(row)
-            self._rows[place] = [*self._rows[place], row]
-            with self._noting_failure(place):
-                records.append(self._paths[place] / records.METRICS, json.dumps(row))
-                check_finite("test", of_place.loss, self._step, config)
-        self._metrics = mesh.stack([Metrics.zero()] * self._places)
-        self._seconds = [0.0] * len(self._jobs)
+            config, schedules = place.job.config, self._job.schedules
+            figures = (place.of(self._metrics), place.of(tested), place.seconds)
+            row = records.make_row(config, schedules, epoch, self._step, *figures)
+            place.rows, place.seconds = [*place.rows, row], 0.0
+            with self._failing_alone(place):
+                records.append(place.path / records.METRICS, json.dumps(row))
+                check_finite("test", place.of(tested).loss, self._step, config)
+        self._metrics = mesh.stack([Metrics.zero()] * self._size)
         self._begin_epoch()
-        self._watch.report(EpochDone(rows))
+        self._watch.report(EpochDone([place.rows[-1] for place in places]))
 
-    def _positions(self) -> list[Position]:
+    def _positions(self) -> Iterator[tuple[_Place, Position]]:
         """Where each seed is, in the host's memory."""
-        states = mesh.unstack(self._state, len(self._jobs))
-        return [
-            Position(state, _of(place, self._metrics), self._seconds[place], self._rows[place])
-            for place, state in enumerate(states)
-        ]
+        states = mesh.unstack(self._state, len(self._places))
+        for place in self._training():
+            metrics = place.of(self._metrics)
+            yield place, Position(states[place.number], metrics, place.seconds, place.rows)
 
-    def _save(self, places: Sequence[int]) -> None:
+    def _save(self) -> None:
         """Begins to write a checkpoint of each seed."""
-        positions = self._positions()
-        for place in places:
-            with self._noting_failure(place):
-                self._save_one(place, positions[place])
+        for place, position in self._positions():
+            with self._failing_alone(place):
+                save(place.job, position, place.checkpoints)
 
-    def _save_one(self, place: int, position: Position) -> None:
-        check_sound(position, self._jobs[place].config)
-        self._checkpoints[place].save(to_checkpoint(self._jobs[place], position))
-
-    def _stop(self, places: Sequence[int]) -> None:
+    def _stop(self) -> None:
         """Saves where each seed is, and ends, unless that showed that none can go on."""
-        self._save(places)
+        self._save()
         for place in self._training():
-            with self._noting_failure(place):
-                self._checkpoints[place].close()
+            with self._failing_alone(place):
+                place.checkpoints.close()
         if self._training():
-            raise Stopped(self._paths[0], self._step)
+            raise Stopped(self._places[0].path, self._step)
 
-    def _finish(self, places: Sequence[int]) -> None:
+    def _finish(self) -> None:
         """Saves the end of each seed, and waits for the disk."""
-        positions, seconds = self._positions(), self._programs.compile_seconds
-        for place in places:
-            with self._noting_failure(place):
-                positions[place] = finished(self._jobs[place], positions[place], seconds)
-                self._save_one(place, positions[place])
-        for place in self._training():
-            with self._noting_failure(place):
-                self._checkpoints[place].close()
-                end = finished_run(self._jobs[place], positions[place], self._paths[place])
-                records.write_summary(end.path / records.SUMMARY, end.summary)
-                self._ends[place] = end
+        for place, position in self._positions():
+            with self._failing_alone(place):
+                last = finished(place.job, position, self._programs.compile_seconds)
+                save(place.job, last, place.checkpoints)
+                place.checkpoints.close()
+                end = finished_run(place.job, last, place.path)
+                records.write_summary(place.path / records.SUMMARY, end.summary)
+                place.end = end
 
 
-def _of(place: int, metrics: Metrics) -> Metrics:
-    """The metrics of one seed of a block."""
-    return jax.tree.map(lambda leaf: leaf[place], metrics)
+def save(job: Job, position: Position, checkpoints: Checkpoints) -> None:
+    """Begins to write a checkpoint.
+
+    Raises:
+        CheckpointError: this one or the one before could not be written.
+        OSError: the disk has no room for it, or the run's folder is gone.
+        TrainingError: the position is not sound.
+    """
+    check_sound(position, job.config)
+    checkpoints.save(to_checkpoint(job, position))
 
 
 def check_finite(which: str, loss: float, step: int, config: TrainConfig) -> None:
