@@ -1,7 +1,7 @@
 """Training: the loop over chunks and epochs, from the first step to the last.
 
 What is trained is a block: one seed, or several side by side (`mesh.py`). A seed that cannot go on
-stays in its place, where nothing moves it any more, and the others go on.
+stays in its place, where nobody looks at it any more, and the others go on.
 """
 
 import contextlib
@@ -396,7 +396,7 @@ class _Block:
         stop = min(self._step + self._chunk, epoch * job.steps)
         begin = time.perf_counter()
         self._state, metrics = self._programs.train_chunk(
-            self._state, self._frozen_metrics(), images, self._order, np.int32(stop)
+            self._state, self._metrics, images, self._order, np.int32(stop)
         )
         self._metrics = jax.device_get(metrics)  # waits for the device
         elapsed = time.perf_counter() - begin
@@ -411,12 +411,6 @@ class _Block:
                 check_finite("training", loss, steps_done[place.number], place.job.config)
         if self._training():
             self._report_progress(epoch, speed)
-
-    def _frozen_metrics(self) -> Metrics:
-        """The metrics, with a loss that is not finite wherever nothing is to be trained."""
-        training = [place.number for place in self._training()]
-        is_frozen = ~np.isin(np.arange(self._size), training)
-        return self._metrics.replace(loss_sum=np.where(is_frozen, np.nan, self._metrics.loss_sum))
 
     def _report_progress(self, epoch: int, speed: float) -> None:
         places = self._training()
