@@ -1,5 +1,6 @@
 """Seeds in processes of their own: who gets which, and what becomes of them when one dies."""
 
+import io
 import json
 import os
 import queue
@@ -8,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -217,6 +219,16 @@ def test_a_worker_shares_what_was_compiled_for_as_many_cores(monkeypatch):
         "jax_compilation_cache_dir": "kept/2-cores",
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
+
+
+def test_a_worker_ends_when_nobody_can_ask_it_any_more(monkeypatch):
+    """At once, also if it is compiling; what it says next would end it only then."""
+    ended, requests, stop = [], queue.SimpleQueue(), threading.Event()
+    monkeypatch.setattr(worker.os, "_exit", ended.append)
+    monkeypatch.setattr(worker.sys, "stdin", io.StringIO('{"config": 1}\n3\n"stop"\n'))
+    worker._listen(requests, stop)
+    assert (requests.get_nowait(), requests.get_nowait()) == ({"config": 1}, 3)
+    assert (stop.is_set(), ended) == (True, [0])
 
 
 @pytest.fixture(scope="module")
