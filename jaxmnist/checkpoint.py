@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxmnist import hosts
 from jaxmnist.config import FORMAT, check_format
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState
@@ -115,7 +116,7 @@ class Checkpoints:
         self._folder.mkdir(exist_ok=True)
         _check_room(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         with self._named():
-            _save(self._manager, step, arrays, record)
+            _save(self._manager, step, hosts.spread(arrays), record)
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -280,16 +281,30 @@ def _read_arrays(path: Path, expected: Any) -> Any:
 
     with _checkpointer() as checkpointer:
         _check_same(checkpointer.metadata(path.absolute()).item_metadata[ARRAYS], expected)
-        args = ocp.args.Composite(**{ARRAYS: ocp.args.StandardRestore(expected)})
+        # As arrays of the host: it may have been written by another number of processes.
+        host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
+        args = ocp.args.Composite(**{ARRAYS: ocp.args.StandardRestore(host)})
         return checkpointer.restore(path.absolute(), args=args)[ARRAYS]
 
 
 def _checkpointer() -> Any:
-    """Reads, and unlike a CheckpointManager makes and removes nothing."""
+    """Reads, and unlike a CheckpointManager makes and removes nothing, nor waits for others."""
     import orbax.checkpoint as ocp
 
-    items = {ARRAYS: ocp.StandardCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**items))
+    me = jax.process_index()
+    alone: dict[str, Any] = {
+        "multiprocessing_options": ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+    }
+    items = {
+        ARRAYS: ocp.StandardCheckpointHandler(**alone),
+        RECORD: ocp.JsonCheckpointHandler(**alone),
+    }
+    together = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(**alone), **items
+    )
+    return ocp.Checkpointer(together, **alone)
 
 
 def _check_same(found: Any, expected: Any) -> None:

@@ -19,6 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmnist import shards
+
 # PyTorch's default for weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -190,7 +192,7 @@ class Conv(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: shards.Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
         y = conv(x, self.param("kernel", torch_uniform, shape), self.padding)
         if self.use_bias:
@@ -218,16 +220,16 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: shards.Axis = None) -> jax.Array:
         features = x.shape[0]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
         if train:
-            count = x.size // features
-            mean = jnp.mean(x, axis=(1, 2, 3, 4, 5))
-            var = jnp.mean(jnp.square(x - per_channel(mean)), axis=(1, 2, 3, 4, 5))
+            count = x.size // features * shards.count(axis)
+            mean = shards.mean(_mean_of_channels(x), axis)
+            var = shards.mean(_mean_of_channels(jnp.square(x - per_channel(mean))), axis)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
                 running_mean.value = self._blend(running_mean.value, mean)
@@ -242,27 +244,38 @@ class BatchNorm(nn.Module):
         return self.momentum * running + (1 - self.momentum) * batch
 
 
+def _mean_of_channels(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=(1, 2, 3, 4, 5))
+
+
 class Dropout(nn.Module):
     """Sets activations to zero with probability `rate` in training and scales up the rest.
 
     The rate is rounded to a multiple of 2**-16 (an error below 1e-5), so that one random word
-    decides two activations.
+    decides two activations. What is dropped is drawn for the whole batch, of which a device works
+    out its own part.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: shards.Axis = None) -> jax.Array:
         if not train or self.rate == 0:
             return x
-        words = random_words(self.make_rng("dropout"), -(-x.size // 2))
-        halves = jnp.concatenate([words & 0xFFFF, words >> 16])[: x.size]
+        images = x.shape[-1]
+        rows = x.size // images
+        # A pair of words for each image of the whole batch and each four rows.
+        row = jnp.arange(-(-rows // 4), dtype=jnp.uint32)[:, None]
+        image = jnp.arange(images, dtype=jnp.uint32) + jnp.uint32(shards.index(axis) * images)
+        counters = row * (images * shards.count(axis)) + image
+        words = jnp.concatenate(random_words(self.make_rng("dropout"), counters))
+        halves = jnp.concatenate([words & 0xFFFF, words >> 16])[:rows]
         keep = (halves >= round(self.rate * 2**16)).reshape(x.shape)
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
-def random_words(key: jax.Array, count: int) -> jax.Array:
-    """So many random words, uint32 `[count]`, by Threefry-2x32 with 20 rounds.
+def random_words(key: jax.Array, counters: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two random words, uint32, of each counter, by Threefry-2x32 with 20 rounds.
 
     The generator behind `jax.random.bits`, which on a CPU runs as a loop over whole arrays; written
     out it is one pass, and the programs compile in half the time. Source: Salmon, Moraes, Dror and
@@ -270,7 +283,7 @@ def random_words(key: jax.Array, count: int) -> jax.Array:
     """
     first, second = jax.random.key_data(key)
     keys = (first, second, first ^ second ^ 0x1BD11BDA)
-    x = jnp.arange(-(-count // 2), dtype=jnp.uint32) + first
+    x = counters + first
     y = jnp.full_like(x, second)
     for group in range(5):
         for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
@@ -278,7 +291,7 @@ def random_words(key: jax.Array, count: int) -> jax.Array:
             y = x ^ ((y << turn) | (y >> (32 - turn)))
         x = x + keys[(group + 1) % 3]
         y = y + keys[(group + 2) % 3] + (group + 1)
-    return jnp.concatenate([x, y])[:count]
+    return x, y
 
 
 def max_pool(x: jax.Array) -> jax.Array:

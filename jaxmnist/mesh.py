@@ -1,7 +1,8 @@
-"""Many seeds: how functions written for one seed become programs for a block of them.
+"""Programs: how functions written for one seed and one device are compiled for blocks of seeds.
 
 A block is seeds that train side by side. Its arrays have a leading axis, one entry a seed; a single
-seed is a block of one, and its program is the one that it would have without that axis.
+seed is a block of one, and its program is the one that it would have without that axis. Where the
+devices come in, `devices.py` says.
 """
 
 import functools
@@ -18,6 +19,7 @@ import optax
 import psutil
 
 from jaxmnist.config import ConfigError, TrainConfig, check_name
+from jaxmnist.devices import ONE, Devices, is_key, make_layout
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState, create_state
 from jaxmnist.steps import Images, make_evaluate, make_order_of_epoch, make_train_chunk
@@ -38,7 +40,7 @@ class Programs(NamedTuple):
 
     They are the functions of `steps.py`, with a leading axis for the seeds wherever something
     belongs to a seed: all but the images and `stop`. `train_chunk` takes its state and metrics
-    for itself.
+    for itself. States and metrics are those that `put` laid on the devices.
     """
 
     order_of_epoch: Callable[[TrainState, Images], jax.Array]
@@ -46,8 +48,10 @@ class Programs(NamedTuple):
         [TrainState, Metrics, Images, jax.Array, np.int32], tuple[TrainState, Metrics]
     ]
     evaluate: Callable[[TrainState, Images], Metrics]
+    put: Callable[[Any], Any]  # states or metrics of a block, from the host to the devices
+    get: Callable[[Any], Any]  # and back
     compile_seconds: float
-    memory_bytes: int  # that the largest of them needs on the device
+    memory_bytes: int  # that the largest of them needs on a device
 
 
 def compile_programs(
@@ -57,6 +61,7 @@ def compile_programs(
     train_images: Images,
     test_images: Images,
     seeds: int = 1,
+    devices: Devices = ONE,
 ) -> Programs:
     """Compiles training and evaluation for these shapes, once for the whole run.
 
@@ -64,31 +69,45 @@ def compile_programs(
         config: what to train; its own seed is of no importance.
         model: its network.
         tx: its optimiser.
-        train_images: on the device.
-        test_images: on the device.
+        train_images: on all of the devices.
+        test_images: on all of the devices.
         seeds: how many there are in a block.
+        devices: those that train it.
 
     Returns:
         The compiled programs.
+
+    Raises:
+        ConfigError: the devices cannot share a batch in equal parts.
     """
     begin = time.perf_counter()
+    devices.check_divides(config.batch_size, seeds)
+    layout = make_layout(devices, seeds)
+    axis = layout.axis
     create = functools.partial(create_state, model, tx)
     states = jax.eval_shape(jax.vmap(create), np.zeros(seeds, np.uint32))
-    metrics = stack([Metrics.zero()] * seeds)
-    order_of_epoch = _over_seeds(make_order_of_epoch(config), (0, None), seeds)
-    order_of_epoch = jax.jit(order_of_epoch).lower(states, train_images)
-    train_chunk = _over_seeds(make_train_chunk(config, model, tx), (0, 0, None, 0, None), seeds)
-    train_chunk = jax.jit(train_chunk, donate_argnums=(0, 1)).lower(
-        states, metrics, train_images, order_of_epoch.out_info, np.int32(0)
+    metrics = jax.eval_shape(lambda: stack([Metrics.zero()] * seeds))
+    order = jax.eval_shape(jax.vmap(make_order_of_epoch(config), (0, None)), states, train_images)
+
+    def lower(function, axes, *arguments, donate=()):
+        return layout.lower(_over_seeds(function, axes, layout.seeds), axes, arguments, donate)
+
+    lowered = (
+        lower(make_order_of_epoch(config), (0, None), states, train_images),
+        lower(
+            make_train_chunk(config, model, tx, axis),
+            (0, 0, None, 0, None),
+            *(states, metrics, train_images, order, np.int32(0)),
+            donate=(0, 1),
+        ),
+        lower(make_evaluate(model, axis), (0, None), states, test_images),
     )
-    evaluate = jax.jit(_over_seeds(make_evaluate(model), (0, None), seeds))
-    evaluate = evaluate.lower(states, test_images)
-    order_of_epoch, train_chunk, evaluate = (
-        program.compile() for program in (order_of_epoch, train_chunk, evaluate)
-    )
+    order_of_epoch, train_chunk, evaluate = (program.compile() for program in lowered)
     seconds = time.perf_counter() - begin
     needs = max(map(_memory_bytes, (order_of_epoch, train_chunk, evaluate)))
-    return Programs(order_of_epoch, train_chunk, evaluate, seconds, needs)
+    return Programs(
+        *(order_of_epoch, train_chunk, evaluate, layout.put, layout.get, seconds, needs)
+    )
 
 
 def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> Callable:
@@ -183,7 +202,7 @@ def stack(trees: Sequence[Any]) -> Any:
     """
 
     def stacked(*leaves):
-        if _is_key(leaves[0]):
+        if is_key(leaves[0]):
             keys = np.stack([jax.random.key_data(key) for key in leaves])
             return jax.random.wrap_key_data(jnp.asarray(keys))
         return np.stack(leaves)
@@ -195,39 +214,25 @@ def unstack(tree: Any, seeds: int) -> list[Any]:
     """Takes seeds apart.
 
     Args:
-        tree: leaves with a leading axis.
+        tree: leaves with a leading axis, in the host's memory.
         seeds: how many of them are wanted, the first ones.
 
     Returns:
-        A tree for each, in the host's memory.
+        A tree for each.
     """
-    keys = jax.tree.map(_is_key, tree)
-    raw = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-    raw = jax.device_get(raw)
-
-    def of_seed(seed):
-        return jax.tree.map(
-            lambda leaf, is_key: jax.random.wrap_key_data(leaf[seed]) if is_key else leaf[seed],
-            raw,
-            keys,
-        )
-
-    return [of_seed(seed) for seed in range(seeds)]
+    return [jax.tree.map(lambda leaf, seed=seed: leaf[seed], tree) for seed in range(seeds)]
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def choose_mapping(wished: str, seeds: int) -> str:
+def choose_mapping(wished: str, seeds: int, devices: Devices = ONE) -> str:
     """How so many seeds are trained here.
 
     docs/performance.md has what each costs: on a CPU, processes with a core each are the fastest;
-    an accelerator is filled by many seeds in one program.
+    an accelerator, or several devices, are filled by many seeds in one program.
 
     Args:
         wished: one of `MAPPINGS`, or auto.
         seeds: how many.
+        devices: those that train.
 
     Raises:
         ConfigError: there is no such mapping, or not on this device.
@@ -239,9 +244,14 @@ def choose_mapping(wished: str, seeds: int) -> str:
             f"seed_mapping is processes, which divide the cores of a CPU, but the device is a "
             f"{backend}; use vmap, or loop"
         )
+    if wished == "processes" and devices.count > 1:
+        raise ConfigError(
+            f"seed_mapping is processes, each of which has one device, but there are "
+            f"{devices.count}; use --devices 1, or vmap, or loop"
+        )
     if wished != "auto":
         return wished
-    if backend != "cpu":
+    if backend != "cpu" or devices.count > 1:
         return "vmap"
     return "processes" if len(shares_of_cores(seeds)) > 1 else "loop"
 

@@ -60,7 +60,7 @@ def measure(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None
     if valid is None:
         valid = jnp.ones(len(logits), bool)
     return Metrics(
-        loss_sum=jnp.sum(losses(logits, labels), where=valid),
+        loss_sum=jnp.sum(losses(logits, labels), where=valid, dtype=jnp.float32),
         correct=jnp.sum(logits.argmax(axis=1) == labels, where=valid, dtype=jnp.int32),
         count=jnp.sum(valid, dtype=jnp.int32),
     )

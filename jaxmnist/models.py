@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
+from jaxmnist import shards
 from jaxmnist.config import RECIPES, VARIANTS, check_name
 from jaxmnist.layers import (
     BatchNorm,
@@ -58,6 +59,7 @@ class Network(nn.Module):
         images: float32 `[N, 28, 28, 1]`, normalised.
         train: whether BatchNorm uses the batch's statistics and Dropout drops; needs the random
             stream `dropout` and the mutable collection `batch_stats`.
+        axis: over which the batch is shared out, if these images are one device's share.
 
     Returns of a call: float32 logits `[N, 10]`.
     """
@@ -69,14 +71,16 @@ class Network(nn.Module):
         raise NotImplementedError
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, train: bool = False, axis: shards.Axis = None
+    ) -> jax.Array:
         kinds = {Conv: "conv", BatchNorm: "norm", Dropout: "dropout"}
         numbers = Counter()
         x = from_images(images)
         for layer in self.layers():
             if isinstance(layer, nn.Module):
                 kind = kinds[type(layer)]
-                x = layer.clone(parent=self, name=f"{kind}{numbers[kind]}")(x, train)
+                x = layer.clone(parent=self, name=f"{kind}{numbers[kind]}")(x, train, axis)
                 numbers[kind] += 1
             else:
                 x = layer(x)

@@ -62,6 +62,11 @@ def _cosine(first: float, last: float, fraction: jax.Array) -> jax.Array:
     return last + (first - last) / 2 * (1 + jnp.cos(jnp.pi * fraction))
 
 
+def _constant(value: float) -> Schedule:
+    # A function of the step all the same: each seed's belongs to the devices that train that seed.
+    return lambda step: value + 0.0 * step
+
+
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, Schedules]:
@@ -81,8 +86,7 @@ def make_optimizer(
         schedules = one_cycle(config.learning_rate, total_steps)
     else:
         schedules = Schedules(
-            learning_rate=lambda step: config.learning_rate,
-            momentum=lambda step: MOMENTUM,
+            learning_rate=_constant(config.learning_rate), momentum=_constant(MOMENTUM)
         )
     tx = optax.inject_hyperparams(optax.sgd)(
         learning_rate=schedules.learning_rate, momentum=schedules.momentum

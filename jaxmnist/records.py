@@ -429,10 +429,14 @@ def _head(
     }
 
 
-def environment() -> dict[str, Any]:
-    """What a run runs on: device, versions and commit. To be asked before it starts."""
+def environment(devices: int = 1) -> dict[str, Any]:
+    """What a run runs on: devices, versions and commit. To be asked before it starts.
+
+    Args:
+        devices: how many train it.
+    """
     return {
-        "device": device(),
+        "device": device(devices),
         "versions": {"python": platform.python_version(), **dict(map(_version, _PACKAGES))},
         "git_commit": git_commit(),
     }
@@ -445,12 +449,12 @@ def _version(package: str) -> tuple[str, str | None]:
         return package, None
 
 
-def device() -> str:
-    """The default device in words."""
-    first = jax.devices()[0]
+def device(count: int = 1) -> str:
+    """So many of the devices in words."""
+    first, number = jax.devices()[0], "" if count == 1 else f"{count} x "
     if first.platform == "cpu":
-        return f"cpu, {os.cpu_count()} cores, {platform.machine()}"
-    return f"{first.platform}, {first.device_kind}"
+        return f"{number}cpu, {os.cpu_count()} cores, {platform.machine()}"
+    return f"{number}{first.platform}, {first.device_kind}"
 
 
 def git_commit() -> str | None:

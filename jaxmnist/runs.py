@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ import jax
 import numpy as np
 import optax
 
-from jaxmnist import checkpoint, data, records
+from jaxmnist import checkpoint, data, hosts, records
 from jaxmnist.checkpoint import Checkpoint, CheckpointError
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig, steps_per_epoch
+from jaxmnist.devices import ONE, Devices
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import Schedules, make_optimizer
@@ -49,6 +51,7 @@ class Job(NamedTuple):
     images_digest: str
     steps: int  # an epoch
     environment: dict[str, Any]
+    devices: Devices
 
     @property
     def total_steps(self) -> int:
@@ -89,6 +92,7 @@ def make_job(
     data_dir: str | os.PathLike | None,
     idx_dir: str | os.PathLike | None,
     progress: data.Progress,
+    devices: Devices = ONE,
 ) -> Job:
     """Loads the images and makes everything that the run needs.
 
@@ -97,27 +101,35 @@ def make_job(
         data_dir: see `jaxmnist.data.load`.
         idx_dir: see `jaxmnist.data.load`.
         progress: see `jaxmnist.data.load`.
+        devices: those that train it.
 
     Raises:
         ConfigError: the config cannot be trained on these images.
         DataError: the images cannot be had.
     """
-    environment = records.environment()
+    environment = records.environment(devices.count)
     dataset = data.load(config.dataset, data_dir, idx_dir, progress)
-    train_images, test_images = to_device(dataset, config.limit_train)
+    train_images, test_images = to_devices(dataset, config.limit_train, devices)
     steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
     model = create_model(config.variant, config.dropout)
     tx, schedules = make_optimizer(config, config.epochs * steps)
-    digest = digest_of_images(dataset)
-    return Job(config, model, tx, schedules, train_images, test_images, digest, steps, environment)
+    return Job(
+        *(config, model, tx, schedules, train_images, test_images, digest_of_images(dataset)),
+        *(steps, environment, devices),
+    )
 
 
-def to_device(dataset: data.Dataset, limit_train: int | None) -> tuple[Images, Images]:
-    """Puts training and test images on the default device.
+def to_devices(
+    dataset: data.Dataset,
+    limit_train: int | None,
+    devices: Devices = ONE,
+) -> tuple[Images, Images]:
+    """Puts training and test images on each of the devices.
 
     Args:
         dataset: the arrays.
         limit_train: take only this many training images, the first ones.
+        devices: those that train.
 
     Raises:
         ConfigError: there are not so many.
@@ -127,7 +139,7 @@ def to_device(dataset: data.Dataset, limit_train: int | None) -> tuple[Images, I
     pixels, labels = dataset.train_images[:count], dataset.train_labels[:count]
     train_images = Images(pixels, labels, mean, std)
     test_images = Images(dataset.test_images, dataset.test_labels, mean, std)
-    return jax.device_put((train_images, test_images))
+    return devices.replicate((train_images, test_images))
 
 
 def count_images(available: int, limit_train: int | None) -> int:
@@ -206,6 +218,57 @@ def continued_run(job: Job, path: Path) -> Iterator[Begun]:
             position, remarks = _first_position(job), []
         _write_files(path, job.config, position)
         yield Begun(path, path, position, remarks)
+
+
+@contextlib.contextmanager
+def begun_by_first(job: Job, run: contextlib.AbstractContextManager[Begun]) -> Iterator[Begun]:
+    """Begins a run in the first process; the others take over what it found.
+
+    Args:
+        job: what is run.
+        run: `new_run` or `continued_run`, not yet entered.
+
+    Raises:
+        HostError: the first process could not begin.
+        Exception: what `run` raises.
+    """
+    with contextlib.ExitStack() as stack:
+        begun = None
+
+        def begin() -> bytes:
+            nonlocal begun
+            begun = stack.enter_context(run)
+            return _to_bytes(begun)
+
+        content = hosts.from_first(begin)
+        yield begun or _from_bytes(job, content)
+
+
+def _to_bytes(begun: Begun) -> bytes:
+    """A run that has begun, for another process."""
+    position = begun.position
+    state = position.state.replace(key=jax.random.key_data(position.state.key))
+    notes = {
+        "paths": [str(begun.path), str(begun.wished)],
+        "position": [position.seconds, position.rows, position.summary],
+        "remarks": begun.remarks,
+    }
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves((state, position.metrics))]
+    file = io.BytesIO()
+    np.savez(file, np.frombuffer(json.dumps(notes).encode(), np.uint8), *arrays)
+    return file.getvalue()
+
+
+def _from_bytes(job: Job, content: bytes) -> Begun:
+    with np.load(io.BytesIO(content)) as file:
+        notes, *arrays = (file[name] for name in file.files)
+    said = json.loads(notes.tobytes())
+    shapes = _shapes(job.model, job.tx, job.config.seed)
+    tree = jax.tree.structure((shapes, Metrics.zero()))
+    state, metrics = jax.tree.unflatten(tree, arrays)
+    state = state.replace(key=jax.random.wrap_key_data(state.key))
+    path, wished = map(Path, said["paths"])
+    return Begun(path, wished, Position(state, metrics, *said["position"]), said["remarks"])
 
 
 def to_checkpoint(job: Job, position: Position) -> Checkpoint:

@@ -12,6 +12,7 @@ import jax
 
 from jaxmnist import data, mesh, records, runs
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig
+from jaxmnist.devices import choose_devices
 from jaxmnist.processes import train_in_processes
 from jaxmnist.records import Row
 from jaxmnist.runs import Job, Run, count_parameters, finished_run, make_job
@@ -72,6 +73,8 @@ def train_seeds(
     seed_mapping: str = "auto",
     checkpoint_every: str = CHECKPOINT_EVERY,
     keep: int = KEEP,
+    devices: int | None = None,
+    parallel: str = "jit",
     report: Report = ignore,
     data_progress: data.Progress = data.ignore_progress,
     should_stop: Callable[[], bool] = never,
@@ -92,6 +95,8 @@ def train_seeds(
             for each core), or auto: the fastest here.
         checkpoint_every: as in `train`.
         keep: as in `train`.
+        devices: as in `train`; under vmap they share the seeds first, and then every batch.
+        parallel: as in `train`.
         report: told of every event, as it happens.
         data_progress: see `jaxmnist.data.load`.
         should_stop: asked about once a second.
@@ -100,8 +105,8 @@ def train_seeds(
         The finished runs, and why the others failed.
 
     Raises:
-        ConfigError: the config cannot be trained on these images, `out` is taken, or it does not
-            hold runs that this config goes on with.
+        ConfigError: the config cannot be trained on these images or devices, `out` is taken, or
+            it does not hold runs that this config goes on with.
         DataError: the images cannot be had.
         Stopped: `should_stop` returned True; everything is saved.
         OSError: the disk does not take the runs.
@@ -109,8 +114,11 @@ def train_seeds(
     many = SeedsConfig(config, tuple(seeds))
     watch = Watch(checkpoint_every, keep, ignore, should_stop)
     check_arguments(out, overwrite, resume, watch)
-    mapping = mesh.choose_mapping(seed_mapping, len(many.seeds))
-    job = make_job(many.config, data_dir, idx_dir, data_progress)
+    _check_one_process()
+    chosen = choose_devices(devices, parallel)
+    mapping = mesh.choose_mapping(seed_mapping, len(many.seeds), chosen)
+    chosen.check_divides(many.config.batch_size, len(many.seeds) if mapping == "vmap" else 1)
+    job = make_job(many.config, data_dir, idx_dir, data_progress, chosen)
     train_with = {
         "loop": train_each,
         "vmap": train_vmapped,
@@ -137,6 +145,15 @@ def train_seeds(
             raise Stopped(path, sum(log.steps.values())) from None
         log.rewrite()
         return _finish(job, many, mapping, path, ends)
+
+
+def _check_one_process() -> None:
+    """Seeds have nothing to tell each other: several processes would only wait for each other."""
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"there are {jax.process_count()} processes that train one seed together; train "
+            "several seeds in processes that know nothing of each other, some --seeds in each"
+        )
 
 
 class Found(NamedTuple):

@@ -1,4 +1,8 @@
-"""Training and evaluation as pure functions, for one seed on one device."""
+"""Training and evaluation as pure functions, for one seed on one device.
+
+With the name of an `axis` of devices they do one device's share of the work: the batch is shared
+out, and what is returned is that of the whole batch, the same on every device.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmnist.augment import augment
+from jaxmnist import shards
+from jaxmnist.augment import apply_parameters, draw_parameters
 from jaxmnist.config import TrainConfig, steps_per_epoch
 from jaxmnist.metrics import Array, Metrics, losses, measure
 from jaxmnist.state import TrainState, stream
@@ -49,10 +54,13 @@ def normalise(pixels: jax.Array, mean: Array, std: Array) -> jax.Array:
     return ((pixels.astype(jnp.float32) / 255 - mean) / std)[..., None]
 
 
-def make_train_step(model: nn.Module, tx: optax.GradientTransformation) -> TrainStep:
+def make_train_step(
+    model: nn.Module, tx: optax.GradientTransformation, axis: shards.Axis = None
+) -> TrainStep:
     """The training step: `train_step(state, batch) -> (state, metrics)`.
 
-    The metrics are those of the forward pass, before the update, with dropout on.
+    The batch is this device's share of it. The metrics are those of the forward pass over all of
+    it, before the update, with dropout on.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -63,12 +71,16 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation) -> Train
                 {"params": params, "batch_stats": state.batch_stats},
                 batch.images,
                 train=True,
+                axis=axis,
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
             return losses(logits, batch.labels).mean(), (logits, updates.get("batch_stats", {}))
 
-        grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        params = shards.own(state.params, axis)
+        grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
+        # The shares are of the same size: the gradient of the mean is the mean of the gradients.
+        grads = shards.mean(grads, axis)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         state = state.replace(
             step=state.step + 1,
@@ -76,7 +88,7 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation) -> Train
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state, measure(logits, batch.labels)
+        return state, shards.total(measure(logits, batch.labels), axis)
 
     return train_step
 
@@ -97,27 +109,32 @@ def make_order_of_epoch(config: TrainConfig) -> OrderOfEpoch:
     return order_of_epoch
 
 
-def make_batch_at(config: TrainConfig) -> BatchAt:
-    """The batch of a step: `batch_at(state, images, order, position) -> batch`.
+def make_batch_at(config: TrainConfig, axis: shards.Axis = None) -> BatchAt:
+    """The batch of a step, or a share of it: `batch_at(state, images, order, position) -> batch`.
 
     `order` is the epoch's, `position` the step's place in the epoch. The batch depends on these,
-    the seed and `state.step` alone.
+    the seed and `state.step` alone: what is random is drawn for the whole of it.
     """
 
     def batch_at(state: TrainState, images: Images, order: jax.Array, position: jax.Array) -> Batch:
         start = position * config.batch_size
         chosen = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
+        chosen = shards.share(chosen, axis)
         pixels = images.pixels[chosen]
         if config.augment:
             key = jax.random.fold_in(stream(state.key, "augment"), state.step)
-            pixels = augment(key, pixels)
+            parameters = shards.share(draw_parameters(key, config.batch_size), axis)
+            pixels = apply_parameters(pixels, parameters)
         return Batch(normalise(pixels, images.mean, images.std), images.labels[chosen])
 
     return batch_at
 
 
 def make_train_chunk(
-    config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation
+    config: TrainConfig,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    axis: shards.Axis = None,
 ) -> TrainChunk:
     """A stretch of training: `train_chunk(state, metrics, images, order, stop)`.
 
@@ -126,7 +143,7 @@ def make_train_chunk(
     is traced, so that one compilation serves stretches of any length. It also ends after the first
     step whose loss is not finite.
     """
-    batch_at, train_step = make_batch_at(config), make_train_step(model, tx)
+    batch_at, train_step = make_batch_at(config, axis), make_train_step(model, tx, axis)
 
     def train_chunk(state, metrics, images, order, stop):
         steps = steps_per_epoch(len(images.pixels), config.batch_size)
@@ -162,18 +179,21 @@ def make_eval_step(model: nn.Module) -> EvalStep:
     return eval_step
 
 
-def make_evaluate(model: nn.Module) -> Evaluate:
-    """Evaluation: `evaluate(state, images) -> metrics` over all images, however many."""
+def make_evaluate(model: nn.Module, axis: shards.Axis = None) -> Evaluate:
+    """Evaluation: `evaluate(state, images) -> metrics` over all images, however many.
+
+    A device takes its share of the blocks; the metrics are those of all.
+    """
     eval_step = make_eval_step(model)
 
     def evaluate(state: TrainState, images: Images) -> Metrics:
         count = len(images.pixels)
-        blocks = -(-count // EVAL_BLOCK)
+        blocks = -(-count // (EVAL_BLOCK * shards.count(axis))) * shards.count(axis)
         padding = blocks * EVAL_BLOCK - count
         pixels = jnp.pad(images.pixels, ((0, padding), (0, 0), (0, 0)))
         labels = jnp.pad(images.labels, (0, padding))
 
-        def body(block, metrics):
+        def of_block(block: jax.Array) -> Metrics:
             start = block * EVAL_BLOCK
             block_pixels = jax.lax.dynamic_slice_in_dim(pixels, start, EVAL_BLOCK)
             batch = Batch(
@@ -181,8 +201,10 @@ def make_evaluate(model: nn.Module) -> Evaluate:
                 jax.lax.dynamic_slice_in_dim(labels, start, EVAL_BLOCK),
             )
             valid = start + jnp.arange(EVAL_BLOCK) < count
-            return metrics.merge(eval_step(state, batch, valid))
+            return eval_step(state, batch, valid)
 
-        return jax.lax.fori_loop(0, blocks, body, Metrics.zero())
+        each = jax.lax.map(of_block, shards.share(jnp.arange(blocks), axis))
+        summed = jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=leaf.dtype), each)
+        return shards.total(summed, axis)
 
     return evaluate

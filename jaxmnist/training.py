@@ -19,9 +19,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxmnist import data, mesh, records
+from jaxmnist import data, hosts, mesh, records
 from jaxmnist.checkpoint import CheckpointError, Checkpoints
 from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.devices import choose_devices
 from jaxmnist.mesh import Programs
 from jaxmnist.metrics import Metrics
 from jaxmnist.records import Row
@@ -30,6 +31,7 @@ from jaxmnist.runs import (
     Job,
     Position,
     Run,
+    begun_by_first,
     continued_run,
     finished,
     finished_run,
@@ -129,6 +131,8 @@ def train(
     resume: bool = False,
     checkpoint_every: str = CHECKPOINT_EVERY,
     keep: int = KEEP,
+    devices: int | None = None,
+    parallel: str = "jit",
     report: Report = ignore,
     data_progress: data.Progress = data.ignore_progress,
     should_stop: Callable[[], bool] = never,
@@ -145,6 +149,9 @@ def train(
         checkpoint_every: what lies between two checkpoints, in epochs (as "2") or seconds (as
             "90s"); there is always one at the end.
         keep: how many checkpoints are kept, the newest ones.
+        devices: how many share every batch, in equal parts; None: all, of all processes. The run
+            is the same but for rounding.
+        parallel: the form of their program: see `jaxmnist.devices.Devices`.
         report: told of every event, as it happens.
         data_progress: see `jaxmnist.data.load`.
         should_stop: asked after every chunk, about once a second.
@@ -153,9 +160,10 @@ def train(
         The trained state with the rows and the summary.
 
     Raises:
-        ConfigError: the config cannot be trained on these images, `out` is taken, or it does not
-            hold a run that this config goes on with.
+        ConfigError: the config cannot be trained on these images or devices, `out` is taken, or
+            it does not hold a run that this config goes on with.
         DataError: the images cannot be had.
+        HostError: another process failed, or is gone.
         CheckpointError: a checkpoint could not be written, or no checkpoint is whole.
         TrainingError: the loss or a parameter is not finite.
         Stopped: `should_stop` returned True; everything is saved.
@@ -163,9 +171,11 @@ def train(
     """
     watch = Watch(checkpoint_every, keep, report, should_stop)
     check_arguments(out, overwrite, resume, watch)  # before the images are fetched
-    job = make_job(config, data_dir, idx_dir, data_progress)
+    chosen = choose_devices(devices, parallel)
+    chosen.check_divides(config.batch_size)
+    job = make_job(config, data_dir, idx_dir, data_progress, chosen)
     run = continued_run(job, Path(out)) if resume and out else new_run(job, out, overwrite)
-    with run as begun:
+    with begun_by_first(job, run) as begun:
         count, step = len(job.train_images.pixels), begun.position.step
         report(Started(begun.path, begun.wished, count, step, job.total_steps, begun.remarks))
         if begun.position.summary is not None:
@@ -191,8 +201,13 @@ def check_arguments(
         raise ConfigError("resume and overwrite exclude each other: drop one of them")
     if resume and out is None:
         raise ConfigError("resume needs to know the folder of the run: pass --out")
-    if out is not None:
-        records.check_own(Path(out)) if resume else records.check_free(Path(out), overwrite)
+
+    def check_folder() -> bytes:
+        if out is not None:
+            records.check_own(Path(out)) if resume else records.check_free(Path(out), overwrite)
+        return b""
+
+    hosts.from_first(check_folder)
 
 
 def make_cadence(every: str) -> Callable[[float], bool]:
@@ -229,7 +244,7 @@ def make_cadence(every: str) -> Callable[[float], bool]:
 def compile_for(job: Job, seeds: int = 1) -> Programs:
     """Compiles what a block of so many seeds needs; Args and Returns of `compile_programs`."""
     return mesh.compile_programs(
-        job.config, job.model, job.tx, job.train_images, job.test_images, seeds
+        *(job.config, job.model, job.tx, job.train_images, job.test_images, seeds, job.devices)
     )
 
 
@@ -344,7 +359,7 @@ class _Block:
             for number, (job, run) in enumerate(zip(jobs, begun, strict=True))
         ]
         filled = [*positions, *[positions[0]] * (size - len(positions))]
-        self._state = jax.device_put(mesh.stack([position.state for position in filled]))
+        self._state = programs.put(mesh.stack([position.state for position in filled]))
         self._metrics = mesh.stack([position.metrics for position in filled])
         self._step = positions[0].step
         self._begin_epoch()
@@ -359,9 +374,12 @@ class _Block:
                     self._evaluate()
                 if self._step == job.total_steps:
                     self._finish()
-                elif self._watch.should_stop():
+                    continue
+                wishes = (self._watch.should_stop(), is_due(self._step / job.steps))
+                self._chunk, stops, saves = hosts.agree(self._chunk, *wishes)
+                if stops:
                     self._stop()
-                elif is_due(self._step / job.steps):
+                elif saves:
                     self._save()
         except BaseException as error:
             for place in self._places:
@@ -396,14 +414,14 @@ class _Block:
         stop = min(self._step + self._chunk, epoch * job.steps)
         begin = time.perf_counter()
         self._state, metrics = self._programs.train_chunk(
-            self._state, self._metrics, images, self._order, np.int32(stop)
+            *(self._state, self._programs.put(self._metrics), images, self._order, np.int32(stop))
         )
-        self._metrics = jax.device_get(metrics)  # waits for the device
+        self._metrics = self._programs.get(metrics)  # waits for the device
         elapsed = time.perf_counter() - begin
         speed = (stop - self._step) / elapsed
         self._chunk = max(1, round(CHUNK_SECONDS * speed))
         self._step = stop
-        steps_done = np.asarray(self._state.step)
+        steps_done = self._programs.get(self._state.step)
         for place in places:
             place.seconds += elapsed / len(places)
             with self._failing_alone(place):
@@ -430,14 +448,16 @@ class _Block:
     def _evaluate(self) -> None:
         """Evaluates the end of an epoch and writes a row for each seed."""
         places, epoch = self._training(), self._step // self._job.steps
-        tested = jax.device_get(self._programs.evaluate(self._state, self._job.test_images))
+        tested = self._programs.evaluate(self._state, self._job.test_images)
+        tested = self._programs.get(tested)
         for place in places:
             config, schedules = place.job.config, self._job.schedules
             figures = (place.of(self._metrics), place.of(tested), place.seconds)
             row = records.make_row(config, schedules, epoch, self._step, *figures)
             place.rows, place.seconds = [*place.rows, row], 0.0
             with self._failing_alone(place):
-                records.append(place.path / records.METRICS, json.dumps(row))
+                if hosts.is_first():
+                    records.append(place.path / records.METRICS, json.dumps(row))
                 check_finite("test", place.of(tested).loss, self._step, config)
         self._metrics = mesh.stack([Metrics.zero()] * self._size)
         self._begin_epoch()
@@ -445,7 +465,7 @@ class _Block:
 
     def _positions(self) -> Iterator[tuple[_Place, Position]]:
         """Where each seed is, in the host's memory."""
-        states = mesh.unstack(self._state, len(self._places))
+        states = mesh.unstack(self._programs.get(self._state), len(self._places))
         for place in self._training():
             metrics = place.of(self._metrics)
             yield place, Position(states[place.number], metrics, place.seconds, place.rows)
@@ -473,7 +493,8 @@ class _Block:
                 save(place.job, last, place.checkpoints)
                 place.checkpoints.close()
                 end = finished_run(place.job, last, place.path)
-                records.write_summary(place.path / records.SUMMARY, end.summary)
+                if hosts.is_first():
+                    records.write_summary(place.path / records.SUMMARY, end.summary)
                 place.end = end
 
 

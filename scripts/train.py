@@ -29,8 +29,16 @@ import tyro
 from display import Tally, make_display
 from rich.console import Console
 
-from jaxmnist import TrainConfig, create_model, data, mesh, runs, seeds, training
-from jaxmnist.config import ConfigError, SeedsConfig, parse_seeds, spoken, steps_per_epoch
+from jaxmnist import TrainConfig, create_model, data, hosts, mesh, runs, seeds, training
+from jaxmnist.config import (
+    ConfigError,
+    SeedsConfig,
+    parse_config,
+    parse_seeds,
+    spoken,
+    steps_per_epoch,
+)
+from jaxmnist.devices import choose_devices
 from jaxmnist.optim import make_optimizer
 from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
@@ -66,6 +74,12 @@ class Arguments:
             not be said again.
         checkpoint_every: epochs, as 2, or seconds, as 90s, from one checkpoint to the next.
         keep: how many checkpoints to keep, the newest ones.
+        devices: how many share every batch, in equal parts; by default all there are.
+        parallel: the form of their program: jit (with shard_map), or the older pmap.
+        coordinator: where several processes train together: HOST:PORT of the first one. On a TPU
+            pod and under SLURM this is found without a word.
+        num_processes: how many there are.
+        process_id: which of them this one is, from 0.
         dry_run: print the resolved config, the parameters and the steps, and train nothing.
         quiet: print the result only.
         debug: print a traceback with an error.
@@ -82,6 +96,11 @@ class Arguments:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     checkpoint_every: str = training.CHECKPOINT_EVERY
     keep: int = training.KEEP
+    devices: int | None = None
+    parallel: str = "jit"
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -109,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Reads the command line.
+    """Reads the command line, and joins the processes that it names.
 
     What it leaves open comes from the run that is to go on, or from the recipe of its --variant.
     """
@@ -119,14 +138,20 @@ def parse(argv: Sequence[str]) -> Arguments:
     first.add_argument("--seeds", default="")
     first.add_argument("--resume", action="store_true")
     first.add_argument("--out", type=Path, default=None)
+    first.add_argument("--coordinator", default=None)
+    first.add_argument("--num-processes", type=int, default=None)
+    first.add_argument("--process-id", type=int, default=None)
     known = first.parse_known_args(argv)[0]
+    # Before anything of JAX is used, as reading a checkpoint would.
+    hosts.join(known.coordinator, known.num_processes, known.process_id)
     if known.seed is not None and "," in known.seeds:
         raise ConfigError(f"seeds is {known.seeds!r}, which names each one: leave --seed out")
     default = Arguments(TrainConfig(variant=known.variant or TrainConfig.variant))
     if known.resume and known.out is not None:
         # What is wrong with the folder is said later, and its checkpoints may know better.
         with contextlib.suppress(ConfigError, OSError):
-            begun = arguments_of(runs.begun_config(known.out))
+            begun = hosts.from_first(lambda: runs.begun_config(known.out).to_json().encode())
+            begun = arguments_of(parse_config(begun.decode()))
             default = begun if known.variant in (None, begun.config.variant) else default
     return tyro.cli(Arguments, args=list(argv), default=default)
 
@@ -189,7 +214,8 @@ class Signals:
 
 def run(arguments: Arguments, signals: Signals) -> int:
     """Does what the command line asks for."""
-    console = Console()
+    # One of the processes speaks for all.
+    console = Console(quiet=not hosts.is_first())
     if arguments.dry_run:
         dry_run(arguments, console)
         return 0
@@ -229,7 +255,7 @@ def train(
 ) -> Any:
     """Trains one seed or several, and shows it."""
     tally = Tally(which, arguments.config.epochs)
-    with make_display(console, arguments.quiet, tally) as display:
+    with make_display(console, arguments.quiet or console.quiet, tally) as display:
 
         def report(event: Any) -> None:
             signals.training = True
@@ -244,6 +270,8 @@ def train(
             resume=arguments.resume,
             checkpoint_every=arguments.checkpoint_every,
             keep=arguments.keep,
+            devices=arguments.devices,
+            parallel=arguments.parallel,
             report=report,
             data_progress=display.show_data,
             should_stop=signals.should_stop,
@@ -253,6 +281,7 @@ def train(
 def dry_run(arguments: Arguments, console: Console) -> None:
     """Prints what would be trained; fetches nothing."""
     config = arguments.config
+    devices = choose_devices(arguments.devices, arguments.parallel)
     available = data.TRAIN_COUNT
     if arguments.idx_dir is not None:
         available = len(data.load(config.dataset, idx_dir=arguments.idx_dir).train_images)
@@ -269,10 +298,13 @@ def dry_run(arguments: Arguments, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    side_by_side = 1
     if arguments.seeds is not None:
         which = SeedsConfig(config, parse_seeds(arguments.seeds, config.seed)).seeds
-        mapping = mesh.choose_mapping(arguments.seed_mapping, len(which))
+        mapping = mesh.choose_mapping(arguments.seed_mapping, len(which), devices)
+        side_by_side = len(which) if mapping == "vmap" else 1
         console.print(f"seeds {spoken(which)} ({mapping})", highlight=False, soft_wrap=True)
+    devices.check_divides(config.batch_size, side_by_side)
 
 
 def keep_compiled_programs(folder: Path) -> None:

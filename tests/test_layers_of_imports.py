@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    ["config"],
-    ["layers", "augment", "metrics", "data"],
+    ["config", "shards"],
+    ["layers", "augment", "metrics", "data", "devices", "hosts"],
     ["models", "optim"],
     ["state"],
     ["steps"],

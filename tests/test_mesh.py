@@ -11,7 +11,7 @@ from jaxmnist import ConfigError, TrainConfig, create_model, data, mesh
 from jaxmnist.mesh import Programs, stack, unstack
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
-from jaxmnist.runs import to_device
+from jaxmnist.runs import to_devices
 from jaxmnist.state import initial_state
 
 SEEDS = 3
@@ -24,7 +24,7 @@ class Block:
         self.config = TrainConfig("gap", "fashion_mnist", epochs=2, batch_size=64)
         model = create_model("gap")
         tx, _ = make_optimizer(self.config, 18)
-        images = to_device(data.load("fashion_mnist", idx_dir=idx_dir), None)
+        images = to_devices(data.load("fashion_mnist", idx_dir=idx_dir), None)
         self.images, self.test_images = images
         self.create = functools.partial(initial_state, model, tx)
         compile_for = functools.partial(mesh.compile_programs, self.config, model, tx, *images)
@@ -118,7 +118,7 @@ def test_a_block_fits_into_the_memory(monkeypatch, limit, size, compiled):
 
     def compile_for(seeds):
         calls.append(seeds)
-        return Programs(None, None, None, 0.0, 10 + 9 * seeds)  # type: ignore[arg-type]
+        return Programs(*5 * [None], 0.0, 10 + 9 * seeds)  # type: ignore[arg-type]
 
     monkeypatch.setattr(mesh, "free_bytes", lambda: limit)
     found, programs = mesh.compile_block(compile_for, 10)
@@ -132,7 +132,7 @@ def test_a_program_too_large_to_be_compiled_is_made_smaller(monkeypatch):
         calls.append(seeds)
         if seeds > 30:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return Programs(None, None, None, 0.0, 0)  # type: ignore[arg-type]
+        return Programs(*5 * [None], 0.0, 0)  # type: ignore[arg-type]
 
     found, _ = mesh.compile_block(compile_for, 300)
     assert (found, calls) == (25, [100, 50, 25])

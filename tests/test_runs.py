@@ -355,9 +355,9 @@ def test_nothing_in_a_run_is_a_pickle(small_run):
 
 def test_limit_train(small_idx_dir):
     dataset = data.load("kmnist", idx_dir=small_idx_dir)
-    train_images, test_images = runs.to_device(dataset, 100)
+    train_images, test_images = runs.to_devices(dataset, 100)
     assert len(train_images.pixels) == len(train_images.labels) == 100
     assert len(test_images.pixels) == 430
     np.testing.assert_array_equal(train_images.pixels, dataset.train_images[:100])
     with pytest.raises(ConfigError, match="limit_train is 601, but there are 600 training images"):
-        runs.to_device(dataset, 601)
+        runs.to_devices(dataset, 601)

@@ -13,7 +13,7 @@ from jaxmnist import TrainConfig, create_model, data, layers
 from jaxmnist.mesh import compile_programs, stack
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
-from jaxmnist.runs import to_device
+from jaxmnist.runs import to_devices
 from jaxmnist.state import initial_state
 from jaxmnist.steps import (
     EVAL_BLOCK,
@@ -37,7 +37,8 @@ class Trainer:
         self.config = TrainConfig(variant, "fashion_mnist", epochs=2, batch_size=64)
         self.model = create_model(variant)
         self.tx, _ = make_optimizer(self.config, 2 * STEPS)
-        self.images, self.test_images = to_device(data.load("fashion_mnist", idx_dir=idx_dir), None)
+        images = to_devices(data.load("fashion_mnist", idx_dir=idx_dir), None)
+        self.images, self.test_images = images
         self.create = functools.partial(initial_state, self.model, self.tx)
         self.programs = compile_programs(
             self.config, self.model, self.tx, self.images, self.test_images
@@ -162,8 +163,8 @@ class DropHalf(nn.Module):
     """The smallest network that drops something."""
 
     @nn.compact
-    def __call__(self, images, train=False):
-        x = layers.Dropout(0.5)(layers.from_images(images), train)
+    def __call__(self, images, train=False, axis=None):
+        x = layers.Dropout(0.5)(layers.from_images(images), train, axis)
         return nn.Dense(10)(layers.to_logits(layers.global_avg_pool(x)))
 
 
@@ -202,7 +203,7 @@ def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):
     config = TrainConfig("less_params", "fashion_mnist", batch_size=64)
     model = create_model("less_params")
     tx, _ = make_optimizer(config, 2 * STEPS)
-    images, _ = to_device(data.load("fashion_mnist", idx_dir=small_idx_dir), None)
+    images, _ = to_devices(data.load("fashion_mnist", idx_dir=small_idx_dir), None)
     start = initial_state(model, tx, 0)
     order = np.asarray(epoch_order(start.key, jnp.int32(0), 600))
     chunk = jax.jit(make_train_chunk(config, model, tx))

@@ -1,0 +1,229 @@
+"""Devices: which of them train, and how programs and arrays are laid over them.
+
+A step written for one device knows the others by the name of an axis (`shards.py`). Here that name
+gets devices: a mesh under `jax.shard_map`, or the older `jax.pmap`, or none.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxmnist import shards
+from jaxmnist.config import ConfigError, check_name
+
+# The forms of a program for many devices.
+PARALLELS = ("jit", "pmap")
+SEED, DATA = "seed", "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices that train: the first `count` of those that JAX has, in all processes.
+
+    Args:
+        count: how many.
+        parallel: jit, which is `jax.jit` over `jax.shard_map`; or pmap, the form of before 2023,
+            with the same step and the same results: for reading next to older code and for JAX
+            versions and plug-ins whose `shard_map` fails. JAX maintains it, but no longer
+            develops it, and makes it of `jit` and `shard_map` itself; it knows no axis of seeds.
+    """
+
+    count: int = 1
+    parallel: str = "jit"
+
+    @property
+    def all(self) -> list[Any]:
+        """The devices themselves."""
+        return jax.devices()[: self.count]
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts the whole of every array on each device."""
+        if self.count == 1:
+            return jax.device_put(tree)
+        mesh = jax.make_mesh((self.count,), (DATA,), axis_types=(AxisType.Auto,), devices=self.all)
+        return lay(tree, NamedSharding(mesh, P()))
+
+    def shape(self, seeds: int) -> tuple[int, int]:
+        """How many devices lie along the seeds, and along the batch of each.
+
+        Devices with seeds of their own need not talk: as many lie along the seeds as can in equal
+        parts.
+
+        Args:
+            seeds: how many train side by side.
+        """
+        along = 1 if self.parallel == "pmap" else math.gcd(seeds, self.count)
+        return along, self.count // along
+
+    def check_divides(self, batch_size: int, seeds: int = 1) -> None:
+        """Accepts a batch that these devices can share in equal parts.
+
+        Args:
+            batch_size: images a step.
+            seeds: how many train side by side.
+
+        Raises:
+            ConfigError: they cannot; the message has the nearest choices that can.
+        """
+        _, data = self.shape(seeds)
+        if batch_size % data == 0:
+            return
+        fits = [
+            count
+            for count in range(1, len(jax.devices()) + 1)
+            if batch_size % dataclasses.replace(self, count=count).shape(seeds)[1] == 0
+        ]
+        below = max(count for count in fits if count < self.count)
+        above = [count for count in fits if count > self.count][:1]
+        sizes = [size * data for size in (batch_size // data, batch_size // data + 1) if size]
+        raise ConfigError(
+            f"{batch_size} images cannot be shared out equally among {data} devices; use "
+            f"--devices {' or '.join(map(str, [below, *above]))}, "
+            f"or --batch-size {' or '.join(map(str, sizes))}"
+        )
+
+
+# The default device.
+ONE = Devices()
+
+
+def choose_devices(wished: int | None, parallel: str) -> Devices:
+    """The devices that are wished for.
+
+    Args:
+        wished: how many; None: all, of all processes.
+        parallel: one of `PARALLELS`.
+
+    Raises:
+        ConfigError: there are not so many, or there is no such form.
+    """
+    check_name("parallel", parallel, PARALLELS)
+    available = jax.device_count()
+    count = available if wished is None else wished
+    if not 1 <= count <= available:
+        raise ConfigError(
+            f"devices is {count}; expected a whole number from 1 to {available}, which is how many "
+            f"there are here ({jax.default_backend()})"
+        )
+    if jax.process_count() > 1 and count != available:
+        raise ConfigError(
+            f"devices is {count}, but the {jax.process_count()} processes have {available}, and "
+            "none can be left without work; leave --devices out"
+        )
+    return Devices(count, parallel)
+
+
+def lay(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays, of which every process has the whole, over devices of all processes."""
+
+    def laid(leaf):
+        if is_key(leaf):
+            return jax.random.wrap_key_data(laid(jax.random.key_data(leaf)))
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+    return jax.tree.map(laid, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Brings arrays, of which this process has the whole, into the host's memory."""
+
+    def fetched(leaf):
+        if is_key(leaf):
+            return jax.random.wrap_key_data(fetched(jax.random.key_data(leaf)))
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetched, tree)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array is of random keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+class Layout(NamedTuple):
+    """How the programs of a block of seeds lie over devices.
+
+    Args of the functions of a program have a leading axis for the seeds, or none: `axes` says of
+    each argument which, with 0 or None, as for `jax.vmap`. All results have one.
+    """
+
+    axis: shards.Axis  # of the devices that share a batch
+    seeds: int  # that a device has
+    lower: Callable[..., Any]  # (function, axes, shapes of the arguments, donated ones)
+    put: Callable[[Any], Any]  # what has a leading axis, from the host to the devices
+    get: Callable[[Any], Any]  # and back
+
+
+def make_layout(devices: Devices, seeds: int) -> Layout:
+    """How so many seeds lie over these devices."""
+    if devices.count == 1:
+        return Layout(None, seeds, _lower_alone, jax.device_put, fetch)
+    if devices.parallel == "pmap":
+        return _pmapped(devices, seeds)
+    return _sharded(devices, seeds)
+
+
+def _lower_alone(
+    function: Callable, axes: Sequence[int | None], arguments: Sequence[Any], donate: Sequence[int]
+) -> Any:
+    return jax.jit(function, donate_argnums=donate).lower(*arguments)
+
+
+def _sharded(devices: Devices, seeds: int) -> Layout:
+    """One program for all devices, each of which knows which it is: `jax.shard_map`.
+
+    Automatic sharding would not do: it gathers the images that a convolution in matrix form merges
+    with its pixels, so that every device does all the work.
+    """
+    shape = devices.shape(seeds)
+    auto = (AxisType.Auto, AxisType.Auto)
+    mesh = jax.make_mesh(shape, (SEED, DATA), axis_types=auto, devices=devices.all)
+
+    def lower(function, axes, arguments, donate):
+        specs = tuple(P() if axis is None else P(SEED) for axis in axes)
+        shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(SEED))
+        jitted = jax.jit(mapped, donate_argnums=donate, in_shardings=shardings)
+        return jitted.lower(*arguments)
+
+    def put(tree):
+        return lay(tree, NamedSharding(mesh, P(SEED)))
+
+    return Layout(DATA, seeds // shape[0], lower, put, fetch)
+
+
+def _pmapped(devices: Devices, seeds: int) -> Layout:
+    """The same function, mapped over a further leading axis, one entry a device: `jax.pmap`."""
+    local = [device for device in devices.all if device.process_index == jax.process_index()]
+    mesh = Mesh(devices.all, (DATA,))
+
+    def lower(function, axes, arguments, donate):
+        mapped = jax.pmap(
+            function, DATA, in_axes=tuple(axes), devices=devices.all, donate_argnums=donate
+        )
+        return mapped.lower(
+            *(
+                argument if axis is None else jax.tree.map(repeated, argument)
+                for argument, axis in zip(arguments, axes, strict=True)
+            )
+        )
+
+    def repeated(leaf):
+        return jax.ShapeDtypeStruct((len(local), *leaf.shape), leaf.dtype)
+
+    def put(tree):
+        copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices.count), tree)
+        return lay(copies, NamedSharding(mesh, P(DATA)))
+
+    def get(tree):
+        return fetch(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree))
+
+    return Layout(DATA, seeds, lower, put, get)

@@ -1,0 +1,154 @@
+"""Several processes, be they on one host or on many, that train one network together.
+
+JAX's distributed runtime joins them. Each runs the same program on devices of its own; what they
+must agree on is said here. With one process, nothing here does anything.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxmnist.config import ConfigError
+
+# After so long without a sign of life a process counts as dead, and ends all others.
+HEARTBEAT_SECONDS = 30
+# How long processes wait for each other at the beginning, and at the end.
+JOIN_SECONDS = 300
+LEAVE_SECONDS = 30
+
+
+class HostError(RuntimeError):
+    """Another process failed, or is gone."""
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the other processes; to be called before anything of JAX is used.
+
+    Args:
+        coordinator: host and port of the first one, as "10.0.0.1:1234"; None, with the others:
+            what the cluster says (a TPU pod, SLURM, Open MPI), and outside of one, no others.
+        processes: how many there are.
+        process: which of them this is, from 0.
+
+    Raises:
+        ConfigError: only some of the three are given, or they cannot be.
+        HostError: the others cannot be reached.
+    """
+    given = (coordinator, processes, process)
+    if any(value is not None for value in given):
+        _check(*given)
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=LEAVE_SECONDS,
+        )
+    except (ValueError, OSError):  # no cluster, or none that answers
+        if coordinator is not None:
+            raise
+    except RuntimeError as error:
+        if coordinator is None and "before any JAX" in str(error):  # a program that trains again
+            return
+        raise HostError(f"the other processes cannot be reached: {error}") from error
+
+
+def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    if coordinator is None or processes is None or process is None:
+        raise ConfigError(
+            "coordinator, num_processes and process_id belong together: pass all three, or, on a "
+            "TPU pod or under SLURM, none"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise ConfigError(f"coordinator is {coordinator!r}; expected HOST:PORT, as 10.0.0.1:1234")
+    if processes < 1:
+        raise ConfigError(f"num_processes is {processes}; expected at least 1")
+    if not 0 <= process < processes:
+        raise ConfigError(
+            f"process_id is {process}; expected a whole number from 0 to {processes - 1}"
+        )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes, reads and speaks for all."""
+    return jax.process_index() == 0
+
+
+def agree(steps: int, stops: bool, is_due: bool) -> tuple[int, bool, bool]:
+    """What all processes do next; each has its own clock, and its own signals.
+
+    Args:
+        steps: how many this one would train.
+        stops: whether this one was asked to stop.
+        is_due: whether this one would save.
+
+    Returns:
+        The first one's steps; whether any was asked to stop; whether the first one would save.
+    """
+    if jax.process_count() == 1:
+        return steps, stops, is_due
+    all_of = multihost_utils.process_allgather(np.array([steps, stops, is_due], np.int32))
+    return int(all_of[0, 0]), bool(all_of[:, 1].any()), bool(all_of[0, 2])
+
+
+def from_first(action: Callable[[], bytes]) -> bytes:
+    """Lets the first process do something: what comes of it, in all of them.
+
+    Args:
+        action: makes bytes; only called in the first process.
+
+    Raises:
+        ConfigError: it raised one.
+        HostError: it raised something else, in another process.
+        Exception: it raised that, in this process.
+    """
+    if jax.process_count() == 1:
+        return action()
+    if not is_first():
+        return _unpacked(_broadcast(b""))
+    try:
+        content = b"+" + action()
+    except Exception as error:
+        kind = "config" if isinstance(error, ConfigError) else "other"
+        with contextlib.suppress(Exception):  # the error matters more
+            _broadcast(b"-" + json.dumps([kind, str(error)]).encode())
+        raise
+    return _unpacked(_broadcast(content))
+
+
+def _unpacked(content: bytes) -> bytes:
+    if content[:1] == b"+":
+        return content[1:]
+    kind, words = json.loads(content[1:])
+    if kind == "config":
+        raise ConfigError(words)
+    raise HostError(f"the first process failed: {words}")
+
+
+def _broadcast(content: bytes) -> bytes:
+    """The first process's bytes."""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    own = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+
+
+def spread(tree: Any) -> Any:
+    """Arrays of which every process has the whole, as arrays of all processes together.
+
+    So each writes its part of them to a checkpoint.
+    """
+    if jax.process_count() == 1:
+        return tree
+    mesh = jax.sharding.Mesh(jax.devices(), ("process",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, whole, lambda part: leaf[part]), tree
+    )
