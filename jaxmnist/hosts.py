@@ -6,7 +6,7 @@ must agree on is said here. With one process, nothing here does anything.
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -80,6 +80,25 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
 def is_first() -> bool:
     """Whether this process is the one that writes, reads and speaks for all."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def missing_the_others() -> Iterator[None]:
+    """Says of an error in what several processes compute together what it nearly always means.
+
+    Raises:
+        HostError: such an error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        line = next(iter(str(error).splitlines()), "")
+        raise HostError(
+            f"another process failed or is gone ({line}); --resume, in all of them, goes on from "
+            "the newest checkpoint"
+        ) from error
 
 
 def agree(steps: int, stops: bool, is_due: bool) -> tuple[int, bool, bool]:

@@ -366,26 +366,33 @@ class _Block:
 
     def train(self) -> list[Run | Exception]:
         """Trains to the end, whatever that is for each seed."""
-        job, is_due = self._job, make_cadence(self._watch.checkpoint_every)
+        is_due = make_cadence(self._watch.checkpoint_every)
         try:
-            while self._training():
-                self._train_chunk()
-                if self._step % job.steps == 0 and self._training():
-                    self._evaluate()
-                if self._step == job.total_steps:
-                    self._finish()
-                    continue
-                wishes = (self._watch.should_stop(), is_due(self._step / job.steps))
-                self._chunk, stops, saves = hosts.agree(self._chunk, *wishes)
-                if stops:
-                    self._stop()
-                elif saves:
-                    self._save()
+            with hosts.missing_the_others():
+                self._train_all(is_due)
+        except hosts.HostError:
+            raise  # without a wait for checkpoints: it would be one for the others
         except BaseException as error:
             for place in self._places:
                 place.checkpoints.abandon(error)
             raise
         return [place.end for place in self._places if place.end is not None]
+
+    def _train_all(self, is_due: Callable[[float], bool]) -> None:
+        job = self._job
+        while self._training():
+            self._train_chunk()
+            if self._step % job.steps == 0 and self._training():
+                self._evaluate()
+            if self._step == job.total_steps:
+                self._finish()
+                continue
+            wishes = (self._watch.should_stop(), is_due(self._step / job.steps))
+            self._chunk, stops, saves = hosts.agree(self._chunk, *wishes)
+            if stops:
+                self._stop()
+            elif saves:
+                self._save()
 
     def _training(self) -> list[_Place]:
         """The seeds that have not come to an end."""

@@ -375,4 +375,10 @@ def _line(error: BaseException) -> str:
 if __name__ == "__main__":
     if "--debug" not in sys.argv:
         hush()
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status == 1 and jax.process_count() > 1:
+        # The others are waiting, or gone: to take leave of them could take for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
