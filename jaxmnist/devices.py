@@ -156,7 +156,8 @@ class Layout(NamedTuple):
     """
 
     axis: shards.Axis  # of the devices that share a batch
-    seeds: int  # that a device has
+    block: int  # seeds in all
+    seeds: int  # of these, those that a device has
     lower: Callable[..., Any]  # (function, axes, shapes of the arguments, donated ones)
     put: Callable[[Any], Any]  # what has a leading axis, from the host to the devices
     get: Callable[[Any], Any]  # and back
@@ -165,7 +166,7 @@ class Layout(NamedTuple):
 def make_layout(devices: Devices, seeds: int) -> Layout:
     """How so many seeds lie over these devices."""
     if devices.count == 1:
-        return Layout(None, seeds, _lower_alone, jax.device_put, fetch)
+        return Layout(None, seeds, seeds, _lower_alone, jax.device_put, fetch)
     if devices.parallel == "pmap":
         return _pmapped(devices, seeds)
     return _sharded(devices, seeds)
@@ -197,7 +198,7 @@ def _sharded(devices: Devices, seeds: int) -> Layout:
     def put(tree):
         return lay(tree, NamedSharding(mesh, P(SEED)))
 
-    return Layout(DATA, seeds // shape[0], lower, put, fetch)
+    return Layout(DATA, seeds, seeds // shape[0], lower, put, fetch)
 
 
 def _pmapped(devices: Devices, seeds: int) -> Layout:
@@ -226,4 +227,4 @@ def _pmapped(devices: Devices, seeds: int) -> Layout:
     def get(tree):
         return fetch(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree))
 
-    return Layout(DATA, seeds, lower, put, get)
+    return Layout(DATA, seeds, seeds, lower, put, get)

@@ -19,7 +19,7 @@ import optax
 import psutil
 
 from jaxmnist.config import ConfigError, TrainConfig, check_name
-from jaxmnist.devices import ONE, Devices, is_key, make_layout
+from jaxmnist.devices import ONE, Devices, Layout, is_key, make_layout
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState, create_state
 from jaxmnist.steps import Images, make_evaluate, make_order_of_epoch, make_train_chunk
@@ -83,30 +83,49 @@ def compile_programs(
     begin = time.perf_counter()
     devices.check_divides(config.batch_size, seeds)
     layout = make_layout(devices, seeds)
-    axis = layout.axis
-    create = functools.partial(create_state, model, tx)
-    states = jax.eval_shape(jax.vmap(create), np.zeros(seeds, np.uint32))
-    metrics = jax.eval_shape(lambda: stack([Metrics.zero()] * seeds))
-    order = jax.eval_shape(jax.vmap(make_order_of_epoch(config), (0, None)), states, train_images)
-
-    def lower(function, axes, *arguments, donate=()):
-        return layout.lower(_over_seeds(function, axes, layout.seeds), axes, arguments, donate)
-
-    lowered = (
-        lower(make_order_of_epoch(config), (0, None), states, train_images),
-        lower(
-            make_train_chunk(config, model, tx, axis),
-            (0, 0, None, 0, None),
-            *(states, metrics, train_images, order, np.int32(0)),
-            donate=(0, 1),
-        ),
-        lower(make_evaluate(model, axis), (0, None), states, test_images),
-    )
+    lowered = lower_programs(config, model, tx, train_images, test_images, layout)
     order_of_epoch, train_chunk, evaluate = (program.compile() for program in lowered)
     seconds = time.perf_counter() - begin
     needs = max(map(_memory_bytes, (order_of_epoch, train_chunk, evaluate)))
     return Programs(
         *(order_of_epoch, train_chunk, evaluate, layout.put, layout.get, seconds, needs)
+    )
+
+
+class Lowered(NamedTuple):
+    """The programs of a block, traced and not yet compiled: `jax.stages.Lowered`."""
+
+    order_of_epoch: Any
+    train_chunk: Any
+    evaluate: Any
+
+
+def lower_programs(
+    config: TrainConfig,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    train_images: Images,
+    test_images: Images,
+    layout: Layout,
+) -> Lowered:
+    """Traces training and evaluation; Args as `compile_programs`, and how they lie over devices."""
+    create, order_of_epoch = functools.partial(create_state, model, tx), make_order_of_epoch(config)
+    states = jax.eval_shape(jax.vmap(create), np.zeros(layout.block, np.uint32))
+    metrics = jax.eval_shape(lambda: stack([Metrics.zero()] * layout.block))
+    order = jax.eval_shape(jax.vmap(order_of_epoch, (0, None)), states, train_images)
+
+    def lower(function, axes, *arguments, donate=()):
+        return layout.lower(_over_seeds(function, axes, layout.seeds), axes, arguments, donate)
+
+    return Lowered(
+        lower(order_of_epoch, (0, None), states, train_images),
+        lower(
+            make_train_chunk(config, model, tx, layout.axis),
+            (0, 0, None, 0, None),
+            *(states, metrics, train_images, order, np.int32(0)),
+            donate=(0, 1),
+        ),
+        lower(make_evaluate(model, layout.axis), (0, None), states, test_images),
     )
 
 

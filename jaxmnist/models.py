@@ -55,32 +55,34 @@ def conv_relu_norm_drop(features: int, rate: float, kernel_size: int = 3) -> lis
 class Network(nn.Module):
     """A network made of a list of layers, numbered by kind: conv0, conv1, norm0, ...
 
+    Args:
+        dropout_rate: the probability that an activation is dropped in training.
+        axis: of devices, over which a batch is shared out, if images are one device's share of it.
+
     Args of a call:
         images: float32 `[N, 28, 28, 1]`, normalised.
         train: whether BatchNorm uses the batch's statistics and Dropout drops; needs the random
             stream `dropout` and the mutable collection `batch_stats`.
-        axis: over which the batch is shared out, if these images are one device's share.
 
     Returns of a call: float32 logits `[N, 10]`.
     """
 
     dropout_rate: float = 0.0
+    axis: shards.Axis = None
 
     def layers(self) -> Sequence[Layer]:
         """The layers in order of use."""
         raise NotImplementedError
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, train: bool = False, axis: shards.Axis = None
-    ) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         kinds = {Conv: "conv", BatchNorm: "norm", Dropout: "dropout"}
         numbers = Counter()
         x = from_images(images)
         for layer in self.layers():
             if isinstance(layer, nn.Module):
                 kind = kinds[type(layer)]
-                x = layer.clone(parent=self, name=f"{kind}{numbers[kind]}")(x, train, axis)
+                x = layer.clone(parent=self, name=f"{kind}{numbers[kind]}")(x, train, self.axis)
                 numbers[kind] += 1
             else:
                 x = layer(x)

@@ -62,6 +62,8 @@ def make_train_step(
     The batch is this device's share of it. The metrics are those of the forward pass over all of
     it, before the update, with dropout on.
     """
+    if axis is not None:
+        model = model.clone(axis=axis)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(stream(state.key, "dropout"), state.step)
@@ -71,7 +73,6 @@ def make_train_step(
                 {"params": params, "batch_stats": state.batch_stats},
                 batch.images,
                 train=True,
-                axis=axis,
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )

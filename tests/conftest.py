@@ -138,11 +138,15 @@ def start(tmp_path, small_idx_dir, cache):
     """Starts the command; what is still running afterwards is killed."""
     started = []
 
-    def start(*words, folder=tmp_path):
+    def start(*words, folder=tmp_path, devices=1):
         process = subprocess.Popen(
             [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
             cwd=folder,
-            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+            env={
+                **os.environ,
+                "XDG_CACHE_HOME": str(cache),
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -266,7 +266,7 @@ def test_a_cache_that_cannot_be_kept_is_one_line_and_no_obstacle(
         script.main([*TINY, "--idx-dir", str(small_idx_dir)])
     err = capsys.readouterr().err
     assert re.fullmatch(r"note: compiled programs are not kept: .*compiled'?\n", err)
-    assert set_options == {}
+    assert "jax_compilation_cache_dir" not in set_options
 
 
 def test_the_compilation_cache_is_the_users(script, monkeypatch, run, tmp_path):

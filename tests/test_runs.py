@@ -268,7 +268,7 @@ def test_if_no_checkpoint_is_whole_nothing_is_touched(train):
 def test_another_machine_or_version_is_said(train, small_run, monkeypatch):
     environment = runs.records.environment()
     stop(train, 5)
-    monkeypatch.setattr(runs.records, "environment", lambda: {**environment, "device": "abacus"})
+    monkeypatch.setattr(runs.records, "environment", lambda _: {**environment, "device": "abacus"})
     events = []
     train(resume=True, report=events.append)
     (remark,) = events[0].remarks

@@ -163,8 +163,8 @@ class DropHalf(nn.Module):
     """The smallest network that drops something."""
 
     @nn.compact
-    def __call__(self, images, train=False, axis=None):
-        x = layers.Dropout(0.5)(layers.from_images(images), train, axis)
+    def __call__(self, images, train=False):
+        x = layers.Dropout(0.5)(layers.from_images(images), train)
         return nn.Dense(10)(layers.to_logits(layers.global_avg_pool(x)))
 
 

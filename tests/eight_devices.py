@@ -1,0 +1,131 @@
+"""A program that tests start: one variant on 1, 2, 4 and 8 virtual devices.
+
+It prints a line of JSON for each program: how far its state is from that of one device, and what
+it costs. In a process of its own, since JAX has to know of the devices before it does anything.
+"""
+
+import functools
+import json
+import os
+import sys
+
+# The programs run for a moment: optimising them would take longer.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false"
+)
+
+import jax
+import numpy as np
+
+from jaxmnist import TrainConfig, create_model
+from jaxmnist.devices import Devices, make_layout
+from jaxmnist.mesh import compile_programs, lower_programs, stack
+from jaxmnist.metrics import Metrics
+from jaxmnist.optim import make_optimizer
+from jaxmnist.state import create_state
+from jaxmnist.steps import Images, epoch_order
+
+BATCH, COUNT, STEPS = 8, 8 * 20, 20
+
+
+@functools.cache
+def created(variant: str, seed: int):
+    """The first state of a seed, in the host's memory."""
+    model = create_model(variant)
+    tx, _ = make_optimizer(TrainConfig(variant), 100)
+    return jax.jit(functools.partial(create_state, model, tx))(seed)
+
+
+class Case:
+    """A variant in training, on so many devices."""
+
+    def __init__(self, variant: str, devices: Devices, seeds: tuple[int, ...] = (0,)):
+        config = TrainConfig(variant, batch_size=BATCH)
+        model = create_model(variant)
+        tx, _ = make_optimizer(config, 100)
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (COUNT, 28, 28), np.uint8)
+        labels = rng.integers(0, 10, COUNT, np.uint8)
+        self.images = devices.replicate(Images(pixels, labels, *np.array([0.1307, 0.3081])))
+        self.layout = make_layout(devices, len(seeds))
+        states = [created(variant, seed) for seed in seeds]
+        self.orders = self.layout.put(stack([epoch_order(s.key, 0, COUNT) for s in states]))
+        self.states = self.layout.put(stack(states))
+        self.metrics = self.layout.put(stack([Metrics.zero()] * len(seeds)))
+        self.lower = functools.partial(
+            lower_programs, config, model, tx, self.images, self.images, self.layout
+        )
+        self.compile = functools.partial(
+            compile_programs, config, model, tx, self.images, self.images, len(seeds), devices
+        )
+
+    def train(self, train_chunk, stop: int):
+        """The states and metrics after so many steps."""
+        done = train_chunk(self.states, self.metrics, self.images, self.orders, np.int32(stop))
+        states, metrics = self.layout.get(done)
+        return states.replace(key=jax.random.key_data(states.key)), metrics
+
+
+def difference(trees, others) -> float:
+    """The largest between two numbers."""
+    pairs = zip(jax.tree.leaves(trees), jax.tree.leaves(others), strict=True)
+    return max(float(np.abs(np.subtract(a, b, dtype=np.float64)).max()) for a, b in pairs)
+
+
+def one_seed(variant: str, stop: int, many: list[Devices]) -> None:
+    """Trains on one device, and on many."""
+    expected, flops = None, 0.0
+    for devices in [Devices(1), *many]:
+        case = Case(variant, devices)
+        train_chunk = case.lower().train_chunk.compile()
+        found = case.train(train_chunk, stop)
+        cost = train_chunk.cost_analysis()["flops"]
+        expected, flops = expected or found, flops or cost
+        say(devices, found, expected, share=cost / flops)
+
+
+def many_seeds(variant: str, seeds: tuple[int, ...], many: list[Devices]) -> None:
+    """Trains several seeds on one device, and on many, and evaluates them."""
+    expected = None
+    for devices in [Devices(1), *many]:
+        case = Case(variant, devices, seeds)
+        programs = case.compile()
+        order = programs.get(programs.order_of_epoch(case.states, case.images))
+        assert (order == case.layout.get(case.orders)).all()
+        states, metrics = case.train(programs.train_chunk, STEPS)
+        # What `train` got is a copy; the programs took the states on the devices for themselves.
+        again = states.replace(key=jax.random.wrap_key_data(states.key))
+        tested = programs.get(programs.evaluate(programs.put(again), case.images))
+        assert (tested.count == COUNT).all()
+        found = (states, metrics, tested)
+        expected = expected or found
+        say(devices, found, expected, shape=devices.shape(len(seeds)))
+
+
+def say(devices: Devices, found, expected, **more) -> None:
+    """Prints a line; the sums of the loss, in float32 and of up to 400, are compared apart."""
+    states, *sums = found
+    other_states, *other_sums = expected
+    line = {
+        "devices": devices.count,
+        "parallel": devices.parallel,
+        "dtype": str(jax.tree.leaves(states.params)[0].dtype),
+        "difference": difference(states, other_states),
+        "difference_of_sums": difference(sums, other_sums),
+        **more,
+    }
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    _, what, variant = sys.argv
+    if what == "step":
+        one_seed(variant, 1, [Devices(8)])
+    else:
+        jax.config.update("jax_enable_x64", True)
+        if what == "steps":
+            one_seed(variant, STEPS, [Devices(2), Devices(4), Devices(8), Devices(8, "pmap")])
+        else:
+            forms = [Devices(8), Devices(4), Devices(8, "pmap")]
+            many_seeds(variant, (0, 1, 2, 3), forms)

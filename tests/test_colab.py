@@ -1,0 +1,75 @@
+"""The notebook runs from top to bottom, here with a tiny configuration."""
+
+import re
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+import jaxmnist
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "scripts" / "colab.ipynb"
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def cell_with(notebook, words):
+    (cell,) = [cell for cell in notebook.cells if words in cell.source]
+    return cell
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def pictures(cell):
+    return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
+def test_the_notebook_runs(notebook, small_idx_dir, tmp_path):
+    (parameters,) = [
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    ]
+    tiny = (
+        f"VARIANT, SEEDS, EPOCHS = 'gap', 2, 2\nDATASET, IDX_DIR = 'mnist', {str(small_idx_dir)!r}"
+    )
+    names = re.compile(r"^([A-Z_]+) =", re.MULTILINE)
+    assert set(names.findall(parameters.source)) == {
+        *("VARIANT", "SEEDS", "EPOCHS", "DATASET", "LIMIT_TRAIN", "IDX_DIR")
+    }
+    parameters.source = f"{tiny}\nLIMIT_TRAIN = 300".replace("'mnist'", "'fashion_mnist'")
+    (tmp_path / "project").symlink_to(ROOT)
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
+
+    assert "on a cpu runtime" in printed(cell_with(notebook, "def accelerator"))
+    assert "Cpu" in printed(cell_with(notebook, "jax.devices()"))
+    lines = printed(cell_with(notebook, "train_seeds")).splitlines()
+    done = jaxmnist.load_seeds(tmp_path / lines[-1].removeprefix("written to "))
+    assert [line[:15] for line in sorted(lines[:-1])] == [
+        f"seed {seed}, epoch {epoch}" for seed in (0, 1) for epoch in (1, 2)
+    ]
+    assert len(pictures(cell_with(notebook, "import matplotlib"))) == 1
+    table = printed(cell_with(notebook, "import mean, stdev"))
+    for accuracy in done.summary["final_test_accuracy"]:
+        assert f"{accuracy:.2f}" in table
+    assert "7,364 parameters" in table
+    digit = cell_with(notebook, "STROKES")
+    assert len(pictures(digit)) == 1
+    assert re.search(r"the networks read a [0-9]\n", printed(digit))
+
+
+def test_the_notebook_is_committed_as_it_is_opened(notebook):
+    """Without results of somebody's machine, and with the defaults of the real thing."""
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None)
+    source = cell_with(notebook, 'DATASET = "mnist"').source
+    assert 'VARIANT = "gap"' in source
+    assert "EPOCHS = 15" in source

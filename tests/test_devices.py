@@ -1,0 +1,144 @@
+"""The same run on one device and on many; `eight_devices.py` has what is measured."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmnist import VARIANTS, ConfigError, TrainConfig, devices, train
+from jaxmnist.devices import Devices, choose_devices, fetch, lay
+
+PROGRAM = Path(__file__).parent / "eight_devices.py"
+
+
+def measured(*words):
+    """The lines of one call of the program, but for that of one device."""
+    done = subprocess.run([sys.executable, PROGRAM, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, *many = map(json.loads, done.stdout.splitlines())
+    assert (one["devices"], one["difference"]) == (1, 0)
+    return many
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_twenty_steps_are_those_of_one_device_and_each_does_its_part(variant):
+    lines = measured("steps", variant)
+    found = [(line["devices"], line["parallel"], line["dtype"]) for line in lines]
+    assert found == [
+        (2, "jit", "float64"),
+        (4, "jit", "float64"),
+        (8, "jit", "float64"),
+        (8, "pmap", "float64"),
+    ]
+    for line in lines:
+        assert line["difference"] < 1e-9, line
+        assert line["difference_of_sums"] < 1e-3, line
+        # Were the work not shared out, the difference would be as small.
+        assert 0.99 < line["share"] * line["devices"] < 1.07, line
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_is_that_of_one_device(variant):
+    (line,) = measured("step", variant)
+    assert (line["devices"], line["dtype"]) == (8, "float32")
+    assert line["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["gap", "less_params"])
+def test_devices_share_seeds_first_and_then_batches(variant):
+    """With a constant rate, too, of which JAX knows that it is the same for all seeds."""
+    lines = measured("seeds", variant)
+    assert [line["shape"] for line in lines] == [[4, 2], [4, 1], [1, 8]]
+    for line in lines:
+        assert line["difference"] < 1e-9, line
+        assert line["difference_of_sums"] < 1e-3, line
+
+
+@pytest.fixture
+def with_eight(monkeypatch):
+    """Says that there are eight devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
+
+
+def test_all_devices_are_chosen_unless_fewer_are_wished_for(with_eight):
+    assert choose_devices(None, "jit") == Devices(8)
+    assert choose_devices(3, "pmap") == Devices(3, "pmap")
+    assert Devices(3).all == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("count", "parallel", "message"),
+    [
+        (0, "jit", r"devices is 0; expected a whole number from 1 to 8, which is how many there"),
+        (9, "jit", r"devices is 9; expected a whole number from 1 to 8"),
+        (2, "pmpa", r"parallel is 'pmpa'; expected one of jit, pmap. Did you mean pmap\?"),
+    ],
+)
+def test_devices_that_cannot_be_had(with_eight, count, parallel, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_devices(count, parallel)
+
+
+def test_several_processes_leave_no_device_without_work(with_eight, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert choose_devices(8, "jit") == Devices(8)
+    with pytest.raises(ConfigError, match=r"devices is 4, but the 2 processes have 8"):
+        choose_devices(4, "jit")
+
+
+@pytest.mark.parametrize(
+    ("count", "parallel", "seeds", "shape"),
+    [
+        (8, "jit", 1, (1, 8)),
+        (8, "jit", 8, (8, 1)),
+        (8, "jit", 16, (8, 1)),
+        (8, "jit", 4, (4, 2)),
+        (8, "jit", 6, (2, 4)),
+        (8, "jit", 3, (1, 8)),
+        (8, "pmap", 8, (1, 8)),
+    ],
+)
+def test_how_devices_lie_along_seeds_and_batch(count, parallel, seeds, shape):
+    assert Devices(count, parallel).shape(seeds) == shape
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "seeds", "choices"),
+    [
+        (3, 128, 1, "among 3 devices; use --devices 2 or 4, or --batch-size 126 or 129"),
+        (8, 100, 1, "among 8 devices; use --devices 5, or --batch-size 96 or 104"),
+        (8, 4, 1, "among 8 devices; use --devices 4, or --batch-size 8"),
+        (6, 128, 2, "among 3 devices; use --devices 4 or 8, or --batch-size 126 or 129"),
+    ],
+)
+def test_what_cannot_be_shared_out_names_what_can(with_eight, count, batch_size, seeds, choices):
+    with pytest.raises(ConfigError, match=f"^{batch_size} images cannot .* {re.escape(choices)}$"):
+        Devices(count).check_divides(batch_size, seeds)
+
+
+@pytest.mark.parametrize(("count", "batch_size", "seeds"), [(8, 128, 1), (3, 128, 3), (1, 7, 1)])
+def test_what_can_be_shared_out(with_eight, count, batch_size, seeds):
+    Devices(count).check_divides(batch_size, seeds)
+
+
+def test_a_run_asks_before_it_does_anything(with_eight, tmp_path):
+    config = TrainConfig(batch_size=100)
+    with pytest.raises(ConfigError, match="100 images cannot be shared out equally among 8"):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_laid_over_devices_comes_back():
+    mesh = jax.make_mesh((1,), (devices.DATA,), axis_types=(jax.sharding.AxisType.Auto,))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    tree = {"key": jax.random.key(3), "numbers": np.arange(5)}
+    found = fetch(lay(tree, whole))
+    assert (jax.random.key_data(found["key"]) == jax.random.key_data(tree["key"])).all()
+    assert (found["numbers"] == tree["numbers"]).all()
+    assert isinstance(found["numbers"], np.ndarray)

@@ -1,0 +1,166 @@
+"""Several processes that train one network, for real: over loopback, with two devices each."""
+
+import re
+import signal
+import socket
+import time
+
+import chex
+import jax
+import pytest
+
+from jaxmnist import ConfigError, TrainConfig, hosts, load_run, train_seeds
+from tests.conftest import finish, wait_for_line
+from tests.test_runs import plain
+
+# Four steps an epoch, at a constant rate, so that there may be more epochs later.
+WORDS = [
+    "--variant",
+    "less_params",
+    "--dataset",
+    "fashion_mnist",
+    "--batch-size",
+    "64",
+    "--limit-train",
+    "256",
+]
+# That a process whose others are gone ends in a time that is bounded, not that it is fast.
+SECONDS = 100
+
+
+@pytest.fixture
+def start_two(start):
+    """Starts the command in two processes that know of each other."""
+
+    def start_two(*words):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        together = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2")
+        return [
+            start(*WORDS, *words, *together, "--process-id", str(number), devices=2)
+            for number in (0, 1)
+        ]
+
+    return start_two
+
+
+def both(processes):
+    """Waits for both: status, what they said of their own, and errors of each."""
+    ends = [finish(process) for process in processes]
+    return [
+        (status, *(re.sub(r"\[Gloo\].*|Expected number of.*", "", text).strip() for text in said))
+        for status, *said in ends
+    ]
+
+
+def states_of(*folders):
+    return [plain(load_run(folder).state) for folder in folders]
+
+
+def test_two_processes_train_what_one_does_and_go_on_with_each_others_runs(
+    start, start_two, tmp_path
+):
+    (status, said, _), other = both(start_two("--epochs", "1", "--out", "two"))
+    assert (status, other) == (0, (0, "", ""))
+    assert said.splitlines()[-1].startswith("less_params, seed 0:")
+    assert finish(start(*WORDS, "--epochs", "1", "--out", "one", devices=4))[0] == 0
+    one, two = states_of(tmp_path / "one", tmp_path / "two")
+    chex.assert_trees_all_close(one, two, atol=1e-5)
+    assert load_run(tmp_path / "two").summary["device"].startswith("4 x cpu")
+    data = tmp_path / "two" / "checkpoints" / "4" / "arrays"
+    assert {entry.name for entry in data.glob("ocdbt.*")} == {"ocdbt.process_0", "ocdbt.process_1"}
+
+    assert finish(start(*WORDS, "--epochs", "2", "--out", "two", "--resume"))[0] == 0
+    assert [end[0] for end in both(start_two("--epochs", "2", "--out", "one", "--resume"))] == [
+        0,
+        0,
+    ]
+    one, two = states_of(tmp_path / "one", tmp_path / "two")
+    assert int(one.step) == 8
+    chex.assert_trees_all_close(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(start, start_two, tmp_path, victim):
+    processes = start_two("--epochs", "80", "--checkpoint-every", "1", "--out", "run")
+    wait_for_line(processes[0], "epoch 3/80")
+    processes[victim].kill()
+    begin = time.monotonic()
+    status, _, errors = finish(processes[1 - victim])
+    assert time.monotonic() - begin < SECONDS
+    # If the first one is gone, JAX's own runtime may be the first to notice, and aborts.
+    assert status == 1 or (victim == 0 and status == -signal.SIGABRT)
+    assert "another process failed or is gone" in errors or "another task died" in errors
+    process = start(*WORDS, "--epochs", "80", "--out", "run", "--resume")
+    wait_for_line(process, r"training 320 steps .*, going on at step (4|8|12)")
+    assert finish(process)[0] == 0
+    assert len(load_run(tmp_path / "run").rows) == 80
+
+
+def test_when_one_is_asked_to_stop_all_save_and_stop(start_two, tmp_path):
+    processes = start_two("--epochs", "80", "--out", "run")
+    wait_for_line(processes[0], "epoch 2/80")
+    processes[1].send_signal(signal.SIGTERM)
+    (first, _, words), (second, _, others) = both(processes)
+    assert (first, second) == (130, 143)
+    assert re.match(r"stopped at step \d+; to go on: ", words)
+    assert words.replace("--process-id 0", "--process-id 1") == others
+    step = re.findall(r"step (\d+)", words)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == step
+
+
+def test_what_the_first_refuses_all_refuse(start_two, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").touch()
+    for status, said, errors in both(start_two("--out", "run")):
+        assert (status, said) == (2, "")
+        assert errors.startswith("error: run is not empty; pass another --out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a:1", 2, None), r"coordinator, num_processes and process_id belong together: pass all"),
+        ((None, None, 0), r"coordinator, num_processes and process_id belong together"),
+        (("localhost", 2, 0), r"coordinator is 'localhost'; expected HOST:PORT, as 10\.0\.0\.1"),
+        (("localhost:99999", 2, 0), r"coordinator is 'localhost:99999'; expected HOST:PORT"),
+        (("a:1", 0, 0), r"num_processes is 0; expected at least 1"),
+        (("a:1", 2, 2), r"process_id is 2; expected a whole number from 0 to 1"),
+    ],
+)
+def test_processes_that_cannot_be_joined(words, message):
+    with pytest.raises(ConfigError, match=message):
+        hosts.join(*words)
+
+
+def test_a_process_alone_decides_alone():
+    hosts.join(None, None, None)
+    assert hosts.is_first()
+    assert hosts.agree(3, False, True) == (3, False, True)
+    assert hosts.from_first(lambda: b"content") == b"content"
+    with pytest.raises(OSError, match="broken"), hosts.missing_the_others():
+        hosts.from_first(failing)
+
+
+def failing():
+    raise OSError("broken")
+
+
+def test_an_error_of_the_device_is_its_own_where_there_are_no_others(monkeypatch):
+    error = jax.errors.JaxRuntimeError("INTERNAL: broken\nand more")
+    with pytest.raises(jax.errors.JaxRuntimeError), hosts.missing_the_others():
+        raise error
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with (
+        pytest.raises(hosts.HostError, match=r"or is gone \(INTERNAL: broken\); --resume"),
+        hosts.missing_the_others(),
+    ):
+        raise error
+
+
+def test_several_seeds_are_not_for_processes_that_train_together(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "from_first", lambda action: action())
+    with pytest.raises(ConfigError, match="there are 2 processes that train one seed together"):
+        train_seeds(TrainConfig(), range(4), out=tmp_path / "runs")
