@@ -29,10 +29,10 @@ class Devices:
 
     Args:
         count: how many.
-        parallel: jit, which is `jax.jit` over `jax.shard_map`; or pmap, the form of before 2023,
-            with the same step and the same results: for reading next to older code and for JAX
-            versions and plug-ins whose `shard_map` fails. JAX maintains it, but no longer
-            develops it, and makes it of `jit` and `shard_map` itself; it knows no axis of seeds.
+        parallel: jit, which is `jax.jit` over `jax.shard_map`; or pmap, the older form, with the
+            same step and the same results: to be chosen for reading and comparing next to code
+            that is written so. JAX maintains it, but no longer develops it, and makes it of `jit`
+            and `shard_map` itself. Here it knows one process only, and no axis of seeds.
     """
 
     count: int = 1
@@ -102,7 +102,8 @@ def choose_devices(wished: int | None, parallel: str) -> Devices:
         parallel: one of `PARALLELS`.
 
     Raises:
-        ConfigError: there are not so many, or there is no such form.
+        ConfigError: there are not so many, there is no such form, or it is not one for the
+            processes that there are.
     """
     check_name("parallel", parallel, PARALLELS)
     available = jax.device_count()
@@ -111,6 +112,11 @@ def choose_devices(wished: int | None, parallel: str) -> Devices:
         raise ConfigError(
             f"devices is {count}; expected a whole number from 1 to {available}, which is how many "
             f"there are here ({jax.default_backend()})"
+        )
+    if jax.process_count() > 1 and parallel == "pmap":
+        # Arguments that are the same on all devices fail in JAX 0.10's pmap over processes.
+        raise ConfigError(
+            f"parallel is pmap, but there are {jax.process_count()} processes; use jit"
         )
     if jax.process_count() > 1 and count != available:
         raise ConfigError(
@@ -203,7 +209,6 @@ def _sharded(devices: Devices, seeds: int) -> Layout:
 
 def _pmapped(devices: Devices, seeds: int) -> Layout:
     """The same function, mapped over a further leading axis, one entry a device: `jax.pmap`."""
-    local = [device for device in devices.all if device.process_index == jax.process_index()]
     mesh = Mesh(devices.all, (DATA,))
 
     def lower(function, axes, arguments, donate):
@@ -218,7 +223,7 @@ def _pmapped(devices: Devices, seeds: int) -> Layout:
         )
 
     def repeated(leaf):
-        return jax.ShapeDtypeStruct((len(local), *leaf.shape), leaf.dtype)
+        return jax.ShapeDtypeStruct((devices.count, *leaf.shape), leaf.dtype)
 
     def put(tree):
         copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices.count), tree)

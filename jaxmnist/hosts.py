@@ -5,6 +5,7 @@ must agree on is said here. With one process, nothing here does anything.
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,13 +33,15 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Args:
         coordinator: host and port of the first one, as "10.0.0.1:1234"; None, with the others:
             what the cluster says (a TPU pod, SLURM, Open MPI), and outside of one, no others.
-        processes: how many there are.
+        processes: how many there are; 1: no others, whatever the cluster says.
         process: which of them this is, from 0.
 
     Raises:
         ConfigError: only some of the three are given, or they cannot be.
         HostError: the others cannot be reached.
     """
+    if processes == 1:
+        return
     given = (coordinator, processes, process)
     if any(value is not None for value in given):
         _check(*given)
@@ -116,6 +119,25 @@ def agree(steps: int, stops: bool, is_due: bool) -> tuple[int, bool, bool]:
         return steps, stops, is_due
     all_of = multihost_utils.process_allgather(np.array([steps, stops, is_due], np.int32))
     return int(all_of[0, 0]), bool(all_of[:, 1].any()), bool(all_of[0, 2])
+
+
+def check_same(job: str) -> None:
+    """Accepts what all processes were given alike.
+
+    Args:
+        job: all of it, in words.
+
+    Raises:
+        ConfigError: in all of them, if one was given something else.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(job.encode()).digest(), np.uint8)
+    if (multihost_utils.process_allgather(digest) != digest).any():
+        raise ConfigError(
+            f"the {jax.process_count()} processes that train together were given different configs "
+            "or images; give all the same, or let each train alone: --num-processes 1"
+        )
 
 
 def from_first(action: Callable[[], bytes]) -> bytes:

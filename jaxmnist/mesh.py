@@ -167,7 +167,7 @@ def _memory_bytes(program: Any) -> int:
 
 def free_bytes() -> int:
     """The memory of the device that programs may take."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     free = psutil.virtual_memory().available
     if stats and "bytes_limit" in stats:
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)

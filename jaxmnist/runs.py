@@ -229,9 +229,11 @@ def begun_by_first(job: Job, run: contextlib.AbstractContextManager[Begun]) -> I
         run: `new_run` or `continued_run`, not yet entered.
 
     Raises:
+        ConfigError: the processes have different configs or images.
         HostError: the first process could not begin.
         Exception: what `run` raises.
     """
+    hosts.check_same(job.config.to_json() + job.images_digest)
     with contextlib.ExitStack() as stack:
         begun = None
 

@@ -78,7 +78,7 @@ class Arguments:
         parallel: the form of their program: jit (with shard_map), or the older pmap.
         coordinator: where several processes train together: HOST:PORT of the first one. On a TPU
             pod and under SLURM this is found without a word.
-        num_processes: how many there are.
+        num_processes: how many there are; 1: this one trains alone, whatever JAX would find.
         process_id: which of them this one is, from 0.
         dry_run: print the resolved config, the parameters and the steps, and train nothing.
         quiet: print the result only.

@@ -90,6 +90,8 @@ def test_several_processes_leave_no_device_without_work(with_eight, monkeypatch)
     assert choose_devices(8, "jit") == Devices(8)
     with pytest.raises(ConfigError, match=r"devices is 4, but the 2 processes have 8"):
         choose_devices(4, "jit")
+    with pytest.raises(ConfigError, match=r"parallel is pmap, but there are 2 processes; use jit"):
+        choose_devices(8, "pmap")
 
 
 @pytest.mark.parametrize(

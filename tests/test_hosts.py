@@ -32,13 +32,16 @@ SECONDS = 100
 def start_two(start):
     """Starts the command in two processes that know of each other."""
 
-    def start_two(*words):
+    def start_two(*words, each=lambda number: ()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         together = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2")
         return [
-            start(*WORDS, *words, *together, "--process-id", str(number), devices=2)
+            start(
+                *(*WORDS, *words, *each(number), *together, "--process-id", str(number)),
+                devices=2,
+            )
             for number in (0, 1)
         ]
 
@@ -118,6 +121,13 @@ def test_what_the_first_refuses_all_refuse(start_two, tmp_path):
         assert errors.startswith("error: run is not empty; pass another --out")
 
 
+def test_processes_that_train_different_things_do_not_train_together(start_two, tmp_path):
+    for status, said, errors in both(start_two("--out", "run", each=lambda n: ("--seed", str(n)))):
+        assert (status, said) == (2, "")
+        assert errors.startswith("error: the 2 processes that train together were given different")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -136,6 +146,8 @@ def test_processes_that_cannot_be_joined(words, message):
 
 def test_a_process_alone_decides_alone():
     hosts.join(None, None, None)
+    hosts.join(None, 1, None)
+    hosts.check_same("anything")
     assert hosts.is_first()
     assert hosts.agree(3, False, True) == (3, False, True)
     assert hosts.from_first(lambda: b"content") == b"content"

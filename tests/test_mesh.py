@@ -157,7 +157,7 @@ def test_free_memory_is_the_devices_own(monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": 1000, "bytes_in_use": 200}
 
-    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     assert mesh.free_bytes() == 640
 
 
