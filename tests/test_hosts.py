@@ -71,6 +71,7 @@ def test_two_processes_train_what_one_does_and_go_on_with_each_others_runs(
     one, two = states_of(tmp_path / "one", tmp_path / "two")
     chex.assert_trees_all_close(one, two, atol=1e-5)
     assert load_run(tmp_path / "two").summary["device"].startswith("4 x cpu")
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
     data = tmp_path / "two" / "checkpoints" / "4" / "arrays"
     assert {entry.name for entry in data.glob("ocdbt.*")} == {"ocdbt.process_0", "ocdbt.process_1"}
 
