@@ -50,11 +50,13 @@ def start_two(start):
 
 def both(processes):
     """Waits for both: status, what they said of their own, and errors of each."""
-    ends = [finish(process) for process in processes]
-    return [
-        (status, *(re.sub(r"\[Gloo\].*|Expected number of.*", "", text).strip() for text in said))
-        for status, *said in ends
-    ]
+    return [(status, *map(without_gloo, said)) for status, *said in map(finish, processes)]
+
+
+def without_gloo(text):
+    """What is not of the library that connects processes; its threads write into each other."""
+    of_gloo = re.compile(r".*(Gloo|Expected number|peer ranks).*|[\s:\d.]*")
+    return "\n".join(line for line in text.splitlines() if not of_gloo.fullmatch(line))
 
 
 def states_of(*folders):
