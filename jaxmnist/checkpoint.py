@@ -145,6 +145,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise  # no fault of the disk: another process is gone
             raise CheckpointError(
                 f"a checkpoint could not be written to {self._folder}: {_first_line(error)}; "
                 "those before it are whole"

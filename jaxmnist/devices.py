@@ -5,7 +5,6 @@ gets devices: a mesh under `jax.shard_map`, or the older `jax.pmap`, or none.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,16 +49,23 @@ class Devices:
         mesh = jax.make_mesh((self.count,), (DATA,), axis_types=(AxisType.Auto,), devices=self.all)
         return lay(tree, NamedSharding(mesh, P()))
 
-    def shape(self, seeds: int) -> tuple[int, int]:
+    def shape(self, seeds: int, batch_size: int) -> tuple[int, int]:
         """How many devices lie along the seeds, and along the batch of each.
 
-        Devices with seeds of their own need not talk: as many lie along the seeds as can in equal
-        parts.
+        Devices with seeds of their own need not talk. So as many lie along the seeds as there are
+        seeds, or a few more, which then stay without work.
 
         Args:
             seeds: how many train side by side.
+            batch_size: images a step.
         """
-        along = 1 if self.parallel == "pmap" else math.gcd(seeds, self.count)
+        if seeds == 1 or self.parallel == "pmap":
+            return 1, self.count
+        along = next(
+            number
+            for number in range(min(seeds, self.count), self.count + 1)
+            if self.count % number == 0 and batch_size % (self.count // number) == 0
+        )
         return along, self.count // along
 
     def check_divides(self, batch_size: int, seeds: int = 1) -> None:
@@ -72,21 +78,21 @@ class Devices:
         Raises:
             ConfigError: they cannot; the message has the nearest choices that can.
         """
-        _, data = self.shape(seeds)
+        _, data = self.shape(seeds, batch_size)
         if batch_size % data == 0:
             return
-        fits = [
-            count
-            for count in range(1, len(jax.devices()) + 1)
-            if batch_size % dataclasses.replace(self, count=count).shape(seeds)[1] == 0
+        counts = [number for number in range(1, jax.device_count() + 1) if batch_size % number == 0]
+        nearest = [
+            max(number for number in counts if number < self.count),
+            *[number for number in counts if number > self.count][:1],
         ]
-        below = max(count for count in fits if count < self.count)
-        above = [count for count in fits if count > self.count][:1]
         sizes = [size * data for size in (batch_size // data, batch_size // data + 1) if size]
+        choices = [f"--batch-size {' or '.join(map(str, sizes))}"]
+        if jax.process_count() == 1:  # several have to use all of theirs
+            choices.insert(0, f"--devices {' or '.join(map(str, nearest))}")
         raise ConfigError(
             f"{batch_size} images cannot be shared out equally among {data} devices; use "
-            f"--devices {' or '.join(map(str, [below, *above]))}, "
-            f"or --batch-size {' or '.join(map(str, sizes))}"
+            f"{', or '.join(choices)}"
         )
 
 
@@ -162,20 +168,20 @@ class Layout(NamedTuple):
     """
 
     axis: shards.Axis  # of the devices that share a batch
-    block: int  # seeds in all
-    seeds: int  # of these, those that a device has
+    block: int  # places for seeds in all, at least as many as there are seeds
+    seeds: int  # of these, those of a device
     lower: Callable[..., Any]  # (function, axes, shapes of the arguments, donated ones)
     put: Callable[[Any], Any]  # what has a leading axis, from the host to the devices
     get: Callable[[Any], Any]  # and back
 
 
-def make_layout(devices: Devices, seeds: int) -> Layout:
-    """How so many seeds lie over these devices."""
+def make_layout(devices: Devices, seeds: int, batch_size: int) -> Layout:
+    """How so many seeds lie over these devices; Args as `Devices.shape`."""
     if devices.count == 1:
         return Layout(None, seeds, seeds, _lower_alone, jax.device_put, fetch)
     if devices.parallel == "pmap":
         return _pmapped(devices, seeds)
-    return _sharded(devices, seeds)
+    return _sharded(devices, seeds, *devices.shape(seeds, batch_size))
 
 
 def _lower_alone(
@@ -184,15 +190,18 @@ def _lower_alone(
     return jax.jit(function, donate_argnums=donate).lower(*arguments)
 
 
-def _sharded(devices: Devices, seeds: int) -> Layout:
+def _sharded(devices: Devices, seeds: int, along_seeds: int, along_batch: int) -> Layout:
     """One program for all devices, each of which knows which it is: `jax.shard_map`.
 
     Automatic sharding would not do: it gathers the images that a convolution in matrix form merges
     with its pixels, so that every device does all the work.
     """
-    shape = devices.shape(seeds)
-    auto = (AxisType.Auto, AxisType.Auto)
-    mesh = jax.make_mesh(shape, (SEED, DATA), axis_types=auto, devices=devices.all)
+    mesh = jax.make_mesh(
+        (along_seeds, along_batch),
+        (SEED, DATA),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices.all,
+    )
 
     def lower(function, axes, arguments, donate):
         specs = tuple(P() if axis is None else P(SEED) for axis in axes)
@@ -204,7 +213,8 @@ def _sharded(devices: Devices, seeds: int) -> Layout:
     def put(tree):
         return lay(tree, NamedSharding(mesh, P(SEED)))
 
-    return Layout(DATA, seeds, seeds // shape[0], lower, put, fetch)
+    of_a_device = -(-seeds // along_seeds)
+    return Layout(DATA, of_a_device * along_seeds, of_a_device, lower, put, fetch)
 
 
 def _pmapped(devices: Devices, seeds: int) -> Layout:

@@ -6,12 +6,15 @@ must agree on is said here. With one process, nothing here does anything.
 
 import contextlib
 import hashlib
+import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+import requests
 from jax.experimental import multihost_utils
 
 from jaxmnist.config import ConfigError
@@ -33,41 +36,50 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Args:
         coordinator: host and port of the first one, as "10.0.0.1:1234"; None, with the others:
             what the cluster says (a TPU pod, SLURM, Open MPI), and outside of one, no others.
-        processes: how many there are; 1: no others, whatever the cluster says.
+        processes: how many there are; 1: no others, whatever SLURM or Open MPI say.
         process: which of them this is, from 0.
 
     Raises:
         ConfigError: only some of the three are given, or they cannot be.
         HostError: the others cannot be reached.
     """
-    if processes == 1:
-        return
     given = (coordinator, processes, process)
-    if any(value is not None for value in given):
+    if given == (None, 1, None) or (given == (None, None, None) and not _has_cluster()):
+        return
+    if given != (None, None, None):
         _check(*given)
     # It would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             *given,
+            # Who says it all means it: SLURM would also take all devices but one away.
+            cluster_detection_method=None if coordinator is None else "deactivate",
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=LEAVE_SECONDS,
         )
-    except (ValueError, OSError):  # no cluster, or none that answers
+    except (ValueError, requests.ConnectionError):
+        # One TPU and no pod, as on Colab: there is nobody to ask.
         if coordinator is not None:
             raise
     except RuntimeError as error:
-        if coordinator is None and "before any JAX" in str(error):  # a program that trains again
-            return
         raise HostError(f"the other processes cannot be reached: {error}") from error
+
+
+def _has_cluster() -> bool:
+    """Whether it is worth asking JAX, whose own search warns and fails in some containers."""
+    tasks = [os.environ.get("OMPI_COMM_WORLD_SIZE", "1")]
+    if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
+        tasks.append(os.environ.get("SLURM_NTASKS", "1"))
+    return any(number != "1" for number in tasks) or bool(importlib.util.find_spec("libtpu"))
 
 
 def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
     if coordinator is None or processes is None or process is None:
         raise ConfigError(
-            "coordinator, num_processes and process_id belong together: pass all three, or, on a "
-            "TPU pod or under SLURM, none"
+            "--coordinator, --num-processes and --process-id belong together: pass all three, or, "
+            "on a TPU pod or under SLURM, none"
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
@@ -117,7 +129,9 @@ def agree(steps: int, stops: bool, is_due: bool) -> tuple[int, bool, bool]:
     """
     if jax.process_count() == 1:
         return steps, stops, is_due
-    all_of = multihost_utils.process_allgather(np.array([steps, stops, is_due], np.int32))
+    with missing_the_others():
+        wishes = np.array([steps, stops, is_due], np.int32)
+        all_of = multihost_utils.process_allgather(wishes)
     return int(all_of[0, 0]), bool(all_of[:, 1].any()), bool(all_of[0, 2])
 
 
@@ -133,10 +147,13 @@ def check_same(job: str) -> None:
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(job.encode()).digest(), np.uint8)
-    if (multihost_utils.process_allgather(digest) != digest).any():
+    with missing_the_others():
+        digests = multihost_utils.process_allgather(digest)
+    if (digests != digest).any():
         raise ConfigError(
-            f"the {jax.process_count()} processes that train together were given different configs "
-            "or images; give all the same, or let each train alone: --num-processes 1"
+            f"the {jax.process_count()} processes that train together were given different "
+            "options, configs or images; give all the same, or let each train alone: "
+            "--num-processes 1"
         )
 
 
@@ -176,9 +193,10 @@ def _unpacked(content: bytes) -> bytes:
 
 def _broadcast(content: bytes) -> bytes:
     """The first process's bytes."""
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    own = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+    with missing_the_others():
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+        own = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
+        return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
 
 
 def spread(tree: Any) -> Any:

@@ -43,6 +43,7 @@ class Programs(NamedTuple):
     for itself. States and metrics are those that `put` laid on the devices.
     """
 
+    places: int  # for seeds; some may be left over
     order_of_epoch: Callable[[TrainState, Images], jax.Array]
     train_chunk: Callable[
         [TrainState, Metrics, Images, jax.Array, np.int32], tuple[TrainState, Metrics]
@@ -82,13 +83,20 @@ def compile_programs(
     """
     begin = time.perf_counter()
     devices.check_divides(config.batch_size, seeds)
-    layout = make_layout(devices, seeds)
+    layout = make_layout(devices, seeds, config.batch_size)
     lowered = lower_programs(config, model, tx, train_images, test_images, layout)
     order_of_epoch, train_chunk, evaluate = (program.compile() for program in lowered)
     seconds = time.perf_counter() - begin
     needs = max(map(_memory_bytes, (order_of_epoch, train_chunk, evaluate)))
     return Programs(
-        *(order_of_epoch, train_chunk, evaluate, layout.put, layout.get, seconds, needs)
+        places=layout.block,
+        order_of_epoch=order_of_epoch,
+        train_chunk=train_chunk,
+        evaluate=evaluate,
+        put=layout.put,
+        get=layout.get,
+        compile_seconds=seconds,
+        memory_bytes=needs,
     )
 
 
@@ -168,13 +176,13 @@ def _memory_bytes(program: Any) -> int:
 def free_bytes() -> int:
     """The memory of the device that programs may take."""
     stats = jax.local_devices()[0].memory_stats()
-    free = psutil.virtual_memory().available
+    free = psutil.virtual_memory().available // jax.local_device_count()
     if stats and "bytes_limit" in stats:
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return int(MEMORY_SHARE * free)
 
 
-def compile_block(compile_for: Callable[[int], Programs], seeds: int) -> tuple[int, Programs]:
+def compile_block(compile_for: Callable[[int], Programs], seeds: int) -> Programs:
     """Compiles for the largest block that fits into the device's memory.
 
     Args:
@@ -182,15 +190,15 @@ def compile_block(compile_for: Callable[[int], Programs], seeds: int) -> tuple[i
         seeds: how many there are in all.
 
     Returns:
-        The seeds in a block, and its programs. All blocks have the same size, so that there is
-        one program: the last one may have places left over.
+        Its programs. All blocks have the same size, so that these are the only ones: the last
+        block may have places left over.
     """
     size, limit = equal_blocks(seeds, MAX_BLOCK), free_bytes()
     while True:
         try:
             programs = compile_for(size)
             if programs.memory_bytes <= limit or size == 1:
-                return size, programs
+                return programs
             most = size * limit // programs.memory_bytes
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:

@@ -114,8 +114,16 @@ def make_job(
     model = create_model(config.variant, config.dropout)
     tx, schedules = make_optimizer(config, config.epochs * steps)
     return Job(
-        *(config, model, tx, schedules, train_images, test_images, digest_of_images(dataset)),
-        *(steps, environment, devices),
+        config=config,
+        model=model,
+        tx=tx,
+        schedules=schedules,
+        train_images=train_images,
+        test_images=test_images,
+        images_digest=digest_of_images(dataset),
+        steps=steps,
+        environment=environment,
+        devices=devices,
     )
 
 
@@ -229,10 +237,14 @@ def begun_by_first(job: Job, run: contextlib.AbstractContextManager[Begun]) -> I
         run: `new_run` or `continued_run`, not yet entered.
 
     Raises:
-        ConfigError: the processes have different configs or images.
+        ConfigError: the processes have different configs or images, or one does not see the run.
         HostError: the first process could not begin.
         Exception: what `run` raises.
     """
+    if jax.process_count() == 1:
+        with run as begun:
+            yield begun
+        return
     hosts.check_same(job.config.to_json() + job.images_digest)
     with contextlib.ExitStack() as stack:
         begun = None
@@ -243,7 +255,13 @@ def begun_by_first(job: Job, run: contextlib.AbstractContextManager[Begun]) -> I
             return _to_bytes(begun)
 
         content = hosts.from_first(begin)
-        yield begun or _from_bytes(job, content)
+        begun = begun or _from_bytes(job, content)
+        if not begun.path.is_dir():
+            raise ConfigError(
+                f"{begun.path} is not there for process {jax.process_index()}; processes that "
+                "train together need one file system"
+            )
+        yield begun
 
 
 def _to_bytes(begun: Begun) -> bytes:
@@ -251,7 +269,7 @@ def _to_bytes(begun: Begun) -> bytes:
     position = begun.position
     state = position.state.replace(key=jax.random.key_data(position.state.key))
     notes = {
-        "paths": [str(begun.path), str(begun.wished)],
+        "paths": [str(begun.path.absolute()), str(begun.wished)],
         "position": [position.seconds, position.rows, position.summary],
         "remarks": begun.remarks,
     }

@@ -212,11 +212,13 @@ def train_vmapped(
     groups = [
         [seed for seed in steps if steps[seed] == step] for step in sorted(set(steps.values()))
     ]
-    size, programs = mesh.compile_block(
+    programs = mesh.compile_block(
         functools.partial(compile_for, job), max(len(group) for group in groups)
     )
     blocks = [
-        group[first : first + size] for group in groups for first in range(0, len(group), size)
+        group[first : first + programs.places]
+        for group in groups
+        for first in range(0, len(group), programs.places)
     ]
     for block in blocks:
         with contextlib.ExitStack() as stack:
@@ -227,7 +229,7 @@ def train_vmapped(
                 watch.report(Failed(seed, str(error)))
                 yield seed, error
             jobs = [job.of(seed) for seed in ready]
-            ends = train_block(jobs, list(ready.values()), programs, watch, size) if jobs else []
+            ends = train_block(jobs, list(ready.values()), programs, watch) if jobs else []
         yield from zip(ready, ends, strict=True)
 
 

@@ -244,7 +244,13 @@ def make_cadence(every: str) -> Callable[[float], bool]:
 def compile_for(job: Job, seeds: int = 1) -> Programs:
     """Compiles what a block of so many seeds needs; Args and Returns of `compile_programs`."""
     return mesh.compile_programs(
-        *(job.config, job.model, job.tx, job.train_images, job.test_images, seeds, job.devices)
+        job.config,
+        job.model,
+        job.tx,
+        job.train_images,
+        job.test_images,
+        seeds=seeds,
+        devices=job.devices,
     )
 
 
@@ -300,16 +306,15 @@ def enter_seed(stack: contextlib.ExitStack, job: Job, path: Path, seed: int) -> 
 
 
 def train_block(
-    jobs: Sequence[Job], begun: Sequence[Begun], programs: Programs, watch: Watch, size: int = 1
+    jobs: Sequence[Job], begun: Sequence[Begun], programs: Programs, watch: Watch
 ) -> list[Run | Exception]:
     """Trains seeds side by side to the end.
 
     Args:
         jobs: theirs; alike but for the seed.
         begun: their runs, all at the same step.
-        programs: compiled for a block of this size.
+        programs: compiled for a block with a place for each; places may be left over.
         watch: how the training is watched over.
-        size: how many seeds have a place in the block; places may be left over.
 
     Returns:
         For each seed its finished run, or what ended it: one of `FAILURES`.
@@ -317,7 +322,7 @@ def train_block(
     Raises:
         Stopped: `watch.should_stop` returned True; everything is saved.
     """
-    return _Block(jobs, begun, programs, watch, size).train()
+    return _Block(jobs, begun, programs, watch).train()
 
 
 @dataclasses.dataclass
@@ -346,10 +351,9 @@ class _Block:
         begun: Sequence[Begun],
         programs: Programs,
         watch: Watch,
-        size: int,
     ):
         self._job = jobs[0]  # for all that does not depend on the seed
-        self._programs, self._watch, self._size = programs, watch, size
+        self._programs, self._watch = programs, watch
         positions = [run.position for run in begun]
         self._places = [
             _Place(
@@ -358,7 +362,7 @@ class _Block:
             )
             for number, (job, run) in enumerate(zip(jobs, begun, strict=True))
         ]
-        filled = [*positions, *[positions[0]] * (size - len(positions))]
+        filled = [*positions, *[positions[0]] * (programs.places - len(positions))]
         self._state = programs.put(mesh.stack([position.state for position in filled]))
         self._metrics = mesh.stack([position.metrics for position in filled])
         self._step = positions[0].step
@@ -466,7 +470,7 @@ class _Block:
                 if hosts.is_first():
                     records.append(place.path / records.METRICS, json.dumps(row))
                 check_finite("test", place.of(tested).loss, self._step, config)
-        self._metrics = mesh.stack([Metrics.zero()] * self._size)
+        self._metrics = mesh.stack([Metrics.zero()] * self._programs.places)
         self._begin_epoch()
         self._watch.report(EpochDone([place.rows[-1] for place in places]))
 

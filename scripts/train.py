@@ -110,6 +110,10 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     debug = "--debug" in argv
+    try:
+        join(argv)  # not yet with signals of our own: what waits in it does not hear them
+    except Exception as error:
+        return failed(error, debug)
     with Signals() as signals:
         try:
             return run(parse(argv), signals)
@@ -121,17 +125,28 @@ def main(argv: Sequence[str]) -> int:
             print("stopped", file=sys.stderr)
             return signals.status
         except Exception as error:
-            if debug:
-                traceback.print_exc()
-            print(f"error: {_line(error)}", file=sys.stderr)
-            return 2 if isinstance(error, ConfigError) else 1
+            return failed(error, debug)
 
 
-def parse(argv: Sequence[str]) -> Arguments:
-    """Reads the command line, and joins the processes that it names.
+def failed(error: Exception, debug: bool) -> int:
+    """Says what went wrong; returns the exit status."""
+    if debug:
+        traceback.print_exc()
+    print(f"error: {_line(error)}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
 
-    What it leaves open comes from the run that is to go on, or from the recipe of its --variant.
-    """
+
+def join(argv: Sequence[str]) -> None:
+    """Joins the processes that the command line names, before anything of JAX is used."""
+    known = first_look(argv)
+    if not known.help:
+        hosts.join(known.coordinator, known.num_processes, known.process_id)
+        same = (known.variant, known.seed, known.seeds, known.resume, str(known.out))
+        hosts.check_same(str(same))
+
+
+def first_look(argv: Sequence[str]) -> argparse.Namespace:
+    """What must be known of the command line before the rest can be read."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--variant", default=None)
     first.add_argument("--seed", default=None)
@@ -139,21 +154,35 @@ def parse(argv: Sequence[str]) -> Arguments:
     first.add_argument("--resume", action="store_true")
     first.add_argument("--out", type=Path, default=None)
     first.add_argument("--coordinator", default=None)
-    first.add_argument("--num-processes", type=int, default=None)
-    first.add_argument("--process-id", type=int, default=None)
-    known = first.parse_known_args(argv)[0]
-    # Before anything of JAX is used, as reading a checkpoint would.
-    hosts.join(known.coordinator, known.num_processes, known.process_id)
+    first.add_argument("--num-processes", "--num_processes", type=int, default=None)
+    first.add_argument("--process-id", "--process_id", type=int, default=None)
+    first.add_argument("--help", "-h", action="store_true")
+    return first.parse_known_args(argv)[0]
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Reads the command line.
+
+    What it leaves open comes from the run that is to go on, or from the recipe of its --variant.
+    """
+    known = first_look(argv)
     if known.seed is not None and "," in known.seeds:
         raise ConfigError(f"seeds is {known.seeds!r}, which names each one: leave --seed out")
     default = Arguments(TrainConfig(variant=known.variant or TrainConfig.variant))
     if known.resume and known.out is not None:
-        # What is wrong with the folder is said later, and its checkpoints may know better.
-        with contextlib.suppress(ConfigError, OSError):
-            begun = hosts.from_first(lambda: runs.begun_config(known.out).to_json().encode())
+        begun = hosts.from_first(functools.partial(begun_config, known.out))
+        if begun:
             begun = arguments_of(parse_config(begun.decode()))
             default = begun if known.variant in (None, begun.config.variant) else default
     return tyro.cli(Arguments, args=list(argv), default=default)
+
+
+def begun_config(out: Path) -> bytes:
+    """The config of the run in a folder, as JSON; nothing, if it has none."""
+    # What is wrong with the folder is said later, and its checkpoints may know better.
+    with contextlib.suppress(ConfigError, OSError):
+        return runs.begun_config(out).to_json().encode()
+    return b""
 
 
 def arguments_of(begun: TrainConfig | SeedsConfig) -> Arguments:
@@ -376,9 +405,11 @@ if __name__ == "__main__":
     if "--debug" not in sys.argv:
         hush()
     status = main(sys.argv[1:])
-    if status == 1 and jax.process_count() > 1:
-        # The others are waiting, or gone: to take leave of them could take for ever.
+    if status in (1, 2) and jax.distributed.is_initialized():
+        # The others are waiting, or gone: to take leave of them would take too long.
         sys.stdout.flush()
         sys.stderr.flush()
+        # If all were refused the same, they have the time to say so: this end is theirs, too.
+        time.sleep(1 if hosts.is_first() else 0)
         os._exit(status)
     sys.exit(status)

@@ -48,7 +48,7 @@ class Case:
         pixels = rng.integers(0, 256, (COUNT, 28, 28), np.uint8)
         labels = rng.integers(0, 10, COUNT, np.uint8)
         self.images = devices.replicate(Images(pixels, labels, *np.array([0.1307, 0.3081])))
-        self.layout = make_layout(devices, len(seeds))
+        self.layout = make_layout(devices, len(seeds), BATCH)
         states = [created(variant, seed) for seed in seeds]
         self.orders = self.layout.put(stack([epoch_order(s.key, 0, COUNT) for s in states]))
         self.states = self.layout.put(stack(states))
@@ -100,7 +100,7 @@ def many_seeds(variant: str, seeds: tuple[int, ...], many: list[Devices]) -> Non
         assert (tested.count == COUNT).all()
         found = (states, metrics, tested)
         expected = expected or found
-        say(devices, found, expected, shape=devices.shape(len(seeds)))
+        say(devices, found, expected, shape=devices.shape(len(seeds), BATCH))
 
 
 def say(devices: Devices, found, expected, **more) -> None:

@@ -101,30 +101,36 @@ def test_several_processes_leave_no_device_without_work(with_eight, monkeypatch)
         (8, "jit", 8, (8, 1)),
         (8, "jit", 16, (8, 1)),
         (8, "jit", 4, (4, 2)),
-        (8, "jit", 6, (2, 4)),
-        (8, "jit", 3, (1, 8)),
+        (8, "jit", 3, (4, 2)),
+        (8, "jit", 5, (8, 1)),
+        (8, "jit", 9, (8, 1)),
+        (6, "jit", 2, (2, 3)),
         (8, "pmap", 8, (1, 8)),
     ],
 )
 def test_how_devices_lie_along_seeds_and_batch(count, parallel, seeds, shape):
-    assert Devices(count, parallel).shape(seeds) == shape
+    assert Devices(count, parallel).shape(seeds, 120) == shape
+
+
+def test_a_batch_that_cannot_be_shared_out_is_whole_on_each_device():
+    assert Devices(8).shape(3, 100) == (4, 2)
+    assert Devices(8).shape(3, 101) == (8, 1)
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_size", "seeds", "choices"),
+    ("count", "batch_size", "choices"),
     [
-        (3, 128, 1, "among 3 devices; use --devices 2 or 4, or --batch-size 126 or 129"),
-        (8, 100, 1, "among 8 devices; use --devices 5, or --batch-size 96 or 104"),
-        (8, 4, 1, "among 8 devices; use --devices 4, or --batch-size 8"),
-        (6, 128, 2, "among 3 devices; use --devices 4 or 8, or --batch-size 126 or 129"),
+        (3, 128, "among 3 devices; use --devices 2 or 4, or --batch-size 126 or 129"),
+        (8, 100, "among 8 devices; use --devices 5, or --batch-size 96 or 104"),
+        (8, 4, "among 8 devices; use --devices 4, or --batch-size 8"),
     ],
 )
-def test_what_cannot_be_shared_out_names_what_can(with_eight, count, batch_size, seeds, choices):
+def test_what_cannot_be_shared_out_names_what_can(with_eight, count, batch_size, choices):
     with pytest.raises(ConfigError, match=f"^{batch_size} images cannot .* {re.escape(choices)}$"):
-        Devices(count).check_divides(batch_size, seeds)
+        Devices(count).check_divides(batch_size)
 
 
-@pytest.mark.parametrize(("count", "batch_size", "seeds"), [(8, 128, 1), (3, 128, 3), (1, 7, 1)])
+@pytest.mark.parametrize(("count", "batch_size", "seeds"), [(8, 128, 1), (3, 128, 2), (1, 7, 1)])
 def test_what_can_be_shared_out(with_eight, count, batch_size, seeds):
     Devices(count).check_divides(batch_size, seeds)
 

@@ -118,11 +118,11 @@ def test_a_block_fits_into_the_memory(monkeypatch, limit, size, compiled):
 
     def compile_for(seeds):
         calls.append(seeds)
-        return Programs(*5 * [None], 0.0, 10 + 9 * seeds)  # type: ignore[arg-type]
+        return Programs(seeds, *5 * [None], 0.0, 10 + 9 * seeds)  # type: ignore[arg-type]
 
     monkeypatch.setattr(mesh, "free_bytes", lambda: limit)
-    found, programs = mesh.compile_block(compile_for, 10)
-    assert (found, programs.memory_bytes, calls) == (size, 10 + 9 * size, compiled)
+    programs = mesh.compile_block(compile_for, 10)
+    assert (programs.places, programs.memory_bytes, calls) == (size, 10 + 9 * size, compiled)
 
 
 def test_a_program_too_large_to_be_compiled_is_made_smaller(monkeypatch):
@@ -132,10 +132,10 @@ def test_a_program_too_large_to_be_compiled_is_made_smaller(monkeypatch):
         calls.append(seeds)
         if seeds > 30:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return Programs(*5 * [None], 0.0, 0)  # type: ignore[arg-type]
+        return Programs(seeds, *5 * [None], 0.0, 0)  # type: ignore[arg-type]
 
-    found, _ = mesh.compile_block(compile_for, 300)
-    assert (found, calls) == (25, [100, 50, 25])
+    programs = mesh.compile_block(compile_for, 300)
+    assert (programs.places, calls) == (25, [100, 50, 25])
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         mesh.compile_block(failing, 8)
 

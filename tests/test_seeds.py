@@ -186,12 +186,12 @@ def test_seeds_that_are_not_equally_far_do_not_share_a_block(train, whole, monke
     blocks = []
     train_block = training.train_block
 
-    def watched(jobs, begun, programs, watch, places):
-        blocks.append(([job.config.seed for job in jobs], places))
-        return train_block(jobs, begun, programs, watch, places)
+    def watched(jobs, begun, programs, watch):
+        blocks.append(([job.config.seed for job in jobs], programs.places))
+        return train_block(jobs, begun, programs, watch)
 
     monkeypatch.setattr(seeds, "train_block", watched)
-    monkeypatch.setattr(mesh, "compile_block", lambda compile_for, _: (3, compile_for(3)))
+    monkeypatch.setattr(mesh, "compile_block", lambda compile_for, _: compile_for(3))
     found = train((3, 0, 1, 2, 4), seed_mapping="vmap", resume=True)
     assert blocks == [([1, 2, 4], 3), ([0], 3)]
     assert found.runs.keys() == {3, 0, 1, 2, 4}
