@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
 
-from jaxmnist import VARIANTS, ConfigError, TrainConfig, devices, train
+from jaxmnist import VARIANTS, ConfigError, TrainConfig, devices, load_run, train
 from jaxmnist.devices import Devices, choose_devices, fetch, lay
+from tests.conftest import finish
+from tests.test_runs import plain
 
 PROGRAM = Path(__file__).parent / "eight_devices.py"
 
@@ -133,6 +136,24 @@ def test_what_cannot_be_shared_out_names_what_can(with_eight, count, batch_size,
 @pytest.mark.parametrize(("count", "batch_size", "seeds"), [(8, 128, 1), (3, 128, 2), (1, 7, 1)])
 def test_what_can_be_shared_out(with_eight, count, batch_size, seeds):
     Devices(count).check_divides(batch_size, seeds)
+
+
+@pytest.mark.parametrize(
+    ("words", "device"),
+    [(["--devices", "2", "--parallel", "pmap"], "2 x cpu"), (["--seeds", "3"], "4 x cpu")],
+)
+def test_the_command_trains_on_many(start, tmp_path, words, device):
+    """Three seeds on four devices leave a place over."""
+    few = ["--variant", "fc_layer", "--dataset", "fashion_mnist", "--epochs", "2"]
+    few += ["--batch-size", "64", "--limit-train", "128"]
+    status, _, errors = finish(start(*few, *words, "--out", "many", devices=4))
+    assert (status, errors) == (0, "")
+    assert json.loads((tmp_path / "many" / "summary.json").read_text())["device"].startswith(device)
+    assert finish(start(*few, "--out", "one"))[0] == 0
+    run = load_run(tmp_path / ("many/seed0" if "--seeds" in words else "many"))
+    alone = load_run(tmp_path / "one")
+    chex.assert_trees_all_close(plain(run.state), plain(alone.state), atol=1e-5)
+    assert run.rows[-1]["test_loss"] == pytest.approx(alone.rows[-1]["test_loss"], rel=1e-4)
 
 
 def test_a_run_asks_before_it_does_anything(with_eight, tmp_path):

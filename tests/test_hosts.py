@@ -13,10 +13,10 @@ from jaxmnist import ConfigError, TrainConfig, hosts, load_run, train_seeds
 from tests.conftest import finish, wait_for_line
 from tests.test_runs import plain
 
-# Four steps an epoch, at a constant rate, so that there may be more epochs later.
+# Four steps an epoch with all that is random, at a constant rate, so that there may be more epochs.
 WORDS = [
     "--variant",
-    "less_params",
+    "augmentation",
     "--dataset",
     "fashion_mnist",
     "--batch-size",
@@ -55,7 +55,7 @@ def both(processes):
 
 def without_gloo(text):
     """What is not of the library that connects processes; its threads write into each other."""
-    of_gloo = re.compile(r".*(Gloo|Expected number|peer ranks).*|[\s:\d.]*")
+    of_gloo = re.compile(r".*(\[Gloo\] Rank|Expected number of connected).*|[\s:\d.]*")
     return "\n".join(line for line in text.splitlines() if not of_gloo.fullmatch(line))
 
 
@@ -68,7 +68,7 @@ def test_two_processes_train_what_one_does_and_go_on_with_each_others_runs(
 ):
     (status, said, _), other = both(start_two("--epochs", "1", "--out", "two"))
     assert (status, other) == (0, (0, "", ""))
-    assert said.splitlines()[-1].startswith("less_params, seed 0:")
+    assert said.splitlines()[-1].startswith("augmentation, seed 0:")
     assert finish(start(*WORDS, "--epochs", "1", "--out", "one", devices=4))[0] == 0
     one, two = states_of(tmp_path / "one", tmp_path / "two")
     chex.assert_trees_all_close(one, two, atol=1e-5)
@@ -134,8 +134,8 @@ def test_processes_that_train_different_things_do_not_train_together(start_two, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("a:1", 2, None), r"coordinator, num_processes and process_id belong together: pass all"),
-        ((None, None, 0), r"coordinator, num_processes and process_id belong together"),
+        (("a:1", 2, None), r"--num-processes and --process-id belong together: pass all three"),
+        ((None, None, 0), r"coordinator, --num-processes and --process-id belong together"),
         (("localhost", 2, 0), r"coordinator is 'localhost'; expected HOST:PORT, as 10\.0\.0\.1"),
         (("localhost:99999", 2, 0), r"coordinator is 'localhost:99999'; expected HOST:PORT"),
         (("a:1", 0, 0), r"num_processes is 0; expected at least 1"),
@@ -145,6 +145,45 @@ def test_processes_that_train_different_things_do_not_train_together(start_two, 
 def test_processes_that_cannot_be_joined(words, message):
     with pytest.raises(ConfigError, match=message):
         hosts.join(*words)
+
+
+def test_processes_of_which_one_alone_goes_on_do_not_wait_for_ever(start_two):
+    for status, said, errors in both(
+        start_two("--out", "run", each=lambda number: ["--resume"] if number else [])
+    ):
+        assert (status, said) == (2, "")
+        assert errors.startswith("error: the 2 processes that train together were given different")
+
+
+def test_what_fails_in_one_ends_both(start_two):
+    (first, _, words), (second, _, others) = both(
+        start_two("--epochs", "1", each=lambda number: ["--limit-train", "9999"] if number else [])
+    )
+    assert second in (1, 2)
+    assert "limit_train is 9999" in others
+    assert first in (1, -signal.SIGABRT)
+    assert "another process failed or is gone" in words or "another task died" in words
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, False),  # within sbatch, outside of srun
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "8"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_jax_is_asked_for_others_where_there_are_some(monkeypatch, environment, found):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: asked.append(True))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    hosts.join(None, None, None)
+    hosts.join(None, 1, None)
+    assert asked == [True] * found
 
 
 def test_a_process_alone_decides_alone():
