@@ -1,6 +1,9 @@
 """The notebook runs from top to bottom, here with a tiny configuration."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbclient
@@ -62,6 +65,23 @@ def test_the_notebook_runs(notebook, small_idx_dir, tmp_path):
     digit = cell_with(notebook, "STROKES")
     assert len(pictures(digit)) == 1
     assert re.search(r"the networks read a [0-9]\n", printed(digit))
+
+
+@pytest.mark.parametrize("top", ["jaxmnist-main", "."])
+def test_a_project_that_was_uploaded_is_found(notebook, tmp_path, top):
+    """As a zip of the folder, or of what is in it."""
+    package = tmp_path / "files" / top / "jaxmnist"
+    package.mkdir(parents=True)
+    (package / "steps.py").touch()
+    cell = [sys.executable, "-c", cell_with(notebook, "def find_project").source]
+    alone = subprocess.run(cell, cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "colab").mkdir()
+    missing = subprocess.run(cell, cwd=tmp_path / "colab", capture_output=True, text=True)
+    shutil.make_archive(str(tmp_path / "colab" / "jaxmnist"), "zip", tmp_path / "files")
+    found = subprocess.run(cell, cwd=tmp_path / "colab", capture_output=True, text=True)
+    assert alone.stdout.startswith("project: ")
+    assert "Upload it as jaxmnist.zip" in missing.stderr
+    assert found.stdout.startswith(f"project: {tmp_path / 'colab' / 'jaxmnist-project'}")
 
 
 def test_the_notebook_is_committed_as_it_is_opened(notebook):
