@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmnist import hosts
 from jaxmnist.config import FORMAT, check_format
+from jaxmnist.devices import Devices
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState
 
@@ -116,7 +116,10 @@ class Checkpoints:
         self._folder.mkdir(exist_ok=True)
         _check_room(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         with self._named():
-            _save(self._manager, step, hosts.spread(arrays), record)
+            if jax.process_count() > 1:
+                # As arrays of all processes together, of which each writes its part.
+                arrays = Devices(jax.device_count()).replicate(arrays)
+            _save(self._manager, step, arrays, record)
 
     def wait(self) -> None:
         """Returns when everything is on disk.

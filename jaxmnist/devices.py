@@ -59,7 +59,7 @@ class Devices:
             seeds: how many train side by side.
             batch_size: images a step.
         """
-        if seeds == 1 or self.parallel == "pmap":
+        if self.parallel == "pmap":
             return 1, self.count
         along = next(
             number
@@ -69,17 +69,17 @@ class Devices:
         return along, self.count // along
 
     def check_divides(self, batch_size: int, seeds: int = 1) -> None:
-        """Accepts a batch that these devices can share in equal parts.
+        """Accepts a batch that these devices can share in equal parts, if they have to.
 
         Args:
             batch_size: images a step.
-            seeds: how many train side by side.
+            seeds: how many train side by side; several find a shape that fits.
 
         Raises:
             ConfigError: they cannot; the message has the nearest choices that can.
         """
-        _, data = self.shape(seeds, batch_size)
-        if batch_size % data == 0:
+        data = self.count
+        if batch_size % data == 0 or (seeds > 1 and self.parallel != "pmap"):
             return
         counts = [number for number in range(1, jax.device_count() + 1) if batch_size % number == 0]
         nearest = [

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -197,17 +196,3 @@ def _broadcast(content: bytes) -> bytes:
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
         own = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
         return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
-
-
-def spread(tree: Any) -> Any:
-    """Arrays of which every process has the whole, as arrays of all processes together.
-
-    So each writes its part of them to a checkpoint.
-    """
-    if jax.process_count() == 1:
-        return tree
-    mesh = jax.sharding.Mesh(jax.devices(), ("process",))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, whole, lambda part: leaf[part]), tree
-    )

@@ -77,12 +77,8 @@ def compile_programs(
 
     Returns:
         The compiled programs.
-
-    Raises:
-        ConfigError: the devices cannot share a batch in equal parts.
     """
     begin = time.perf_counter()
-    devices.check_divides(config.batch_size, seeds)
     layout = make_layout(devices, seeds, config.batch_size)
     lowered = lower_programs(config, model, tx, train_images, test_images, layout)
     order_of_epoch, train_chunk, evaluate = (program.compile() for program in lowered)

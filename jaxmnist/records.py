@@ -148,8 +148,7 @@ def read_config(path: Path) -> TrainConfig | SeedsConfig:
     file = path / CONFIG
     if not file.is_file():
         raise ConfigError(f"{path} has no {CONFIG}; expected the folder of a run")
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{file} has {file.stat().st_size} bytes; expected a config")
+    _check_small(file, "config")
     try:
         return parse_config(file.read_text())
     except (ConfigError, UnicodeDecodeError) as error:
@@ -196,8 +195,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     file = path / SUMMARY
     if not file.is_file():
         raise ConfigError(f"the runs in {path} are not finished; --resume goes on with them")
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{file} has {file.stat().st_size} bytes; expected a summary")
+    _check_small(file, "summary")
     try:
         summary = json.loads(file.read_text())
         check_format(str(file), summary["format"])
@@ -205,6 +203,13 @@ def read_summary(path: Path) -> dict[str, Any]:
         return summary
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file} is damaged: {error}; --resume writes it anew") from error
+
+
+def _check_small(file: Path, what: str) -> None:
+    """Bounds what is read whole."""
+    size = file.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{file} has {size} bytes; expected a {what}")
 
 
 def seed_folder(path: Path, seed: int) -> Path:

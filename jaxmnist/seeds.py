@@ -112,7 +112,7 @@ def train_seeds(
         OSError: the disk does not take the runs.
     """
     many = SeedsConfig(config, tuple(seeds))
-    watch = Watch(checkpoint_every, keep, ignore, should_stop)
+    watch = Watch(checkpoint_every, keep, report, should_stop)
     check_arguments(out, overwrite, resume, watch)
     _check_one_process()
     chosen = choose_devices(devices, parallel)
@@ -130,20 +130,9 @@ def train_seeds(
     with folder as (wished, path):
         found = look_up(job, many.seeds, path)
         records.begin_seeds(path, many)  # not before nothing refuses any more
-        log = _Log(path / records.METRICS, found, report)
         count, steps = len(job.train_images.pixels), found.steps
         report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, found.remarks))
-        for seed, end in found.ends.items():
-            if isinstance(end, Exception):
-                report(Failed(seed, str(end)))
-        left = {seed: step for seed, step in steps.items() if seed not in found.ends}
-        ends = dict(found.ends)
-        try:
-            if left:
-                ends |= dict(train_with(job, left, path, watch._replace(report=log.take)))
-        except Stopped:
-            raise Stopped(path, sum(log.steps.values())) from None
-        log.rewrite()
+        ends = _train_rest(train_with, job, found, path, watch)
         return _finish(job, many, mapping, path, ends)
 
 
@@ -163,6 +152,29 @@ class Found(NamedTuple):
     steps: dict[int, int]  # by seed, in order
     rows: dict[int, list[Row]]
     remarks: list[str]
+
+
+def _train_rest(
+    train_with: Callable[..., Iterator[tuple[int, Run | Exception]]],
+    job: Job,
+    found: Found,
+    path: Path,
+    watch: Watch,
+) -> Ends:
+    """Trains the seeds that have not come to an end; returns the ends of all."""
+    log = _Log(path / records.METRICS, found, watch.report)
+    for seed, end in found.ends.items():
+        if isinstance(end, Exception):
+            watch.report(Failed(seed, str(end)))
+    left = {seed: step for seed, step in found.steps.items() if seed not in found.ends}
+    ends = dict(found.ends)
+    try:
+        if left:
+            ends |= dict(train_with(job, left, path, watch._replace(report=log.take)))
+    except Stopped:
+        raise Stopped(path, sum(log.steps.values())) from None
+    log.rewrite()
+    return ends
 
 
 def look_up(job: Job, seeds: Sequence[int], path: Path) -> Found:
@@ -269,7 +281,7 @@ class _Log:
         report: told of every event.
     """
 
-    def __init__(self, file: Path, found: Found, report: Report):
+    def __init__(self, file: Path, found: Found, report: Callable[[Event], None]):
         self.steps = dict(found.steps)
         self._rows = {seed: list(rows) for seed, rows in found.rows.items()}
         self._file, self._report = file, report

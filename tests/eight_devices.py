@@ -7,6 +7,7 @@ it costs. In a process of its own, since JAX has to know of the devices before i
 import functools
 import json
 import os
+import re
 import sys
 
 # The programs run for a moment: optimising them would take longer.
@@ -26,6 +27,8 @@ from jaxmnist.optim import make_optimizer
 from jaxmnist.state import create_state
 from jaxmnist.steps import Images, epoch_order
 
+# What devices tell each other, in a compiled program.
+EXCHANGE = re.compile(r" (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 BATCH, COUNT, STEPS = 8, 8 * 20, 20
 
 
@@ -82,7 +85,8 @@ def one_seed(variant: str, stop: int, many: list[Devices]) -> None:
         found = case.train(train_chunk, stop)
         cost = train_chunk.cost_analysis()["flops"]
         expected, flops = expected or found, flops or cost
-        say(devices, found, expected, share=cost / flops)
+        exchanges = EXCHANGE.findall(train_chunk.as_text())
+        say(devices, found, expected, share=cost / flops, exchanges=exchanges)
 
 
 def many_seeds(variant: str, seeds: tuple[int, ...], many: list[Devices]) -> None:

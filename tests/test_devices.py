@@ -41,6 +41,8 @@ def test_twenty_steps_are_those_of_one_device_and_each_does_its_part(variant):
     for line in lines:
         assert line["difference"] < 1e-9, line
         assert line["difference_of_sums"] < 1e-3, line
+        # A gather would bring back what was shared out.
+        assert set(line["exchanges"]) == {"all-reduce"}
         # Were the work not shared out, the difference would be as small.
         assert 0.99 < line["share"] * line["devices"] < 1.07, line
 
@@ -118,6 +120,7 @@ def test_how_devices_lie_along_seeds_and_batch(count, parallel, seeds, shape):
 def test_a_batch_that_cannot_be_shared_out_is_whole_on_each_device():
     assert Devices(8).shape(3, 100) == (4, 2)
     assert Devices(8).shape(3, 101) == (8, 1)
+    assert Devices(8).shape(1, 100) == (2, 4)  # one that is left of several
 
 
 @pytest.mark.parametrize(
