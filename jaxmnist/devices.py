@@ -5,6 +5,7 @@ gets devices: a mesh under `jax.shard_map`, or the older `jax.pmap`, or none.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -98,6 +99,13 @@ class Devices:
 
 # The default device.
 ONE = Devices()
+
+
+def cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def choose_devices(wished: int | None, parallel: str) -> Devices:

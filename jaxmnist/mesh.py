@@ -6,7 +6,6 @@ devices come in, `devices.py` says.
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import optax
 import psutil
 
 from jaxmnist.config import ConfigError, TrainConfig, check_name
-from jaxmnist.devices import ONE, Devices, Layout, is_key, make_layout
+from jaxmnist.devices import ONE, Devices, Layout, cores, is_key, make_layout
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState, create_state
 from jaxmnist.steps import Images, make_evaluate, make_order_of_epoch, make_train_chunk
@@ -289,10 +288,7 @@ def shares_of_cores(seeds: int) -> list[list[int]]:
     Returns:
         The cores of each process: one, if there are enough seeds.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-    else:
-        cores = list(range(os.cpu_count() or 1))
+    mine = cores()
     fitting = psutil.virtual_memory().available // PROCESS_BYTES
-    processes = max(1, min(seeds, len(cores), fitting))
-    return [cores[first::processes] for first in range(processes)]
+    processes = max(1, min(seeds, len(mine), fitting))
+    return [mine[first::processes] for first in range(processes)]

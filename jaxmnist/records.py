@@ -25,6 +25,7 @@ from jaxmnist.config import (
     check_format,
     parse_config,
 )
+from jaxmnist.devices import cores
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 
@@ -375,6 +376,7 @@ def make_summary(
         "compile_seconds": round(compile_seconds, 3),
         "train_seconds": round(train_seconds, 3),
         "images_per_second": round(last["step"] * config.batch_size / train_seconds, 1),
+        "cores": len(cores()),
         **environment,
     }
 
