@@ -109,7 +109,8 @@ def test_a_removed_folder_ends_the_run_in_a_line(start, tmp_path):
     status, _, err = finish(process)
     assert status == 1
     assert re.fullmatch(r"error: .*No such file or directory.*run.*\n", err)
-    assert not (tmp_path / "run").exists()
+    # Of a checkpoint that was being written just then, Orbax may make folders anew.
+    assert list((tmp_path / "run").glob("*.json*")) == []
 
 
 def test_a_second_process_is_refused_and_the_first_goes_on(start, whole, tmp_path):
