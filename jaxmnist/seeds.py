@@ -58,8 +58,14 @@ class SeedsStarted(NamedTuple):
     remarks: list[str]  # which checkpoints could not be used, and what else to know
 
 
+class SeedDone(NamedTuple):
+    """A seed's run is finished; of those that were finished before, this is said at the start."""
+
+    run: Run
+
+
 Ends = dict[int, Run | Exception]  # by seed
-Report = Callable[[Event | SeedsStarted], None]
+Report = Callable[[Event | SeedsStarted | SeedDone], None]
 
 
 def train_seeds(
@@ -132,7 +138,7 @@ def train_seeds(
         records.begin_seeds(path, many)  # not before nothing refuses any more
         count, steps = len(job.train_images.pixels), found.steps
         report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, found.remarks))
-        ends = _train_rest(train_with, job, found, path, watch)
+        ends = _train_rest(train_with, job, found, path, watch, report)
         return _finish(job, many, mapping, path, ends)
 
 
@@ -160,17 +166,21 @@ def _train_rest(
     found: Found,
     path: Path,
     watch: Watch,
+    report: Report,
 ) -> Ends:
     """Trains the seeds that have not come to an end; returns the ends of all."""
-    log = _Log(path / records.METRICS, found, watch.report)
+    log = _Log(path / records.METRICS, found, report)
     for seed, end in found.ends.items():
-        if isinstance(end, Exception):
-            watch.report(Failed(seed, str(end)))
+        report(Failed(seed, str(end)) if isinstance(end, Exception) else SeedDone(end))
     left = {seed: step for seed, step in found.steps.items() if seed not in found.ends}
     ends = dict(found.ends)
     try:
-        if left:
-            ends |= dict(train_with(job, left, path, watch._replace(report=log.take)))
+        for seed, end in (
+            train_with(job, left, path, watch._replace(report=log.take)) if left else ()
+        ):
+            ends[seed] = end
+            if isinstance(end, Run):
+                report(SeedDone(end))
     except Stopped:
         raise Stopped(path, sum(log.steps.values())) from None
     log.rewrite()

@@ -9,7 +9,7 @@ from rich.console import Console
 from jaxmnist.config import spoken
 from jaxmnist.records import Row
 from jaxmnist.report import spread
-from jaxmnist.seeds import SeedsStarted
+from jaxmnist.seeds import SeedDone, SeedsStarted
 from jaxmnist.training import EpochDone, Event, Failed, Progress, Started
 
 # Without a terminal, a long epoch says this often that it is alive.
@@ -51,7 +51,7 @@ class Tally:
         """How many seeds have made all their steps."""
         return sum(steps == self.total_steps for steps in self.steps.values())
 
-    def take(self, event: Event | SeedsStarted) -> None:
+    def take(self, event: Event | SeedsStarted | SeedDone) -> None:
         """Takes note of an event."""
         if isinstance(event, Started):
             self.total_steps = event.total_steps
@@ -65,7 +65,7 @@ class Tally:
         elif isinstance(event, Progress):
             self.steps |= dict.fromkeys(event.seeds, event.step)
             self._first = self._first or (time.monotonic(), self.done)
-        else:  # what a seed that fails had left is not waited for
+        elif isinstance(event, Failed):  # what it had left is not waited for
             self.steps.pop(event.seed, None)
             self._latest.pop(event.seed, None)
 
@@ -97,7 +97,7 @@ class Silence:
     def __exit__(self, *exception):
         return None
 
-    def show(self, event: Event | SeedsStarted) -> None:
+    def show(self, event: Event | SeedsStarted | SeedDone) -> None:
         """Shows nothing."""
 
     def show_data(self, what: str, done: int, total: int) -> None:
@@ -112,12 +112,12 @@ class Lines(Silence):
         self._last = time.monotonic()
         self._what = ""
 
-    def show(self, event: Event | SeedsStarted) -> None:
+    def show(self, event: Event | SeedsStarted | SeedDone) -> None:
         """Prints the start, every epoch, and the progress now and then."""
         self._tally.take(event)
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | SeedDone):
             self._print(line_of(event, self._tally))
-        elif time.monotonic() - self._last > PLAIN_SECONDS:
+        elif isinstance(event, Progress) and time.monotonic() - self._last > PLAIN_SECONDS:
             self._print(
                 f"{who(event.seeds, self._tally)}epoch {event.epoch}/{self._tally.epochs}, "
                 f"step {event.step}/{self._tally.total_steps}: {figures(event)}"
@@ -155,11 +155,11 @@ class Live(Silence):
     def __exit__(self, *exception):
         self._bars.stop()
 
-    def show(self, event: Event | SeedsStarted) -> None:
+    def show(self, event: Event | SeedsStarted | SeedDone) -> None:
         """Moves the bar; prints the start and every epoch."""
         tally = self._tally
         tally.take(event)
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | SeedDone):
             self._console.print(line_of(event, tally), highlight=False, soft_wrap=True)
         if isinstance(event, Started | SeedsStarted):
             self._next_bar("compiling", tally.total, tally.done)

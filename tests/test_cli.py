@@ -36,11 +36,17 @@ def script():
     sys.path.remove(str(SCRIPT.parent))
 
 
+@pytest.fixture(scope="module")
+def command(script):
+    """scripts/command.py, as the script has it."""
+    return sys.modules["command"]
+
+
 @pytest.fixture
-def run(script, capsys, tmp_path, monkeypatch):
+def run(script, command, capsys, tmp_path, monkeypatch):
     """Runs the command line in this process: exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "keep_compiled_programs", lambda folder: None)
+    monkeypatch.setattr(command, "keep_compiled_programs", lambda folder: None)
 
     def run(*words):
         try:
@@ -239,10 +245,10 @@ def test_an_unforeseen_error_is_one_line_too(run, monkeypatch):
     assert run(*TINY) == (1, "", "error: ZeroDivisionError: never mind (--debug shows where)\n")
 
 
-def test_compiled_programs_are_kept(script, monkeypatch, tmp_path):
+def test_compiled_programs_are_kept(command, monkeypatch, tmp_path):
     set_options = {}
     monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
-    script.keep_compiled_programs(tmp_path)
+    command.keep_compiled_programs(tmp_path)
     assert set_options == {
         "jax_compilation_cache_dir": str(tmp_path),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -251,14 +257,14 @@ def test_compiled_programs_are_kept(script, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("trouble", ["full", "a file in its place"])
 def test_a_cache_that_cannot_be_kept_is_one_line_and_no_obstacle(
-    script, monkeypatch, tmp_path, capsys, small_idx_dir, trouble
+    script, command, monkeypatch, tmp_path, capsys, small_idx_dir, trouble
 ):
     set_options = {}
     monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
-    monkeypatch.setattr(script.platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(command.platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
     if trouble == "full":
         usage = shutil.disk_usage(tmp_path)
-        monkeypatch.setattr(script.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        monkeypatch.setattr(command.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     else:
         (tmp_path / "cache").write_text("")
     monkeypatch.setattr(training, "train", lambda *_, **__: sys.exit(7))
@@ -269,9 +275,9 @@ def test_a_cache_that_cannot_be_kept_is_one_line_and_no_obstacle(
     assert "jax_compilation_cache_dir" not in set_options
 
 
-def test_the_compilation_cache_is_the_users(script, monkeypatch, run, tmp_path):
+def test_the_compilation_cache_is_the_users(command, monkeypatch, run, tmp_path):
     folders = []
-    monkeypatch.setattr(script, "keep_compiled_programs", folders.append)
+    monkeypatch.setattr(command, "keep_compiled_programs", folders.append)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run(*TINY, "--idx-dir", "nowhere")
     (folder,) = folders
@@ -281,9 +287,9 @@ def test_the_compilation_cache_is_the_users(script, monkeypatch, run, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "kept"), [((), 1), (("--no-compilation-cache",), 0)])
-def test_the_compilation_cache_can_be_refused(script, monkeypatch, run, words, kept):
+def test_the_compilation_cache_can_be_refused(command, monkeypatch, run, words, kept):
     calls = []
-    monkeypatch.setattr(script, "keep_compiled_programs", calls.append)
+    monkeypatch.setattr(command, "keep_compiled_programs", calls.append)
     run(*TINY, "--idx-dir", "nowhere", *words)
     assert len(calls) == kept
 

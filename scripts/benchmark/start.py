@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import train as command
+import train
+from command import keep_compiled_programs
 
 from jaxmnist import training
 
@@ -29,8 +30,8 @@ def main() -> None:
         if isinstance(event, training.Progress):
             first.append(time.monotonic())
 
-    arguments = command.parse(words)
-    command.keep_compiled_programs(Path(known.compilation_cache))
+    arguments = train.parse(words)
+    keep_compiled_programs(Path(known.compilation_cache))
     training.train(
         arguments.config,
         out=arguments.out,

@@ -1,0 +1,401 @@
+"""What the results of a drill-down say, as Markdown: tables, and sentences for students."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from jaxmnist import stats
+from jaxmnist.config import ConfigError, spoken
+from jaxmnist.results import Rung
+from jaxmnist.stats import Difference, Spread
+
+IDEAS = {
+    "skeleton": "convolutions that work",
+    "less_params": "narrow layers, average pooling",
+    "batch_norm": "batch normalisation",
+    "dropout": "dropout of 0.2, more normalisation",
+    "fc_layer": "a wider block, a fully connected end",
+    "augmentation": "augmented images",
+    "gap": "width where it pays, one-cycle schedule",
+}
+# A difference, in points, that decides nobody's choice: how many seeds would show it?
+SMALL = 0.02
+
+
+class Comparison(NamedTuple):
+    """A second network next to a first; every difference is the second less the first."""
+
+    first: Rung
+    second: Rung
+    final: Difference  # test accuracy after the last epoch
+    best: Difference  # of the best epochs
+    gap: Difference  # train accuracy less test accuracy
+    p: float | None  # of `final`, corrected for all comparisons made together
+    together: int  # how many these are
+
+
+def neighbours(rungs: Sequence[Rung]) -> list[tuple[Rung, Rung]]:
+    """Each rung of the ladder with the next."""
+    return list(pairwise(rungs))
+
+
+def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
+    """Compares pairs of networks, seed by seed.
+
+    Args:
+        pairs: all that are compared together.
+
+    Raises:
+        ConfigError: a pair has no seed in common.
+    """
+    differences = []
+    for first, second in pairs:
+        if not set(first.seeds) & set(second.seeds):
+            raise ConfigError(
+                f"{first.variant} has the seeds {spoken(first.seeds)} and {second.variant} "
+                f"{spoken(second.seeds)}; expected one in common"
+            )
+        differences.append(
+            [
+                stats.compare(first.by_seed(figure), second.by_seed(figure))
+                for figure in ("final_test_accuracy", "best_test_accuracy", "train_test_gap")
+            ]
+        )
+    corrected = stats.correct([final.p for final, _, _ in differences])
+    return [
+        Comparison(first, second, final, best, gap, p, len(pairs))
+        for (first, second), (final, best, gap), p in zip(
+            pairs, differences, corrected, strict=True
+        )
+    ]
+
+
+def sentence(comparison: Comparison) -> str:
+    """What a comparison says, for somebody who has not heard of p-values."""
+    first, second = comparison.first.variant, comparison.second.variant
+    spread, gains = comparison.final.spread, comparison.final.gains
+    n = spread.n
+    if comparison.p is None:
+        return (
+            f"`{second}` less `{first}`: {_signed(spread.mean)} points in the one seed that both "
+            "have: of one seed nobody can say how far others would differ."
+        )
+    certain = comparison.p < stats.LEVEL
+    tested = f"p {_p(comparison.p)}" + (
+        f" after correction for {comparison.together} comparisons"
+        if comparison.together > 1
+        else ""
+    )
+    interval = f"95 % interval {_interval(spread, signed=True)}"
+    if not certain:
+        return (
+            f"`{second}` and `{first}` cannot be told apart with {n} seeds: "
+            f"{_signed(spread.mean)} points, {interval}, higher in {gains} of {n} seeds, {tested}."
+        )
+    verb, count = ("gained", gains) if spread.mean > 0 else ("lost", n - gains)
+    return (
+        f"`{second}` {verb} {abs(spread.mean):.2f} points on `{first}`: {interval}, "
+        f"{count} of {n} seeds, {tested}."
+    )
+
+
+def verdict(comparison: Comparison) -> str:
+    """Whether the original's step, from one best epoch to the next, is there over seeds."""
+    step = _published_step(comparison)
+    if step is None or comparison.p is None:
+        return "not judged"
+    if comparison.p >= stats.LEVEL:
+        return "**not shown**: within the spread of seeds"
+    if (step > 0) != (comparison.final.spread.mean > 0):
+        return "**does not hold up**: the order is the other way round"
+    return "holds up"
+
+
+def readme_block(rungs: Sequence[Rung]) -> str:
+    """The table of README.md."""
+    header = [
+        "`--variant`",
+        "adds",
+        "parameters",
+        "MFLOP",
+        "s an epoch",
+        "seeds",
+        "test %, final epoch",
+        "best epoch",
+        "published",
+    ]
+    rows = []
+    for rung in rungs:
+        final, best = _of(rung, "final_test_accuracy"), _of(rung, "best_test_accuracy")
+        rows.append(
+            [
+                f"`{rung.variant}`",
+                IDEAS[rung.variant],
+                f"{rung.parameters:,}",
+                f"{rung.mflop_per_image:.2f}",
+                f"{rung.seconds_per_epoch:.1f}",
+                str(final.n),
+                f"**{_mean(final)}**",
+                _mean(best),
+                _published(rung),
+            ]
+        )
+    return _table(header, rows, left=2)
+
+
+def results_block(rungs: Sequence[Rung]) -> str:
+    """The tables and sentences of docs/results.md."""
+    comparisons = compare(neighbours(rungs))
+    parts = [
+        _accuracies(rungs),
+        "Mean ± standard deviation over the seeds (n - 1); the interval is the 95 % interval of "
+        "the mean, by Student's t. The best epoch is chosen on the test set: it is the optimistic "
+        "figure that the original reports, here for comparison only. *Inside* says whether the "
+        "published figure lies between the lowest and the highest best epoch of our seeds.",
+        "## What training looks like from inside",
+        _training(rungs),
+        "Train accuracy is the running one over the last epoch, with augmentation and dropout on, "
+        "so that a test accuracy above it is no contradiction. The published difference is that of "
+        "its train figure and its final test figure. Points are percentage points.",
+        "## What each step buys",
+        *(f"- {sentence(comparison)}" for comparison in comparisons),
+        _steps(comparisons),
+        f"d is Cohen's d_z, the mean difference over its standard deviation. *Order*: of all pairs "
+        "of one run each, the share in which the later network is the better one: what a single "
+        f"run of each would have shown. The last column: how many seeds a difference of {SMALL} "
+        "points would need to be found with a power of 80 %, given how far the differences of this "
+        "step spread.",
+        "## What the original claims",
+        _claims(comparisons),
+        "The original's steps are those between its best epochs, one run each; ours beside them "
+        "are the mean differences of best epochs. The verdict is on final epochs, at a corrected p "
+        f"of {stats.LEVEL}.",
+        "## What it costs",
+        _costs(rungs),
+        "MFLOP: additions and multiplications of the convolutions' forward pass for one image. "
+        "Seconds: the fastest epoch of all seeds, evaluation apart, on so many cores: seeds train "
+        "side by side, and what else the machine does only ever adds.",
+        "## Where it was run",
+        *_conditions(rungs),
+    ]
+    return "\n\n".join(_joined(parts))
+
+
+def fill(text: str, block: str) -> str:
+    """Puts a generated block between the two markers of a text.
+
+    Args:
+        text: of README.md or docs/results.md.
+        block: what goes there.
+
+    Raises:
+        ConfigError: the markers are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ConfigError(f"there is no {BEGIN} ... {END} for the results; put both lines back")
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
+
+
+BEGIN = "<!-- results: written by scripts/drilldown.py -->"
+END = "<!-- end of results -->"
+
+
+def _accuracies(rungs: Sequence[Rung]) -> str:
+    header = [
+        "variant",
+        "n",
+        "test %, final epoch",
+        "95 % interval",
+        "min to max",
+        "test loss",
+        "best epoch",
+        "min to max",
+        "published",
+        "inside",
+    ]
+    rows = []
+    for rung in rungs:
+        final, best = _of(rung, "final_test_accuracy"), _of(rung, "best_test_accuracy")
+        rows.append(
+            [
+                f"`{rung.variant}`",
+                str(final.n),
+                f"**{_mean(final)}**",
+                _interval(final),
+                _range(final),
+                _mean(_of(rung, "final_test_loss"), 4),
+                _mean(best),
+                _range(best),
+                _published(rung),
+                _inside(rung, best),
+            ]
+        )
+    return _table(header, rows)
+
+
+def _training(rungs: Sequence[Rung]) -> str:
+    header = ["variant", "train %, last epoch", "published", "train less test", "published"]
+    rows = []
+    for rung in rungs:
+        published = rung.published
+        rows.append(
+            [
+                f"`{rung.variant}`",
+                _mean(_of(rung, "final_train_accuracy")),
+                "-" if published is None else f"{published.train:.2f}",
+                _mean(_of(rung, "train_test_gap"), signed=True),
+                "-" if published is None else _signed(published.train - published.final),
+            ]
+        )
+    return _table(header, rows)
+
+
+def _steps(comparisons: Sequence[Comparison]) -> str:
+    header = [
+        "step",
+        "n",
+        "points",
+        "95 % interval",
+        "d",
+        "p",
+        "order",
+        "gap, points",
+        f"seeds for {SMALL}",
+    ]
+    rows = []
+    for comparison in comparisons:
+        final, gap = comparison.final, comparison.gap.spread
+        sd = final.spread.sd
+        rows.append(
+            [
+                _step(comparison),
+                str(final.spread.n),
+                _signed(final.spread.mean),
+                _interval(final.spread, signed=True),
+                "-" if final.effect is None else _signed(final.effect, 1),
+                "-" if comparison.p is None else _p(comparison.p),
+                f"{final.order:.0%}",
+                _mean(gap, signed=True),
+                "-" if sd is None else f"{stats.seeds_to_resolve(SMALL, sd):,}",
+            ]
+        )
+    return _table(header, rows)
+
+
+def _claims(comparisons: Sequence[Comparison]) -> str:
+    header = ["step", "the original", "here, best epochs", "here, final epochs", "verdict"]
+    rows = []
+    for comparison in comparisons:
+        step = _published_step(comparison)
+        rows.append(
+            [
+                _step(comparison),
+                "-" if step is None else _signed(step),
+                _mean(comparison.best.spread, signed=True),
+                _mean(comparison.final.spread, signed=True),
+                verdict(comparison),
+            ]
+        )
+    return _table(header, rows)
+
+
+def _costs(rungs: Sequence[Rung]) -> str:
+    header = ["variant", "parameters", "MFLOP an image", "s an epoch", "cores", "epochs"]
+    rows = [
+        [
+            f"`{rung.variant}`",
+            f"{rung.parameters:,}",
+            f"{rung.mflop_per_image:.2f}",
+            f"{rung.seconds_per_epoch:.1f}",
+            _each(str(run["cores"]) for run in rung.runs),
+            str(rung.epochs),
+        ]
+        for rung in rungs
+    ]
+    return _table(header, rows)
+
+
+def _conditions(rungs: Sequence[Rung]) -> list[str]:
+    """Data, devices, versions and commits of all runs, each kind once."""
+    runs = [run for rung in rungs for run in rung.runs]
+    versions = (", ".join(f"{k} {v}" for k, v in run["versions"].items() if v) for run in runs)
+    limits = {run["config"]["limit_train"] for run in runs} - {None}
+    images = f", {', '.join(map(str, limits))} training images" if limits else ""
+    return [
+        f"- Images: {_each(run['config']['dataset'] for run in runs)}{images}",
+        f"- Device: {_each(run['device'] for run in runs)}",
+        f"- Versions: {_each(versions, '; ')}",
+        f"- Commit: {_each(str(run['git_commit']) for run in runs)}",
+    ]
+
+
+def _each(values, separator: str = ", ") -> str:
+    return separator.join(sorted(set(values)))
+
+
+def _of(rung: Rung, figure: str) -> Spread:
+    return stats.describe(list(rung.by_seed(figure).values()))
+
+
+def _published(rung: Rung) -> str:
+    return "-" if rung.published is None else f"{rung.published.best:.2f}"
+
+
+def _inside(rung: Rung, best: Spread) -> str:
+    if rung.published is None:
+        return "-"
+    if best.min <= rung.published.best <= best.max:
+        return "yes"
+    return "**below**" if rung.published.best < best.min else "**above**"
+
+
+def _published_step(comparison: Comparison) -> float | None:
+    before, after = comparison.first.published, comparison.second.published
+    return None if before is None or after is None else after.best - before.best
+
+
+def _step(comparison: Comparison) -> str:
+    return f"`{comparison.first.variant}` → `{comparison.second.variant}`"
+
+
+def _mean(spread: Spread, digits: int = 2, signed: bool = False) -> str:
+    mean = _signed(spread.mean, digits) if signed else f"{spread.mean:.{digits}f}"
+    return mean if spread.sd is None else f"{mean} ± {spread.sd:.{digits}f}"
+
+
+def _interval(spread: Spread, signed: bool = False) -> str:
+    if spread.low is None or spread.high is None:
+        return "-"
+    ends = [_signed(end) if signed else f"{end:.2f}" for end in (spread.low, spread.high)]
+    return " to ".join(ends)
+
+
+def _range(spread: Spread) -> str:
+    return f"{spread.min:.2f} to {spread.max:.2f}"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _p(value: float, equal: str = "") -> str:
+    return "< 0.001" if value < 0.001 else f"{equal}{value:.3f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first columns are words, the others figures."""
+    rule = ["---" if column < left else "---:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+
+
+def _joined(parts: Sequence[str]) -> list[str]:
+    """Paragraphs; items of a list stay together."""
+    joined: list[str] = []
+    for part in parts:
+        if part.startswith("- ") and joined and joined[-1].startswith("- "):
+            joined[-1] += "\n" + part
+        else:
+            joined.append(part)
+    return joined

@@ -1,0 +1,280 @@
+"""The results of a drill-down: every finished run of the seven networks, in one JSON file.
+
+What is in the file is finished, and nothing else is: whoever has the file goes on from it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmnist import records
+from jaxmnist.config import FORMAT, VARIANTS, ConfigError, TrainConfig, check_format, spoken
+from jaxmnist.runs import Run
+
+# A thousand seeds of each network are a tenth of this.
+MAX_RESULTS_BYTES = 256 << 20
+
+# Of each epoch, from the rows of metrics.jsonl.
+CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_seconds")
+# Of each run, from its summary.json; where it has lists, there is one entry.
+FIGURES = (
+    "final_test_accuracy",
+    "best_test_accuracy",
+    "final_test_loss",
+    "final_train_accuracy",
+    "compile_seconds",
+    "train_seconds",
+    "cores",
+    "device",
+    "git_commit",
+    "versions",
+)
+_RUN = {"seed", *FIGURES, "config", "curves"}
+_VARIANT = {"parameters", "mflop_per_image", "runs"}
+
+
+class Published(NamedTuple):
+    """What the original says of a network, one run each, in percent (its README and notebooks)."""
+
+    train: float
+    best: float  # epoch on the test set: its headline
+    final: float  # epoch on the test set
+
+
+PUBLISHED = {
+    "skeleton": Published(99.93, 99.28, 99.26),
+    "less_params": Published(98.14, 98.23, 97.91),
+    "batch_norm": Published(99.20, 98.80, 98.56),
+    "dropout": Published(97.83, 98.52, 98.52),
+    "fc_layer": Published(99.08, 99.21, 99.21),
+    "augmentation": Published(97.67, 99.39, 99.39),
+    "gap": Published(98.31, 99.42, 99.40),
+}
+
+
+class Rung(NamedTuple):
+    """One network of the ladder, with all its runs."""
+
+    variant: str
+    parameters: int
+    mflop_per_image: float  # of the forward pass
+    runs: list[dict[str, Any]]  # by seed, as they are in the file
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return self.runs[0]["config"]["epochs"]
+
+    @property
+    def dataset(self) -> str:
+        """What it was trained on."""
+        return self.runs[0]["config"]["dataset"]
+
+    @property
+    def published(self) -> Published | None:
+        """The original's figures, if this is the original's recipe."""
+        config = _config_of(self.runs[0])
+        whole = TrainConfig(config.variant, seed=config.seed)
+        return PUBLISHED[self.variant] if config == whole else None
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """The fastest epoch of all: what else the machine did only ever adds to it."""
+        return min(min(run["curves"]["train_seconds"]) for run in self.runs)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Theirs."""
+        return [run["seed"] for run in self.runs]
+
+    def by_seed(self, figure: str) -> dict[int, float]:
+        """One of `FIGURES` of every run, or `train_test_gap`, in points: final train less test."""
+        if figure == "train_test_gap":
+            return {
+                run["seed"]: run["final_train_accuracy"] - run["final_test_accuracy"]
+                for run in self.runs
+            }
+        return {run["seed"]: run[figure] for run in self.runs}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads the file; one that is not there has no results.
+
+    Raises:
+        ConfigError: it is damaged, or a run in it is not whole; the message names it.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return {"format": FORMAT, "variants": {}}
+    size = path.stat().st_size
+    if size > MAX_RESULTS_BYTES:
+        raise ConfigError(f"{path} has {size} bytes; expected results")
+    try:
+        results = json.loads(path.read_text())
+        check_format(str(path), results["format"])
+        for variant, found in results["variants"].items():
+            _check_variant(variant, found)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {error!r}; take back an older one") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return results
+
+
+def add(path: Path, run: Run, mflop_per_image: float) -> None:
+    """Puts a finished run into the file; a seed that is there already stays as it is.
+
+    Args:
+        path: the file; made with the first run.
+        run: as `train` returned it.
+        mflop_per_image: millions of additions and multiplications of its network's forward pass.
+
+    Raises:
+        ConfigError: as `read`, or there are runs of another config.
+        OSError: the disk does not take it.
+    """
+    with _alone(path.parent):
+        results = read(path)
+        config = run.config
+        check_same(results, config)
+        head = {"parameters": run.summary["parameters"], "mflop_per_image": mflop_per_image}
+        runs = results["variants"].setdefault(config.variant, {**head, "runs": []})["runs"]
+        if config.seed not in [other["seed"] for other in runs]:
+            runs.append(_record(run))
+            runs.sort(key=lambda other: other["seed"])
+            records.write(path, _to_json(results))
+
+
+def digest(path: Path) -> str:
+    """The file's SHA-256, which figures made from it carry."""
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def missing(results: dict[str, Any], variant: str, seeds: Sequence[int]) -> list[int]:
+    """Those of the seeds that have no finished run of a network."""
+    runs = results["variants"].get(variant, {"runs": []})["runs"]
+    finished = {run["seed"] for run in runs}
+    return [seed for seed in seeds if seed not in finished]
+
+
+def check_same(results: dict[str, Any], config: TrainConfig) -> None:
+    """Accepts a config that the runs of its variant have, or, if there are none, goes with others.
+
+    Raises:
+        ConfigError: it differs in more than the seed; the message names a run and the fields.
+    """
+    for variant, found in results["variants"].items():
+        for run in found["runs"]:
+            expected = dataclasses.asdict(dataclasses.replace(config, seed=run["seed"]))
+            if variant != config.variant:
+                shared = ("dataset", "recipe", "batch_size", "limit_train")
+                expected = {name: expected[name] for name in shared}
+            differing = [
+                f"{name} is {run['config'][name]!r} and not {value!r}"
+                for name, value in expected.items()
+                if run["config"][name] != value
+            ]
+            if differing:
+                raise ConfigError(
+                    f"of the finished run of {variant}, seed {run['seed']}, "
+                    f"{', '.join(differing)}; results of several configs do not mix: pass "
+                    "another --out, or train what is there"
+                )
+
+
+def ladder(results: dict[str, Any]) -> list[Rung]:
+    """The seven networks, from the first to the last, if nothing is missing.
+
+    Returns:
+        Each with the runs of the seeds 0, 1, ... as far as they go, at least one.
+
+    Raises:
+        ConfigError: a network or a seed is missing, or a run is of another config; the message
+            names each.
+    """
+    absent = [variant for variant in VARIANTS if variant not in results["variants"]]
+    holes = [f"finished runs of {', '.join(absent)}"] if absent else []
+    rungs = [
+        Rung(variant, **results["variants"][variant])
+        for variant in VARIANTS
+        if variant not in absent
+    ]
+    for rung in rungs:
+        gone = missing(results, rung.variant, range(max(rung.seeds) + 1))
+        holes += [f"seed {spoken(gone)} of {rung.variant} (0 to {max(rung.seeds)})"] if gone else []
+        check_same(results, _config_of(rung.runs[0]))
+    if holes:
+        raise ConfigError(
+            f"there are no {'; no '.join(holes)}: train what is missing with scripts/drilldown.py"
+        )
+    return rungs
+
+
+def _check_variant(variant: str, found: dict[str, Any]) -> None:
+    if variant not in VARIANTS or set(found) != _VARIANT or not found["runs"]:
+        raise ValueError(f"{variant} has {sorted(found)}; expected {sorted(_VARIANT)}")
+    for run in found["runs"]:
+        if set(run) != _RUN:
+            raise ValueError(f"a run of {variant} has {sorted(run)}; expected {sorted(_RUN)}")
+        config, curves = _config_of(run), run["curves"]
+        name = f"the run of {variant}, seed {run['seed']}"
+        if (config.variant, config.seed) != (variant, run["seed"]):
+            raise ConfigError(f"{name}, has the config of {config.variant}, seed {config.seed}")
+        for curve in CURVES:
+            if len(curves[curve]) != config.epochs:
+                raise ConfigError(
+                    f"{name}, is not finished: {curve} has {len(curves[curve])} of "
+                    f"{config.epochs} epochs"
+                )
+        if run["final_test_accuracy"] != curves["test_accuracy"][-1]:
+            raise ConfigError(f"{name}, ends at another test accuracy than its last epoch")
+
+
+def _config_of(run: dict[str, Any]) -> TrainConfig:
+    return TrainConfig.from_json(json.dumps(run["config"]))
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """What the file says of a run."""
+    figures = {name: run.summary[name] for name in FIGURES}
+    curves = {name: [_rounded(row[name]) for row in run.rows] for name in CURVES}
+    return {
+        "seed": run.config.seed,
+        **{name: _rounded(v[0] if isinstance(v, list) else v) for name, v in figures.items()},
+        "config": json.loads(run.config.to_json()),
+        "curves": curves,
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits after the point: far beyond what seeds have in common."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _to_json(results: dict[str, Any]) -> str:
+    """The file's content: a line for each run, so that a difference shows what was added."""
+    variants = []
+    for variant in sorted(results["variants"], key=VARIANTS.index):
+        found = dict(results["variants"][variant])
+        runs = ",\n".join(f"   {json.dumps(run)}" for run in found.pop("runs"))
+        head = json.dumps(found)[1:-1]
+        variants.append(f'  "{variant}": {{{head}, "runs": [\n{runs}\n  ]}}')
+    joined = ",\n".join(variants)
+    return f'{{\n "format": {json.dumps(results["format"])},\n "variants": {{\n{joined}\n }}\n}}\n'
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets several drill-downs add to one file, one after another."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+"""What the commands that train have in common: signals, errors in a line, compiled programs."""
+
+import errno
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import jax
+import platformdirs
+
+from jaxmnist.config import ConfigError
+
+# Ample: what is compiled for `gap` takes 0.6 MB.
+CACHE_BYTES = 16 << 20
+
+# To a terminal, should the live display not come to it.
+SHOW_CURSOR = b"\x1b[?25h"
+STDOUT = 1
+
+
+class Signals:
+    """Ctrl-C and SIGTERM: at once before the training, between two chunks during it.
+
+    The second one ends the process whatever it does; the checkpoint before stays good.
+    """
+
+    def __init__(self):
+        self.training = False
+        self._stops = False
+        self._received = signal.SIGINT
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that stopped because of the signal."""
+        return 128 + self._received
+
+    def should_stop(self) -> bool:
+        """Whether there was a signal."""
+        return self._stops
+
+    def _receive(self, number: int, frame: object) -> None:
+        self._stops, self._received = True, signal.Signals(number)
+        # Python would tell of the next one only between two calls, each of which may take seconds.
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        if os.isatty(STDOUT):
+            os.write(STDOUT, SHOW_CURSOR)
+        if not self.training:
+            raise KeyboardInterrupt
+
+
+def failed(error: Exception, debug: bool) -> int:
+    """Says what went wrong; returns the exit status."""
+    if debug:
+        traceback.print_exc()
+    print(f"error: {_line(error)}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def remember_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder; if that cannot be, it says why."""
+    try:
+        keep_compiled_programs(platformdirs.user_cache_path("jaxmnist") / "compiled")
+    except OSError as error:
+        print(f"note: compiled programs are not kept: {error}", file=sys.stderr)
+
+
+def keep_compiled_programs(folder: Path) -> None:
+    """Lets JAX keep compiled programs on disk, so that the next start need not compile.
+
+    Raises:
+        OSError: they cannot be kept there; JAX would warn of every program, at length.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        free = shutil.disk_usage(folder).free
+    if free < CACHE_BYTES:
+        reason = f"{os.strerror(errno.ENOSPC)} ({free} bytes free, wanted {CACHE_BYTES})"
+        raise OSError(errno.ENOSPC, reason, str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def hush() -> None:
+    """Keeps Orbax's threads from telling, at length, what is said in one line anyway.
+
+    When a checkpoint cannot be written or read, every thread at work on it prints a traceback, and
+    TensorStore reports to an event loop that is closed already.
+    """
+    threading.excepthook = lambda arguments: None
+    sys.unraisablehook = lambda unraisable: None
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    words = " ".join(str(error).split())
+    ours = type(error).__module__.split(".")[0] == "jaxmnist"
+    if ours or isinstance(error, OSError):
+        return words
+    return f"{type(error).__name__}: {words} (--debug shows where)"

@@ -1,0 +1,195 @@
+"""Trains all seven networks over many seeds, and says what came of it.
+
+`python scripts/drilldown.py --seeds 10` writes docs/results.json, docs/results.md, docs/figures/
+and the table in README.md. A seed that is in results.json is finished; all others are trained, and
+put there as soon as they are.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # What follows takes a second to import, in which Ctrl-C should not print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from benchmark.networks import describe, forward_flop
+from command import Signals, failed, hush, remember_compiled
+from display import Tally, make_display
+from rich.console import Console
+
+from jaxmnist import VARIANTS, TrainConfig, data, findings, plots, results, train_seeds
+from jaxmnist.config import DATASETS, check_name, parse_seeds
+from jaxmnist.records import read_config
+from jaxmnist.results import Rung
+from jaxmnist.seeds import SeedDone
+from jaxmnist.training import Stopped
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+RESULTS, REPORT, FIGURES, RUNS = "results.json", "results.md", "figures", "runs"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = parse(argv)
+    with Signals() as signals:
+        try:
+            return run(arguments, Console(), signals)
+        except (Stopped, KeyboardInterrupt):
+            print("stopped; the same command goes on", file=sys.stderr)
+            return signals.status
+        except Exception as error:
+            return failed(error, arguments.debug)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--seeds", default="10", help="of each network: how many, as 10, or which, as 3,7,11"
+    )
+    parser.add_argument(
+        "--variants", default=",".join(VARIANTS), help="those to train, as skeleton,gap; all seven"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        metavar=("ONE", "OTHER"),
+        help="say how two networks compare, and train nothing; may be repeated",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write the report anew, and train nothing"
+    )
+    parser.add_argument("--out", type=Path, default=DOCS, help="where everything goes; docs/")
+    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+    parser.add_argument("--epochs", type=int, help="of each network, for a quick trial")
+    parser.add_argument("--limit-train", type=int, help="train on so few images, for a quick trial")
+    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> int:
+    """Does what the command line asks for."""
+    file = arguments.out / RESULTS
+    if arguments.compare:
+        for line in compared(results.ladder(results.read(file)), arguments.compare):
+            console.print(line, highlight=False, soft_wrap=True)
+        return 0
+    failures = [] if arguments.report else train(arguments, console, signals)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    write_report(arguments, console)
+    return 1 if failures else 0
+
+
+def compared(rungs: Sequence[Rung], wanted: Sequence[tuple[str, str]]) -> list[str]:
+    """A sentence for each pair of networks."""
+    for name in {name for pair in wanted for name in pair}:
+        check_name("compare", name, VARIANTS)
+    by_name = {rung.variant: rung for rung in rungs}
+    pairs = [(by_name[one], by_name[other]) for one, other in wanted]
+    return [findings.sentence(comparison) for comparison in findings.compare(pairs)]
+
+
+def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> list[str]:
+    """Trains what is missing, the cheapest network first; returns why seeds failed."""
+    seeds = parse_seeds(arguments.seeds, 0)
+    wanted = arguments.variants.split(",")
+    for variant in wanted:
+        check_name("variants", variant, VARIANTS)
+    configs = [
+        TrainConfig(
+            variant, arguments.dataset, epochs=arguments.epochs, limit_train=arguments.limit_train
+        )
+        for variant in sorted(wanted, key=mflop_per_image)
+    ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    found = results.read(arguments.out / RESULTS)
+    for config in configs:  # all of them, before hours are spent
+        results.check_same(found, config)
+    remember_compiled()
+    failures = []
+    for config in configs:
+        missing = results.missing(found, config.variant, seeds)
+        if not arguments.quiet:
+            finished = f"{len(seeds) - len(missing)} of {len(seeds)} seeds finished"
+            console.print(f"{config.variant}: {finished}", highlight=False, soft_wrap=True)
+        if missing:
+            failures += train_variant(arguments, console, signals, config, missing)
+    return failures
+
+
+def train_variant(
+    arguments: argparse.Namespace,
+    console: Console,
+    signals: Signals,
+    config: TrainConfig,
+    seeds: Sequence[int],
+) -> list[str]:
+    """Trains one network with each of the seeds; returns why some failed."""
+    file, folder = arguments.out / RESULTS, arguments.out / RUNS / config.variant
+    has_begun = (folder / "config.json").exists()
+    if has_begun:
+        # Their run folders are there; those that are finished are not trained again.
+        begun = read_config(folder)
+        seeds = sorted({*seeds, *getattr(begun, "seeds", ())})
+    tally = Tally(seeds, config.epochs)
+    with make_display(console, arguments.quiet, tally) as display:
+
+        def report(event: Any) -> None:
+            signals.training = True
+            if isinstance(event, SeedDone):
+                results.add(file, event.run, mflop_per_image(config.variant))
+            display.show(event)
+
+        done = train_seeds(
+            config,
+            seeds,
+            out=folder,
+            resume=has_begun,
+            data_dir=arguments.data_dir,
+            idx_dir=arguments.idx_dir,
+            report=report,
+            data_progress=display.show_data,
+            should_stop=signals.should_stop,
+        )
+    return [f"{config.variant}, seed {seed}: {why}" for seed, why in done.failures.items()]
+
+
+def mflop_per_image(variant: str) -> float:
+    """Millions of additions and multiplications of a network's forward pass."""
+    return sum(map(forward_flop, describe(variant))) / 1e6
+
+
+def write_report(arguments: argparse.Namespace, console: Console) -> None:
+    """Writes the tables and figures of what is in the results."""
+    file = arguments.out / RESULTS
+    rungs = results.ladder(results.read(file))
+    report = arguments.out / REPORT
+    before = (
+        report.read_text()
+        if report.exists()
+        else f"# Results\n\n{findings.BEGIN}\n{findings.END}\n"
+    )
+    report.write_text(findings.fill(before, findings.results_block(rungs)))
+    images = data.load(rungs[0].dataset, arguments.data_dir, arguments.idx_dir).train_images
+    plots.draw_all(rungs, images, arguments.out / FIGURES, results.digest(file))
+    if arguments.out.resolve() == DOCS.resolve():
+        readme = ROOT / "README.md"
+        readme.write_text(findings.fill(readme.read_text(), findings.readme_block(rungs)))
+    count = sum(len(rung.runs) for rung in rungs)
+    console.print(f"{count} runs: {report}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    if "--debug" not in sys.argv:
+        hush()
+    sys.exit(main(sys.argv[1:]))
