@@ -73,26 +73,23 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
 def sentence(comparison: Comparison) -> str:
     """What a comparison says, for somebody who has not heard of p-values."""
     first, second = comparison.first.variant, comparison.second.variant
-    spread, gains = comparison.final.spread, comparison.final.gains
+    spread, gains, losses = comparison.final.spread, comparison.final.gains, comparison.final.losses
     n = spread.n
     if comparison.p is None:
         return (
             f"`{second}` less `{first}`: {_signed(spread.mean)} points in the one seed that both "
             "have: of one seed nobody can say how far others would differ."
         )
-    certain = comparison.p < stats.LEVEL
-    tested = f"p {_p(comparison.p)}" + (
-        f" after correction for {comparison.together} comparisons"
-        if comparison.together > 1
-        else ""
-    )
+    tested = f"p {_p(comparison.p, equal='= ')}"
+    if comparison.together > 1:
+        tested += f" after correction for {comparison.together} comparisons"
     interval = f"95 % interval {_interval(spread, signed=True)}"
-    if not certain:
+    if comparison.p >= stats.LEVEL:
         return (
             f"`{second}` and `{first}` cannot be told apart with {n} seeds: "
             f"{_signed(spread.mean)} points, {interval}, higher in {gains} of {n} seeds, {tested}."
         )
-    verb, count = ("gained", gains) if spread.mean > 0 else ("lost", n - gains)
+    verb, count = ("gained", gains) if spread.mean > 0 else ("lost", losses)
     return (
         f"`{second}` {verb} {abs(spread.mean):.2f} points on `{first}`: {interval}, "
         f"{count} of {n} seeds, {tested}."

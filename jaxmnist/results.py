@@ -188,8 +188,12 @@ def check_same(results: dict[str, Any], config: TrainConfig) -> None:
                 )
 
 
-def ladder(results: dict[str, Any]) -> list[Rung]:
-    """The seven networks, from the first to the last, if nothing is missing.
+def ladder(results: dict[str, Any], variants: Sequence[str] = VARIANTS) -> list[Rung]:
+    """The networks, from the first to the last, if nothing is missing.
+
+    Args:
+        results: what `read` returned.
+        variants: the networks that are wanted.
 
     Returns:
         Each with the runs of the seeds 0, 1, ... as far as they go, at least one.
@@ -198,16 +202,14 @@ def ladder(results: dict[str, Any]) -> list[Rung]:
         ConfigError: a network or a seed is missing, or a run is of another config; the message
             names each.
     """
-    absent = [variant for variant in VARIANTS if variant not in results["variants"]]
+    found = results["variants"]
+    absent = [variant for variant in variants if variant not in found]
     holes = [f"finished runs of {', '.join(absent)}"] if absent else []
-    rungs = [
-        Rung(variant, **results["variants"][variant])
-        for variant in VARIANTS
-        if variant not in absent
-    ]
+    rungs = [Rung(variant, **found[variant]) for variant in variants if variant in found]
     for rung in rungs:
-        gone = missing(results, rung.variant, range(max(rung.seeds) + 1))
-        holes += [f"seed {spoken(gone)} of {rung.variant} (0 to {max(rung.seeds)})"] if gone else []
+        last = max(rung.seeds)
+        gone = missing(results, rung.variant, range(last + 1))
+        holes += [f"seed {spoken(gone)} of {rung.variant} (0 to {last})"] if gone else []
         check_same(results, _config_of(rung.runs[0]))
     if holes:
         raise ConfigError(

@@ -30,6 +30,7 @@ class Difference(NamedTuple):
 
     spread: Spread  # of the differences
     gains: int  # seeds in which the second is higher
+    losses: int  # and in which it is lower
     effect: float | None  # their mean in units of their standard deviation
     p: float | None  # of the paired t-test, two-sided
     order: float  # of all pairs of one run each: the share in which the second is higher
@@ -75,6 +76,7 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Differen
     return Difference(
         spread=spread,
         gains=sum(difference > 0 for difference in differences),
+        losses=sum(difference < 0 for difference in differences),
         effect=None if spread.sd is None else _ratio(spread.mean, spread.sd),
         p=None if spread.sd is None else _p_value(spread),
         order=wins / len(pairs),
@@ -119,8 +121,8 @@ def seeds_to_resolve(difference: float, sd: float) -> int:
 def _power(shift: float, freedom: int) -> float:
     """The power of a two-sided t-test whose statistic is shifted so far."""
     threshold = t.isf(LEVEL / 2, freedom)
-    # The other tail adds less than a tenth of LEVEL where the power is anywhere near POWER.
-    return float(nct.sf(threshold, freedom, shift))
+    # The other tail adds nothing where the power is anywhere near POWER; beyond 30 SciPy gives up.
+    return float(nct.sf(threshold, freedom, min(shift, 30.0)))
 
 
 def _p_value(spread: Spread) -> float:

@@ -24,7 +24,6 @@ from rich.console import Console
 from jaxmnist import VARIANTS, TrainConfig, data, findings, plots, results, train_seeds
 from jaxmnist.config import DATASETS, check_name, parse_seeds
 from jaxmnist.records import read_config
-from jaxmnist.results import Rung
 from jaxmnist.seeds import SeedDone
 from jaxmnist.training import Stopped
 
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
     """Does what the command line asks for."""
     file = arguments.out / RESULTS
     if arguments.compare:
-        for line in compared(results.ladder(results.read(file)), arguments.compare):
+        for line in compared(results.read(file), arguments.compare):
             console.print(line, highlight=False, soft_wrap=True)
         return 0
     failures = [] if arguments.report else train(arguments, console, signals)
@@ -90,13 +89,14 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
     return 1 if failures else 0
 
 
-def compared(rungs: Sequence[Rung], wanted: Sequence[tuple[str, str]]) -> list[str]:
+def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
     """A sentence for each pair of networks."""
-    for name in {name for pair in wanted for name in pair}:
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    for name in names:
         check_name("compare", name, VARIANTS)
-    by_name = {rung.variant: rung for rung in rungs}
-    pairs = [(by_name[one], by_name[other]) for one, other in wanted]
-    return [findings.sentence(comparison) for comparison in findings.compare(pairs)]
+    rungs = dict(zip(names, results.ladder(found, names), strict=True))
+    comparisons = findings.compare([(rungs[one], rungs[other]) for one, other in pairs])
+    return [findings.sentence(comparison) for comparison in comparisons]
 
 
 def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    ["config", "shards"],
+    ["config", "shards", "stats"],
     ["layers", "augment", "metrics", "data", "devices", "hosts"],
     ["models", "optim"],
     ["state"],
@@ -17,7 +17,8 @@ LAYERS = [
     ["training"],
     ["processes", "worker"],
     ["seeds"],
-    ["report"],
+    ["report", "results"],
+    ["findings", "plots"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted((ROOT / "jaxmnist").rglob("*.py"))

@@ -8,6 +8,7 @@ import pytest
 
 from jaxmnist import ConfigError, TrainConfig, records
 from jaxmnist.config import SeedsConfig
+from jaxmnist.devices import cores
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 
@@ -72,6 +73,7 @@ def test_a_summary_worked_by_hand():
         "compile_seconds": 1.235,
         "train_seconds": 6.0,
         "images_per_second": 640.0,
+        "cores": len(cores()),
         "device": "abacus",
     }
 

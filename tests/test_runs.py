@@ -19,7 +19,7 @@ from jaxmnist.training import Progress, Started, Stopped, TrainingError
 from tests.conftest import golden_batch, small_files
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TIMES = {"train_seconds", "images_per_second", "compile_seconds"}
+TIMES = {"train_seconds", "images_per_second", "compile_seconds", "cores"}
 
 
 def without_times(record):

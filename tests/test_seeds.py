@@ -17,7 +17,7 @@ import jaxmnist
 from jaxmnist import ConfigError, mesh, records, seeds, training
 from jaxmnist.checkpoint import CheckpointError
 from jaxmnist.data import idx
-from jaxmnist.seeds import SeedsStarted
+from jaxmnist.seeds import SeedDone, SeedsStarted
 from jaxmnist.training import EpochDone, Failed, Progress, Stopped, TrainingError
 from tests.conftest import small_files
 from tests.test_runs import after, assert_same_run, damage, plain, without_times
@@ -147,6 +147,9 @@ def test_events(whole):
         means = [sum(row["train_loss"] for row in rows) / len(rows) for rows in epochs]
         ends = [event.loss for event in progress if event.step % 18 == 0]
         assert ends == pytest.approx(means, rel=1e-6)
+        done = [event.run for event in events if isinstance(event, SeedDone)]
+        assert [one.config.seed for one in done] == [0, 1, 2]
+        assert [one.path for one in done] == [run.path / f"seed{seed}" for seed in (0, 1, 2)]
 
 
 @pytest.mark.parametrize(("mapping", "chunks"), [("loop", 60), ("vmap", 20)])
@@ -174,6 +177,8 @@ def test_what_is_finished_is_not_trained_again_and_seeds_may_be_added(train, who
     events = []
     found = train((0, 1, 2), resume=True, report=events.append)
     assert {event.seeds for event in events if isinstance(event, Progress)} == {(2,)}
+    # Of the seeds that were finished before, this is said, too.
+    assert [event.run.config.seed for event in events if isinstance(event, SeedDone)] == [0, 1, 2]
     assert_same_runs(found, whole["loop"][0])
     shutil.rmtree(found.path / "seed1")
     assert_same_runs(train((0, 1, 2), resume=True), whole["loop"][0])

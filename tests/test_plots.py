@@ -1,0 +1,104 @@
+"""The figures show the numbers that they are drawn from."""
+
+import numpy as np
+import pytest
+
+from jaxmnist import optim, plots, results, stats
+from tests.conftest import drawn
+from tests.test_results import write_ladder
+
+
+@pytest.fixture
+def rungs(tmp_path):
+    file = tmp_path / "results.json"
+    write_ladder(file, {"skeleton": 1, "gap": 4})
+    return results.ladder(results.read(file))
+
+
+@pytest.fixture
+def images():
+    return drawn("images/plots", (12, 28, 28), 0, 255).astype(np.uint8)
+
+
+def points(axes, marker):
+    """Where there are such markers."""
+    lines = [line for line in axes.lines if line.get_marker() == marker and len(line.get_xdata())]
+    return [(x, y) for line in lines for x, y in zip(*line.get_data(), strict=True)]
+
+
+def intervals(axes):
+    return [segment for lines in axes.collections for segment in lines.get_segments()]
+
+
+def test_every_figure_in_both_kinds_says_what_it_is_made_from(rungs, images, tmp_path):
+    names = plots.draw_all(rungs, images, tmp_path / "figures", "results.json 1234")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
+    assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert len(names) == 6
+    assert all(b"results.json 1234" in content for content in files.values())
+    # The same results give the same files, so that a difference in them means something.
+    plots.draw_all(rungs, images, tmp_path / "figures", "results.json 1234")
+    again = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
+    assert {name for name in files if again[name] != files[name]} == set()
+
+
+def test_accuracy_has_a_dot_a_seed_and_the_interval(rungs):
+    (axes,) = plots.accuracy(rungs).axes
+    values = [y for _, y in points(axes, "o")]
+    assert values == [v for rung in rungs for v in rung.by_seed("final_test_accuracy").values()]
+    spread = stats.describe(list(rungs[-1].by_seed("final_test_accuracy").values()))
+    assert points(axes, "s")[-1] == (6.18, spread.mean)
+    np.testing.assert_allclose(intervals(axes)[-1], [(6.18, spread.low), (6.18, spread.high)])
+    assert len(intervals(axes)) == 6  # one seed has none
+    assert axes.get_xticklabels()[0].get_text() == "skeleton\nn = 1"
+
+
+def test_published_figures_are_crosses(rungs):
+    whole = [
+        rung._replace(runs=[{**run, "config": {**run["config"], "epochs": epochs}}])
+        for rung, epochs in zip(rungs, (19, *[15] * 6), strict=True)
+        for run in rung.runs[:1]
+    ]
+    best = [99.28, 98.23, 98.80, 98.52, 99.21, 99.39, 99.42]
+    (axes,) = plots.accuracy(whole).axes
+    assert [y for _, y in points(axes, "x")] == best
+    assert [y for _, y in points(plots.cost(whole).axes[0], "x")] == best
+    assert points(plots.accuracy(rungs).axes[0], "x") == []  # of a trial
+
+
+def test_curves_are_errors_with_a_band(rungs):
+    axes = plots.curves(rungs).axes[6]
+    train, test = axes.lines
+    np.testing.assert_allclose(train.get_ydata(), [2.0, 1.9])
+    np.testing.assert_allclose(test.get_ydata(), [2.0, 1.385])
+    band = axes.collections[1].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((1.37, 2.0))
+    assert axes.get_title() == "gap, n = 4"
+
+
+def test_the_gap_is_train_less_test(rungs):
+    (axes,) = plots.train_test_gap(rungs).axes
+    assert [y for _, y in points(axes, "o")][-4:] == pytest.approx([-0.5, -0.51, -0.52, -0.53])
+
+
+def test_cost_is_parameters_and_time(rungs):
+    by_parameters, by_time = plots.cost(rungs).axes
+    assert points(by_parameters, "s")[-1] == (7364, pytest.approx(98.615))
+    assert points(by_time, "s")[-1] == (6.0, pytest.approx(98.615))  # two epochs of 3 s
+    assert {text.get_text() for text in by_time.texts} == {rung.variant for rung in rungs}
+
+
+def test_the_schedule_is_the_one_that_trains():
+    rate, momentum = (axes.lines[0].get_ydata() for axes in plots.one_cycle(15).axes)
+    expected = optim.one_cycle(0.015, 15 * 468)
+    for step in (0, 2104, 5000, 7019):
+        assert rate[step] == pytest.approx(float(expected.learning_rate(step)))
+        assert momentum[step] == pytest.approx(float(expected.momentum(step)))
+
+
+def test_digits_first_as_they_are(images):
+    panels = [axes.images[0].get_array() for axes in plots.augmented(images).axes]
+    assert len(panels) == 60
+    np.testing.assert_array_equal(panels[:10], images[:10])
+    changed = [(panel != images[place % 10]).any() for place, panel in enumerate(panels)]
+    assert all(changed[10:])

@@ -1,0 +1,220 @@
+"""The file of results: what is in it is finished, and nothing else."""
+
+import dataclasses
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig, results
+
+ENVIRONMENT = {
+    "compile_seconds": 2.5,
+    "train_seconds": 9.0,
+    "cores": 1,
+    "device": "cpu, 2 cores, x86_64",
+    "git_commit": "abc",
+    "versions": {"python": "3.11.7", "jax": "0.10.2"},
+}
+
+
+def finished(variant="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> Run:
+    """A run that ends with such test accuracies, one an epoch, without having been trained."""
+    rows = [
+        {
+            "epoch": epoch,
+            "train_loss": 0.06,
+            "train_accuracy": 98.0 + epoch / 10,
+            "test_loss": 0.0212345678,
+            "test_accuracy": accuracy,
+            "train_seconds": 3.0 + epoch / 10 + seed,
+        }
+        for epoch, accuracy in enumerate(accuracies)
+    ]
+    summary = {
+        "parameters": 7364,
+        "final_test_accuracy": [accuracies[-1]],
+        "best_test_accuracy": [max(accuracies)],
+        "final_test_loss": [rows[-1]["test_loss"]],
+        "final_train_accuracy": [rows[-1]["train_accuracy"]],
+        **ENVIRONMENT,
+    }
+    trained = TrainConfig(variant, seed=seed, **{"epochs": len(accuracies), **config})
+    return Run(trained, None, rows, summary, Path("run"))  # type: ignore[arg-type]
+
+
+def write_ladder(file, counts=None, **config):
+    """Results of all seven networks: of each so many seeds, by default two."""
+    for place, variant in enumerate(VARIANTS):
+        for seed in range((counts or {}).get(variant, 2)):
+            accuracies = (98.0, 98 + place / 10 + seed / 100)
+            results.add(file, finished(variant, seed, accuracies, **config), 1.0 + place)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "results.json"
+
+
+def changed(file, change):
+    """Changes the first run of gap in the file."""
+    content = json.loads(file.read_text())
+    change(content["variants"]["gap"]["runs"][0])
+    file.write_text(json.dumps(content))
+
+
+def test_a_run_comes_back(file):
+    results.add(file, finished(), 1.17)
+    (run,) = results.read(file)["variants"]["gap"].pop("runs")
+    config = json.loads(TrainConfig("gap", epochs=3).to_json())
+    assert run == {
+        "seed": 0,
+        "final_test_accuracy": 99.4,
+        "best_test_accuracy": 99.5,
+        "final_test_loss": 0.021235,
+        "final_train_accuracy": 98.2,
+        **ENVIRONMENT,
+        "config": config,
+        "curves": {
+            "train_loss": [0.06, 0.06, 0.06],
+            "train_accuracy": [98.0, 98.1, 98.2],
+            "test_loss": [0.021235] * 3,
+            "test_accuracy": [99.0, 99.5, 99.4],
+            "train_seconds": [3.0, 3.1, 3.2],
+        },
+    }
+
+
+def test_a_line_a_run_in_order(file):
+    for variant, seed in (("gap", 2), ("less_params", 0), ("gap", 0)):
+        results.add(file, finished(variant, seed), 1.17)
+    lines = [line for line in file.read_text().splitlines() if '"curves"' in line]
+    runs = [json.loads(line.rstrip(",")) for line in lines]
+    found = [(run["config"]["variant"], run["seed"]) for run in runs]
+    assert found == [("less_params", 0), ("gap", 0), ("gap", 2)]
+    head = results.read(file)["variants"]["gap"]
+    assert (head["parameters"], head["mflop_per_image"]) == (7364, 1.17)
+
+
+def test_what_is_finished_stays(file):
+    results.add(file, finished(), 1.17)
+    before = file.read_bytes()
+    results.add(file, finished(accuracies=(1.0, 2.0, 3.0)), 1.17)
+    assert file.read_bytes() == before
+
+
+def test_what_is_missing(file):
+    assert results.missing(results.read(file), "gap", (0, 1)) == [0, 1]
+    results.add(file, finished(seed=1), 1.17)
+    assert results.missing(results.read(file), "gap", range(3)) == [0, 2]
+    assert results.missing(results.read(file), "dropout", (0,)) == [0]
+
+
+def test_many_add_at_once(file):
+    with ThreadPoolExecutor(8) as pool:
+        runs = [finished(seed=seed) for seed in range(24)]
+        list(pool.map(lambda run: results.add(file, run, 1.17), runs))
+    assert results.missing(results.read(file), "gap", range(24)) == []
+
+
+def test_a_ladder(file):
+    write_ladder(file, {"skeleton": 1, "gap": 3})
+    rungs = results.ladder(results.read(file))
+    assert [rung.variant for rung in rungs] == list(VARIANTS)
+    assert [len(rung.runs) for rung in rungs] == [1, 2, 2, 2, 2, 2, 3]
+    gap = rungs[-1]
+    assert (gap.parameters, gap.mflop_per_image, gap.epochs, gap.dataset) == (7364, 7, 2, "mnist")
+    assert gap.seconds_per_epoch == 3.0
+    assert gap.by_seed("final_test_accuracy") == pytest.approx({0: 98.6, 1: 98.61, 2: 98.62})
+    assert gap.by_seed("train_test_gap") == pytest.approx({0: -0.5, 1: -0.51, 2: -0.52})
+
+
+def test_published_figures_are_of_the_published_recipe(file):
+    write_ladder(file)
+    assert {rung.published for rung in results.ladder(results.read(file))} == {None}
+    file.unlink()
+    for variant in VARIANTS:
+        epochs = TrainConfig(variant).epochs
+        results.add(file, finished(variant, 0, [99.0] * epochs), 1.0)
+    published = [rung.published for rung in results.ladder(results.read(file))]
+    assert published[0] == (99.93, 99.28, 99.26)
+    assert published[-1] == (98.31, 99.42, 99.40)
+
+
+def test_a_missing_network_or_seed_is_named(file):
+    write_ladder(file, {"skeleton": 0, "dropout": 0, "fc_layer": 3})
+    content = json.loads(file.read_text())
+    del content["variants"]["fc_layer"]["runs"][1]
+    file.write_text(json.dumps(content))
+    words = (
+        "there are no finished runs of skeleton, dropout; no seed 1 of fc_layer (0 to 2): train "
+        "what is missing with scripts/drilldown.py"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(words)}$"):
+        results.ladder(results.read(file))
+    assert len(results.ladder(results.read(file), ["less_params", "gap"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "differing"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate is 0.015 and not 0.5"),
+        ({"dropout": 0.1, "batch_size": 64}, "batch_size is 128 and not 64, dropout is 0.05 and"),
+        ({"dataset": "kmnist"}, "dataset is 'mnist' and not 'kmnist'"),
+        ({"accuracies": (99.0,)}, "epochs is 3 and not 1"),
+        ({"variant": "dropout", "limit_train": 600}, "limit_train is None and not 600"),
+    ],
+)
+def test_configs_do_not_mix(file, other, differing):
+    results.add(file, finished(), 1.17)
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match=rf"finished run of gap, seed 0, .*{differing}.*--out"):
+        results.add(file, finished(**{"seed": 1, **other}), 1.17)
+    assert file.read_bytes() == before
+
+
+def test_a_mixed_file_is_refused_by_name(file):
+    write_ladder(file)
+    changed(file, lambda run: run["config"].update(dropout=0.1))
+    with pytest.raises(ConfigError, match=r"of the finished run of gap, seed 1, dropout is 0\.05"):
+        results.ladder(results.read(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda run: run["curves"]["test_loss"].pop(), "gap, seed 0, is not finished: test_loss "),
+        (lambda run: run.update(seed=5), "gap, seed 5, has the config of gap, seed 0"),
+        (lambda run: run.update(final_test_accuracy=99.99), "gap, seed 0, ends at another test"),
+        (lambda run: run["config"].update(epochs=0), "epochs is 0; expected a whole number"),
+        (lambda run: run.pop("git_commit"), "damaged: .*a run of gap has .*; take back an older"),
+    ],
+)
+def test_a_run_that_is_not_whole_is_refused_by_name(file, change, words):
+    write_ladder(file)
+    changed(file, change)
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(file))}.*{words}"):
+        results.read(file)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 1}', "{" * 9999, '{"format": 1, "vari'])
+def test_a_damaged_file_is_refused(file, content):
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"results\.json is damaged: .*; take back an older one"):
+        results.read(file)
+
+
+def test_another_format_is_refused(file):
+    file.write_text('{"format": 2, "variants": {}}')
+    with pytest.raises(ConfigError, match="is of format 2, but this version of jaxmnist reads"):
+        results.read(file)
+
+
+def test_the_config_of_every_run_is_a_config(file):
+    write_ladder(file)
+    for found in results.read(file)["variants"].values():
+        for run in found["runs"]:
+            fields = {field.name for field in dataclasses.fields(TrainConfig)}
+            assert set(run["config"]) == {"format", *fields}
