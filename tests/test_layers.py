@@ -22,7 +22,15 @@ def plain(images):
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize(
     ("kernel_size", "channels", "features", "size"),
-    [(3, 1, 4, 28), (3, 5, 8, 7), (1, 6, 3, 9), (3, 16, 2, 3), (3, 12, 12, 8), (5, 2, 3, 10)],
+    [
+        (3, 1, 4, 28),
+        (3, 5, 8, 7),
+        (1, 6, 3, 9),
+        (3, 16, 2, 3),
+        (3, 12, 12, 8),
+        (5, 2, 3, 10),
+        (3, 40, 3, 6),
+    ],
 )
 def test_matmul_and_native_convolution_agree(kernel_size, channels, features, size, padding):
     x = plain(normal(0, channels, size, size, 6))
@@ -62,13 +70,26 @@ def test_tiles_worked_by_hand():
 
 @pytest.mark.parametrize(
     ("channels", "features", "size", "tile"),
-    [(8, 16, 26, 2), (16, 16, 8, 1), (8, 16, 25, 1)],
-    ids=["few channels", "many channels", "odd size"],
+    [(8, 16, 26, 2), (16, 16, 8, 1), (8, 16, 25, 1), (32, 64, 26, 2), (32, 64, 25, 1)],
+    ids=["few channels", "many channels", "odd size", "Winograd", "Winograd, odd size"],
 )
 def test_where_tiles_pay(channels, features, size, tile):
     x = jnp.zeros((channels, 1, 1, size, size, 2))
     y = jax.eval_shape(layers.matmul_conv, x, jnp.zeros((3, 3, channels, features)))
     assert y.shape[1:3] == (tile, tile)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "products"),
+    [(31, 8, 2), (32, 8, 16), (32, 7, 2)],
+    ids=["few channels", "Winograd", "odd size"],
+)
+def test_where_winograds_method_pays(channels, size, products):
+    x, kernel = jnp.zeros((channels, 1, 1, size, size, 2)), jnp.zeros((3, 3, channels, 8))
+    # A function of its own: traces are cached by function.
+    jaxpr = jax.make_jaxpr(lambda *operands: layers.matmul_conv(*operands))(x, kernel)
+    names = [equation.primitive.name for equation in jaxpr.eqns]
+    assert names.count("dot_general") == products
 
 
 def test_convolution_worked_by_hand():
