@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 from jaxmnist import stats
@@ -11,10 +12,10 @@ from jaxmnist.stats import Difference, Spread
 
 IDEAS = {
     "skeleton": "convolutions that work",
-    "less_params": "narrow layers, average pooling",
-    "batch_norm": "batch normalisation",
-    "dropout": "dropout of 0.2, more normalisation",
-    "fc_layer": "a wider block, a fully connected end",
+    "less_params": "narrow layers without biases, average pooling",
+    "batch_norm": "two batch normalisations",
+    "dropout": "dropout of 0.2, batch normalisation everywhere",
+    "fc_layer": "a fully connected end, a wider layer, dropout of 0.05",
     "augmentation": "augmented images",
     "gap": "width where it pays, one-cycle schedule",
 }
@@ -30,7 +31,7 @@ class Comparison(NamedTuple):
     final: Difference  # test accuracy after the last epoch
     best: Difference  # of the best epochs
     gap: Difference  # train accuracy less test accuracy
-    p: float | None  # of `final`, corrected for all comparisons made together
+    p: float | None  # of `final`, corrected for all that are tested together
     together: int  # how many these are
 
 
@@ -62,8 +63,9 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
             ]
         )
     corrected = stats.correct([final.p for final, _, _ in differences])
+    together = sum(p is not None for p in corrected)
     return [
-        Comparison(first, second, final, best, gap, p, len(pairs))
+        Comparison(first, second, final, best, gap, p, together)
         for (first, second), (final, best, gap), p in zip(
             pairs, differences, corrected, strict=True
         )
@@ -73,38 +75,38 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
 def sentence(comparison: Comparison) -> str:
     """What a comparison says, for somebody who has not heard of p-values."""
     first, second = comparison.first.variant, comparison.second.variant
-    spread, gains, losses = comparison.final.spread, comparison.final.gains, comparison.final.losses
-    n = spread.n
+    final, spread = comparison.final, comparison.final.spread
+    points, n = _number(spread.mean, "+.2f"), spread.n
     if comparison.p is None:
+        why = "all differ by the same" if n > 1 else "one seed does not say how far others differ"
         return (
-            f"`{second}` less `{first}`: {_signed(spread.mean)} points in the one seed that both "
-            "have: of one seed nobody can say how far others would differ."
+            f"`{second}` less `{first}`: {points} points, n = {n}; nothing to judge by, for {why}."
         )
-    tested = f"p {_p(comparison.p, equal='= ')}"
-    if comparison.together > 1:
-        tested += f" after correction for {comparison.together} comparisons"
-    interval = f"95 % interval {_interval(spread, signed=True)}"
+    tested = f"95 % interval {_interval(spread, '+.2f')}, p {_p(comparison.p)}"
+    if comparison.together > 1 and final.p is not None:
+        alone = _p(final.p).removeprefix("= ")
+        tested += f" after correction for {comparison.together} comparisons ({alone} alone)"
     if comparison.p >= stats.LEVEL:
         return (
-            f"`{second}` and `{first}` cannot be told apart with {n} seeds: "
-            f"{_signed(spread.mean)} points, {interval}, higher in {gains} of {n} seeds, {tested}."
+            f"`{second}` and `{first}` cannot be told apart with {n} seeds: {points} points, "
+            f"higher in {final.gains} of {n} seeds, {tested}."
         )
-    verb, count = ("gained", gains) if spread.mean > 0 else ("lost", losses)
+    verb, count = ("gained", final.gains) if spread.mean > 0 else ("lost", final.losses)
     return (
-        f"`{second}` {verb} {abs(spread.mean):.2f} points on `{first}`: {interval}, "
-        f"{count} of {n} seeds, {tested}."
+        f"`{second}` {verb} {abs(spread.mean):.2f} points on `{first}`, in {count} of {n} seeds, "
+        f"{tested}."
     )
 
 
 def verdict(comparison: Comparison) -> str:
-    """Whether the original's step, from one best epoch to the next, is there over seeds."""
+    """Whether the step from one published figure to the next has the direction that seeds show."""
     step = _published_step(comparison)
     if step is None or comparison.p is None:
         return "not judged"
     if comparison.p >= stats.LEVEL:
-        return "**not shown**: within the spread of seeds"
+        return f"**not shown** with {comparison.final.spread.n} seeds"
     if (step > 0) != (comparison.final.spread.mean > 0):
-        return "**does not hold up**: the order is the other way round"
+        return "**does not hold up**: the other way round"
     return "holds up"
 
 
@@ -115,7 +117,7 @@ def readme_block(rungs: Sequence[Rung]) -> str:
         "adds",
         "parameters",
         "MFLOP",
-        "s an epoch",
+        "s an epoch (cores)",
         "seeds",
         "test %, final epoch",
         "best epoch",
@@ -130,7 +132,7 @@ def readme_block(rungs: Sequence[Rung]) -> str:
                 IDEAS[rung.variant],
                 f"{rung.parameters:,}",
                 f"{rung.mflop_per_image:.2f}",
-                f"{rung.seconds_per_epoch:.1f}",
+                f"{rung.seconds_per_epoch:.1f} ({rung.cores})",
                 str(final.n),
                 f"**{_mean(final)}**",
                 _mean(best),
@@ -155,43 +157,46 @@ def results_block(rungs: Sequence[Rung]) -> str:
         "so that a test accuracy above it is no contradiction. The published difference is that of "
         "its train figure and its final test figure. Points are percentage points.",
         "## What each step buys",
-        *(f"- {sentence(comparison)}" for comparison in comparisons),
-        _steps(comparisons),
-        f"d is Cohen's d_z, the mean difference over its standard deviation. *Order*: of all pairs "
-        "of one run each, the share in which the later network is the better one: what a single "
-        f"run of each would have shown. The last column: how many seeds a difference of {SMALL} "
-        "points would need to be found with a power of 80 %, given how far the differences of this "
-        "step spread.",
+        "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
+        steps_table(comparisons),
+        "Most steps change more than one thing: the figures are those of the whole step. Intervals "
+        "are of each comparison alone, p is that of the paired t-test, corrected for all of them "
+        "by Holm's method. d is Cohen's d_z, the mean difference over its standard deviation. "
+        "*Order*: of all pairs of one run each, the share in which the later network is the better "
+        "one (ties count half): what a single run of each would have shown. The last column: how "
+        f"many seeds it would take to find a difference of {SMALL} points, with a power of 80 % in "
+        "a test of its own at 5 %, if the differences of this step spread as they do here.",
         "## What the original claims",
         _claims(comparisons),
         "The original's steps are those between its best epochs, one run each; ours beside them "
-        "are the mean differences of best epochs. The verdict is on final epochs, at a corrected p "
-        f"of {stats.LEVEL}.",
+        "are the mean differences of best epochs. The verdict is on the direction alone, by final "
+        f"epochs, at a corrected p of {stats.LEVEL}.",
         "## What it costs",
         _costs(rungs),
         "MFLOP: additions and multiplications of the convolutions' forward pass for one image. "
-        "Seconds: the fastest epoch of all seeds, evaluation apart, on so many cores: seeds train "
-        "side by side, and what else the machine does only ever adds.",
+        "Seconds: the fastest epoch of all seeds, evaluation apart, on so many cores for each "
+        "seed; seeds train side by side, and what else the machine does only ever adds.",
         "## Where it was run",
-        *_conditions(rungs),
+        _conditions(rungs),
     ]
-    return "\n\n".join(_joined(parts))
+    return "\n\n".join(parts)
 
 
-def fill(text: str, block: str) -> str:
-    """Puts a generated block between the two markers of a text.
+def fill(file: Path, block: str) -> str:
+    """The text of README.md or docs/results.md with another block between its two markers.
 
     Args:
-        text: of README.md or docs/results.md.
+        file: the text as it is.
         block: what goes there.
 
     Raises:
         ConfigError: the markers are not there.
+        OSError: the file cannot be read.
     """
-    before, begin, rest = text.partition(BEGIN)
+    before, begin, rest = file.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ConfigError(f"there is no {BEGIN} ... {END} for the results; put both lines back")
+        raise ConfigError(f"{file} has no {BEGIN} ... {END}; put both lines where results belong")
     return f"{before}{begin}\n\n{block}\n\n{end}{after}"
 
 
@@ -222,7 +227,7 @@ def _accuracies(rungs: Sequence[Rung]) -> str:
                 f"**{_mean(final)}**",
                 _interval(final),
                 _range(final),
-                _mean(_of(rung, "final_test_loss"), 4),
+                _mean(_of(rung, "final_test_loss"), ".4f"),
                 _mean(best),
                 _range(best),
                 _published(rung),
@@ -242,14 +247,15 @@ def _training(rungs: Sequence[Rung]) -> str:
                 f"`{rung.variant}`",
                 _mean(_of(rung, "final_train_accuracy")),
                 "-" if published is None else f"{published.train:.2f}",
-                _mean(_of(rung, "train_test_gap"), signed=True),
-                "-" if published is None else _signed(published.train - published.final),
+                _mean(_of(rung, "train_test_gap"), "+.2f"),
+                "-" if published is None else _number(published.train - published.final, "+.2f"),
             ]
         )
     return _table(header, rows)
 
 
-def _steps(comparisons: Sequence[Comparison]) -> str:
+def steps_table(comparisons: Sequence[Comparison]) -> str:
+    """A line for each comparison, with all that is known of it."""
     header = [
         "step",
         "n",
@@ -258,7 +264,7 @@ def _steps(comparisons: Sequence[Comparison]) -> str:
         "d",
         "p",
         "order",
-        "gap, points",
+        "train less test",
         f"seeds for {SMALL}",
     ]
     rows = []
@@ -269,13 +275,13 @@ def _steps(comparisons: Sequence[Comparison]) -> str:
             [
                 _step(comparison),
                 str(final.spread.n),
-                _signed(final.spread.mean),
-                _interval(final.spread, signed=True),
-                "-" if final.effect is None else _signed(final.effect, 1),
-                "-" if comparison.p is None else _p(comparison.p),
+                _number(final.spread.mean, "+.2f"),
+                _interval(final.spread, "+.2f"),
+                "-" if final.effect is None else _number(final.effect, "+.1f"),
+                "-" if comparison.p is None else _p(comparison.p).removeprefix("= "),
                 f"{final.order:.0%}",
-                _mean(gap, signed=True),
-                "-" if sd is None else f"{stats.seeds_to_resolve(SMALL, sd):,}",
+                _mean(gap, "+.2f"),
+                "-" if sd is None else _seeds(sd),
             ]
         )
     return _table(header, rows)
@@ -289,9 +295,9 @@ def _claims(comparisons: Sequence[Comparison]) -> str:
         rows.append(
             [
                 _step(comparison),
-                "-" if step is None else _signed(step),
-                _mean(comparison.best.spread, signed=True),
-                _mean(comparison.final.spread, signed=True),
+                "-" if step is None else _number(step, "+.2f"),
+                _mean(comparison.best.spread, "+.2f"),
+                _mean(comparison.final.spread, "+.2f"),
                 verdict(comparison),
             ]
         )
@@ -306,7 +312,7 @@ def _costs(rungs: Sequence[Rung]) -> str:
             f"{rung.parameters:,}",
             f"{rung.mflop_per_image:.2f}",
             f"{rung.seconds_per_epoch:.1f}",
-            _each(str(run["cores"]) for run in rung.runs),
+            str(rung.cores),
             str(rung.epochs),
         ]
         for rung in rungs
@@ -314,18 +320,22 @@ def _costs(rungs: Sequence[Rung]) -> str:
     return _table(header, rows)
 
 
-def _conditions(rungs: Sequence[Rung]) -> list[str]:
+def _conditions(rungs: Sequence[Rung]) -> str:
     """Data, devices, versions and commits of all runs, each kind once."""
     runs = [run for rung in rungs for run in rung.runs]
+    counts = (f"{run['test_count']:,}" for run in runs)
+    steps = (f"{run['steps']:,} of {run['config']['batch_size']}" for run in runs)
     versions = (", ".join(f"{k} {v}" for k, v in run["versions"].items() if v) for run in runs)
-    limits = {run["config"]["limit_train"] for run in runs} - {None}
-    images = f", {', '.join(map(str, limits))} training images" if limits else ""
-    return [
-        f"- Images: {_each(run['config']['dataset'] for run in runs)}{images}",
-        f"- Device: {_each(run['device'] for run in runs)}",
-        f"- Versions: {_each(versions, '; ')}",
-        f"- Commit: {_each(str(run['git_commit']) for run in runs)}",
-    ]
+    return "\n".join(
+        [
+            f"- Images: {_each(run['config']['dataset'] for run in runs)}, tested on "
+            f"{_each(counts, '; ')}",
+            f"- Steps of a run: {_each(steps, '; ')} images",
+            f"- Device: {_each((run['device'] for run in runs), '; ')}",
+            f"- Versions: {_each(versions, '; ')}",
+            f"- Commit: {_each(str(run['git_commit']) for run in runs)}",
+        ]
+    )
 
 
 def _each(values, separator: str = ", ") -> str:
@@ -341,7 +351,7 @@ def _published(rung: Rung) -> str:
 
 
 def _inside(rung: Rung, best: Spread) -> str:
-    if rung.published is None:
+    if rung.published is None or best.n == 1:
         return "-"
     if best.min <= rung.published.best <= best.max:
         return "yes"
@@ -357,42 +367,36 @@ def _step(comparison: Comparison) -> str:
     return f"`{comparison.first.variant}` → `{comparison.second.variant}`"
 
 
-def _mean(spread: Spread, digits: int = 2, signed: bool = False) -> str:
-    mean = _signed(spread.mean, digits) if signed else f"{spread.mean:.{digits}f}"
-    return mean if spread.sd is None else f"{mean} ± {spread.sd:.{digits}f}"
+def _mean(spread: Spread, form: str = ".2f") -> str:
+    mean = _number(spread.mean, form)
+    return mean if spread.sd is None else f"{mean} ± {format(spread.sd, form.lstrip('+'))}"
 
 
-def _interval(spread: Spread, signed: bool = False) -> str:
+def _interval(spread: Spread, form: str = ".2f") -> str:
     if spread.low is None or spread.high is None:
         return "-"
-    ends = [_signed(end) if signed else f"{end:.2f}" for end in (spread.low, spread.high)]
-    return " to ".join(ends)
+    return f"{_number(spread.low, form)} to {_number(spread.high, form)}"
 
 
 def _range(spread: Spread) -> str:
     return f"{spread.min:.2f} to {spread.max:.2f}"
 
 
-def _signed(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+def _number(value: float, form: str) -> str:
+    return format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
-def _p(value: float, equal: str = "") -> str:
-    return "< 0.001" if value < 0.001 else f"{equal}{value:.3f}"
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _seeds(sd: float) -> str:
+    """How many seeds resolve a small difference, given how far differences spread."""
+    count = stats.seeds_to_resolve(SMALL, sd)
+    return f"{count:,}" if count < stats.MAX_SEEDS else f"over {count:,}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table; the first columns are words, the others figures."""
     rule = ["---" if column < left else "---:" for column in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
-
-
-def _joined(parts: Sequence[str]) -> list[str]:
-    """Paragraphs; items of a list stay together."""
-    joined: list[str] = []
-    for part in parts:
-        if part.startswith("- ") and joined and joined[-1].startswith("- "):
-            joined[-1] += "\n" + part
-        else:
-            joined.append(part)
-    return joined

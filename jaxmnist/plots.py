@@ -34,7 +34,7 @@ def draw_all(rungs: Sequence[Rung], images: np.ndarray, folder: Path, source: st
         rungs: the seven networks with their runs.
         images: training images, uint8 `[N, 28, 28]`, some of which are shown.
         folder: where the figures go; made if it is not there.
-        source: what they are made from, written into each file.
+        source: the digest of what they are made from, written into each file.
 
     Returns:
         The names of the figures, without their endings.
@@ -140,7 +140,7 @@ def cost(rungs: Sequence[Rung]) -> Figure:
     by_parameters.legend(loc="lower right")
     by_parameters.set_xlabel("parameters")
     by_parameters.set_ylabel("test accuracy, %")
-    by_time.set_xlabel("training time of a run, s")
+    by_time.set_xlabel("fastest epoch x epochs of a run, s")
     for axes in (by_parameters, by_time):
         axes.set_xscale("log")
         axes.margins(x=0.3, y=0.15)
@@ -153,7 +153,7 @@ def one_cycle(epochs: int) -> Figure:
     _, schedules = make_optimizer(TrainConfig("gap", epochs=epochs), epochs * STEPS)
     steps = jnp.arange(epochs * STEPS)
     figure, axes = _figure(6, 3)
-    axes.plot(steps / STEPS, schedules.learning_rate(steps), color=BLUE, label="learning rate")
+    axes.plot(steps / STEPS, schedules.learning_rate(steps), color=BLUE)
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate (line)")
     momentum = axes.twinx()

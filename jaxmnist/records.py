@@ -471,14 +471,13 @@ def git_commit() -> str | None:
     try:
         # Without this, an installed copy would report whatever repository it happens to lie in.
         subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, **_SILENT)
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            check=True,
-            **_SILENT,
-        )
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, **_SILENT)
+        # The package alone: results that are committed beside it are no change of it.
+        changed = ["status", "--porcelain", "--untracked-files=no", "."]
+        status = subprocess.run([*git, *changed], check=True, **_SILENT)
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.decode().strip()
+    return commit.stdout.decode().strip() + ("-dirty" if status.stdout else "")
 
 
 _SILENT: dict[str, Any] = {"capture_output": True, "timeout": 10}

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ FIGURES = (
     "final_train_accuracy",
     "compile_seconds",
     "train_seconds",
+    "steps",
+    "test_count",
     "cores",
     "device",
     "git_commit",
@@ -37,6 +40,13 @@ FIGURES = (
 )
 _RUN = {"seed", *FIGURES, "config", "curves"}
 _VARIANT = {"parameters", "mflop_per_image", "runs"}
+
+# Its runs take hours: it may have fewer seeds than the others, the first ones.
+COSTLY = "skeleton"
+
+
+class IncompleteError(ConfigError):
+    """A run that the report needs is not in the results."""
 
 
 class Published(NamedTuple):
@@ -84,9 +94,24 @@ class Rung(NamedTuple):
         return PUBLISHED[self.variant] if config == whole else None
 
     @property
+    def cores(self) -> int:
+        """How many most of the runs could use, each."""
+        return self._most_frequent()[1]
+
+    @property
     def seconds_per_epoch(self) -> float:
-        """The fastest epoch of all: what else the machine did only ever adds to it."""
-        return min(min(run["curves"]["train_seconds"]) for run in self.runs)
+        """The fastest epoch: what else the machine does only ever adds to it.
+
+        Of the runs on the device and the number of cores that most of them had.
+        """
+        return min(
+            min(run["curves"]["train_seconds"])
+            for run in self.runs
+            if _place(run) == self._most_frequent()
+        )
+
+    def _most_frequent(self) -> tuple[str, int]:
+        return Counter(map(_place, self.runs)).most_common(1)[0][0]
 
     @property
     def seeds(self) -> list[int]:
@@ -142,7 +167,7 @@ def add(path: Path, run: Run, mflop_per_image: float) -> None:
     with _alone(path.parent):
         results = read(path)
         config = run.config
-        check_same(results, config)
+        check_same(results, config, "the new one")
         head = {"parameters": run.summary["parameters"], "mflop_per_image": mflop_per_image}
         runs = results["variants"].setdefault(config.variant, {**head, "runs": []})["runs"]
         if config.seed not in [other["seed"] for other in runs]:
@@ -151,9 +176,9 @@ def add(path: Path, run: Run, mflop_per_image: float) -> None:
             records.write(path, _to_json(results))
 
 
-def digest(path: Path) -> str:
-    """The file's SHA-256, which figures made from it carry."""
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+def digest(results: dict[str, Any]) -> str:
+    """The SHA-256 of the file with these results; figures made from them carry it."""
+    return hashlib.sha256(_to_json(results).encode()).hexdigest()
 
 
 def missing(results: dict[str, Any], variant: str, seeds: Sequence[int]) -> list[int]:
@@ -163,57 +188,68 @@ def missing(results: dict[str, Any], variant: str, seeds: Sequence[int]) -> list
     return [seed for seed in seeds if seed not in finished]
 
 
-def check_same(results: dict[str, Any], config: TrainConfig) -> None:
-    """Accepts a config that the runs of its variant have, or, if there are none, goes with others.
+def check_same(results: dict[str, Any], config: TrainConfig, whose: str) -> None:
+    """Accepts a config that goes with all finished runs.
+
+    Those of its own variant have the same but for the seed; all others the same data and batches,
+    and their recipes as they are, or all of them changed.
+
+    Args:
+        results: what `read` returned.
+        config: of a run.
+        whose: of which, in words.
 
     Raises:
-        ConfigError: it differs in more than the seed; the message names a run and the fields.
+        ConfigError: it differs; the message names a run and the fields.
     """
     for variant, found in results["variants"].items():
         for run in found["runs"]:
-            expected = dataclasses.asdict(dataclasses.replace(config, seed=run["seed"]))
-            if variant != config.variant:
-                shared = ("dataset", "recipe", "batch_size", "limit_train")
-                expected = {name: expected[name] for name in shared}
+            compared = dataclasses.asdict if variant == config.variant else _shared
+            before = compared(_config_of(run))
+            now = compared(dataclasses.replace(config, seed=run["seed"]))
             differing = [
-                f"{name} is {run['config'][name]!r} and not {value!r}"
-                for name, value in expected.items()
-                if run["config"][name] != value
+                f"{name} is {before[name]!r}, not {now[name]!r}"
+                for name in before
+                if before[name] != now[name]
             ]
             if differing:
                 raise ConfigError(
-                    f"of the finished run of {variant}, seed {run['seed']}, "
-                    f"{', '.join(differing)}; results of several configs do not mix: pass "
-                    "another --out, or train what is there"
+                    f"in the finished run of {variant}, seed {run['seed']}, "
+                    f"{', '.join(differing)} as in {whose}; such runs do not mix: pass another "
+                    "--out"
                 )
 
 
 def ladder(results: dict[str, Any], variants: Sequence[str] = VARIANTS) -> list[Rung]:
-    """The networks, from the first to the last, if nothing is missing.
+    """The networks, from the first to the last, if no run is missing.
 
     Args:
         results: what `read` returned.
         variants: the networks that are wanted.
 
     Returns:
-        Each with the runs of the seeds 0, 1, ... as far as they go, at least one.
+        Each with its runs: of the same seeds, but that `COSTLY` may have the first of them only.
 
     Raises:
-        ConfigError: a network or a seed is missing, or a run is of another config; the message
-            names each.
+        IncompleteError: a network or a seed is missing; the message names each.
+        ConfigError: a run is of another config.
     """
     found = results["variants"]
-    absent = [variant for variant in variants if variant not in found]
-    holes = [f"finished runs of {', '.join(absent)}"] if absent else []
     rungs = [Rung(variant, **found[variant]) for variant in variants if variant in found]
+    seeds = sorted({seed for rung in rungs for seed in rung.seeds})
+    absent = [variant for variant in variants if variant not in found]
+    gone = [f"run of {variant}" for variant in absent]
     for rung in rungs:
-        last = max(rung.seeds)
-        gone = missing(results, rung.variant, range(last + 1))
-        holes += [f"seed {spoken(gone)} of {rung.variant} (0 to {last})"] if gone else []
-        check_same(results, _config_of(rung.runs[0]))
-    if holes:
-        raise ConfigError(
-            f"there are no {'; no '.join(holes)}: train what is missing with scripts/drilldown.py"
+        check_same(
+            results, _config_of(rung.runs[0]), f"that of {rung.variant}, seed {rung.seeds[0]}"
+        )
+        wanted = seeds[: len(rung.seeds)] if rung.variant == COSTLY else seeds
+        if lacking := missing(results, rung.variant, wanted):
+            gone.append(f"seed {spoken(lacking)} of {rung.variant}")
+    if gone:
+        raise IncompleteError(
+            f"there is no finished {', no finished '.join(gone)}; scripts/drilldown.py trains what "
+            "is missing"
         )
     return rungs
 
@@ -221,21 +257,48 @@ def ladder(results: dict[str, Any], variants: Sequence[str] = VARIANTS) -> list[
 def _check_variant(variant: str, found: dict[str, Any]) -> None:
     if variant not in VARIANTS or set(found) != _VARIANT or not found["runs"]:
         raise ValueError(f"{variant} has {sorted(found)}; expected {sorted(_VARIANT)}")
+    seeds = [run["seed"] for run in found["runs"]]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{variant} has a seed more than once: {spoken(seeds)}")
     for run in found["runs"]:
-        if set(run) != _RUN:
-            raise ValueError(f"a run of {variant} has {sorted(run)}; expected {sorted(_RUN)}")
-        config, curves = _config_of(run), run["curves"]
-        name = f"the run of {variant}, seed {run['seed']}"
-        if (config.variant, config.seed) != (variant, run["seed"]):
-            raise ConfigError(f"{name}, has the config of {config.variant}, seed {config.seed}")
-        for curve in CURVES:
-            if len(curves[curve]) != config.epochs:
-                raise ConfigError(
-                    f"{name}, is not finished: {curve} has {len(curves[curve])} of "
-                    f"{config.epochs} epochs"
-                )
-        if run["final_test_accuracy"] != curves["test_accuracy"][-1]:
-            raise ConfigError(f"{name}, ends at another test accuracy than its last epoch")
+        try:
+            _check_run(variant, run)
+        except (ConfigError, KeyError, TypeError) as error:
+            raise ConfigError(f"the run of {variant}, seed {run['seed']}: {error}") from error
+
+
+def _check_run(variant: str, run: dict[str, Any]) -> None:
+    """Accepts a run that is whole and says the same everywhere."""
+    if set(run) != _RUN:
+        raise ConfigError(f"it has {sorted(run)}; expected {sorted(_RUN)}")
+    config, curves = _config_of(run), run["curves"]
+    if (config.variant, config.seed) != (variant, run["seed"]):
+        raise ConfigError(f"it has the config of {config.variant}, seed {config.seed}")
+    for curve in CURVES:
+        if len(curves[curve]) != config.epochs:
+            raise ConfigError(
+                f"it is not finished: {curve} has {len(curves[curve])} of {config.epochs} epochs"
+            )
+    ends = {
+        "final_test_accuracy": curves["test_accuracy"][-1],
+        "best_test_accuracy": max(curves["test_accuracy"]),
+        "final_test_loss": curves["test_loss"][-1],
+        "final_train_accuracy": curves["train_accuracy"][-1],
+    }
+    for name, end in ends.items():
+        if run[name] != end:
+            raise ConfigError(f"{name} is {run[name]}, but by its curve {end}")
+
+
+def _shared(config: TrainConfig) -> dict[str, Any]:
+    """What runs of different networks have in common."""
+    names = ("dataset", "recipe", "batch_size", "limit_train")
+    plain = TrainConfig(**{name: getattr(config, name) for name in (*names, "variant", "seed")})
+    return {**{name: getattr(config, name) for name in names}, "as in the recipe": config == plain}
+
+
+def _place(run: dict[str, Any]) -> tuple[str, int]:
+    return run["device"], run["cores"]
 
 
 def _config_of(run: dict[str, Any]) -> TrainConfig:

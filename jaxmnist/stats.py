@@ -11,6 +11,8 @@ from scipy.stats import nct, t
 
 LEVEL = 0.05  # of tests; intervals hold 1 - LEVEL
 POWER = 0.8
+MAX_SEEDS = 10**6
+DECIMALS = 6
 
 
 class Spread(NamedTuple):
@@ -31,8 +33,8 @@ class Difference(NamedTuple):
     spread: Spread  # of the differences
     gains: int  # seeds in which the second is higher
     losses: int  # and in which it is lower
-    effect: float | None  # their mean in units of their standard deviation
-    p: float | None  # of the paired t-test, two-sided
+    effect: float | None  # their mean in units of their standard deviation; None without one
+    p: float | None  # of the paired t-test, two-sided; None where nothing can be tested
     order: float  # of all pairs of one run each: the share in which the second is higher
 
 
@@ -58,9 +60,11 @@ def describe(values: Sequence[float]) -> Spread:
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """Compares two networks over the seeds that both were trained with.
 
-    A seed draws the same order of images, though not the same weights, in both. The effect size is
-    Cohen's d_z, mean over standard deviation of the differences (Lakens, Frontiers in Psychology 4,
-    2013, equation 6). `order` is the probability of superiority, over the runs of all seeds.
+    A seed draws the same order of images in both and, where layers agree, the same initial weights.
+    The effect size is Cohen's d_z, mean over standard deviation of the differences (Lakens,
+    Frontiers in Psychology 4, 2013, equation 6). `order` is the probability of superiority over the
+    runs of all seeds, ties counted half. Differences that are all the same test nothing: figures
+    come in steps, and two seeds agree by chance.
 
     Args:
         first: by seed, the figure of one network.
@@ -69,7 +73,8 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Differen
     Raises:
         ValueError: they have no seed in common.
     """
-    differences = [second[seed] - first[seed] for seed in first if seed in second]
+    # Figures in percent have a few decimals: what is beyond is the rounding of the subtraction.
+    differences = [round(second[seed] - first[seed], DECIMALS) for seed in first if seed in second]
     spread = describe(differences)
     pairs = list(product(first.values(), second.values()))
     wins = sum((after > before) + (after == before) / 2 for before, after in pairs)
@@ -77,8 +82,8 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Differen
         spread=spread,
         gains=sum(difference > 0 for difference in differences),
         losses=sum(difference < 0 for difference in differences),
-        effect=None if spread.sd is None else _ratio(spread.mean, spread.sd),
-        p=None if spread.sd is None else _p_value(spread),
+        effect=spread.mean / spread.sd if spread.sd else None,
+        p=_p_value(spread.mean / spread.sd, spread.n) if spread.sd else None,
         order=wins / len(pairs),
     )
 
@@ -106,8 +111,9 @@ def seeds_to_resolve(difference: float, sd: float) -> int:
         sd: standard deviation of the differences between two runs of a seed.
 
     Returns:
-        The smallest number of seeds, at most a million; from the noncentral t distribution
-        (Cohen, Statistical Power Analysis, 2nd edition, section 2.4).
+        The smallest number of seeds, at most `MAX_SEEDS`; for a test at 5 %, with the spread taken
+        as known. From the noncentral t distribution (Cohen, Statistical Power Analysis, 2nd
+        edition, section 2.4).
     """
     if sd == 0:
         return 2
@@ -115,7 +121,7 @@ def seeds_to_resolve(difference: float, sd: float) -> int:
     def suffices(n: int) -> bool:
         return _power(abs(difference) / sd * math.sqrt(n), n - 1) >= POWER
 
-    return 2 + bisect.bisect_left(range(2, 10**6), True, key=suffices)
+    return 2 + bisect.bisect_left(range(2, MAX_SEEDS), True, key=suffices)
 
 
 def _power(shift: float, freedom: int) -> float:
@@ -125,12 +131,5 @@ def _power(shift: float, freedom: int) -> float:
     return float(nct.sf(threshold, freedom, min(shift, 30.0)))
 
 
-def _p_value(spread: Spread) -> float:
-    statistic = _ratio(spread.mean, spread.sd) * math.sqrt(spread.n)
-    return float(2 * t.sf(abs(statistic), spread.n - 1))
-
-
-def _ratio(mean: float, sd: float | None) -> float:
-    if sd:
-        return mean / sd
-    return math.copysign(math.inf, mean) if mean else 0.0
+def _p_value(effect: float, n: int) -> float:
+    return float(2 * t.sf(abs(effect) * math.sqrt(n), n - 1))

@@ -6,6 +6,7 @@ put there as soon as they are.
 """
 
 import argparse
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ from command import Signals, failed, hush, remember_compiled
 from display import Tally, make_display
 from rich.console import Console
 
-from jaxmnist import VARIANTS, TrainConfig, data, findings, plots, results, train_seeds
-from jaxmnist.config import DATASETS, check_name, parse_seeds
-from jaxmnist.records import read_config
+from jaxmnist import VARIANTS, TrainConfig, data, findings, plots, records, results, train_seeds
+from jaxmnist.config import DATASETS, ConfigError, SeedsConfig, check_name, parse_seeds
+from jaxmnist.results import IncompleteError
 from jaxmnist.seeds import SeedDone
 from jaxmnist.training import Stopped
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             return run(arguments, Console(), signals)
         except (Stopped, KeyboardInterrupt):
-            print("stopped; the same command goes on", file=sys.stderr)
+            print("stopped; to go on, run the same command again", file=sys.stderr)
             return signals.status
         except Exception as error:
             return failed(error, arguments.debug)
@@ -77,54 +78,77 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> int:
     """Does what the command line asks for."""
-    file = arguments.out / RESULTS
     if arguments.compare:
-        for line in compared(results.read(file), arguments.compare):
-            console.print(line, highlight=False, soft_wrap=True)
+        found = results.read(arguments.out / RESULTS)
+        for line in compared(found, arguments.compare):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return 0
-    failures = [] if arguments.report else train(arguments, console, signals)
+    if arguments.report:
+        write_report(arguments, console)
+        return 0
+    failures = train(arguments, console, signals)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    write_report(arguments, console)
-    return 1 if failures else 0
+    if failures:
+        return 1
+    try:
+        write_report(arguments, console)
+    except IncompleteError as incomplete:
+        console.print(f"no report yet: {incomplete}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """A sentence for each pair of networks."""
+    """A sentence for each pair of networks, and a table of all."""
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     for name in names:
         check_name("compare", name, VARIANTS)
+    for one, other in pairs:
+        if one == other:
+            raise ConfigError(f"compare has {one} twice; expected two networks")
     rungs = dict(zip(names, results.ladder(found, names), strict=True))
     comparisons = findings.compare([(rungs[one], rungs[other]) for one, other in pairs])
-    return [findings.sentence(comparison) for comparison in comparisons]
+    return [*map(findings.sentence, comparisons), "", findings.steps_table(comparisons)]
 
 
 def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> list[str]:
-    """Trains what is missing, the cheapest network first; returns why seeds failed."""
-    seeds = parse_seeds(arguments.seeds, 0)
-    wanted = arguments.variants.split(",")
-    for variant in wanted:
-        check_name("variants", variant, VARIANTS)
-    configs = [
-        TrainConfig(
-            variant, arguments.dataset, epochs=arguments.epochs, limit_train=arguments.limit_train
-        )
-        for variant in sorted(wanted, key=mflop_per_image)
-    ]
+    """Trains what is missing, the cheapest network first; returns what failed, and why."""
+    configs = wanted(arguments)
+    seeds = SeedsConfig(configs[0], parse_seeds(arguments.seeds, 0)).seeds
     arguments.out.mkdir(parents=True, exist_ok=True)
-    found = results.read(arguments.out / RESULTS)
-    for config in configs:  # all of them, before hours are spent
-        results.check_same(found, config)
+    file = arguments.out / RESULTS
+    # All that could be refused in the end, before hours are spent.
+    for config in configs:
+        results.check_same(results.read(file), config, "this command")
+    for text in texts(arguments.out):
+        findings.fill(text, "")
     remember_compiled()
     failures = []
     for config in configs:
+        found = results.read(file)  # others may add to it, too
         missing = results.missing(found, config.variant, seeds)
         if not arguments.quiet:
             finished = f"{len(seeds) - len(missing)} of {len(seeds)} seeds finished"
             console.print(f"{config.variant}: {finished}", highlight=False, soft_wrap=True)
         if missing:
-            failures += train_variant(arguments, console, signals, config, missing)
+            try:
+                failures += train_variant(arguments, console, signals, config, missing)
+            except ConfigError as error:
+                failures.append(f"{config.variant}: {error}")
     return failures
+
+
+def wanted(arguments: argparse.Namespace) -> list[TrainConfig]:
+    """What is to be trained, the cheapest network first."""
+    variants = arguments.variants.split(",")
+    for variant in variants:
+        check_name("variants", variant, VARIANTS)
+    return [
+        TrainConfig(
+            variant, arguments.dataset, epochs=arguments.epochs, limit_train=arguments.limit_train
+        )
+        for variant in sorted(variants, key=mflop_per_image)
+    ]
 
 
 def train_variant(
@@ -136,11 +160,7 @@ def train_variant(
 ) -> list[str]:
     """Trains one network with each of the seeds; returns why some failed."""
     file, folder = arguments.out / RESULTS, arguments.out / RUNS / config.variant
-    has_begun = (folder / "config.json").exists()
-    if has_begun:
-        # Their run folders are there; those that are finished are not trained again.
-        begun = read_config(folder)
-        seeds = sorted({*seeds, *getattr(begun, "seeds", ())})
+    seeds = sorted({*seeds, *begun_seeds(folder, config.variant, results.read(file))})
     tally = Tally(seeds, config.epochs)
     with make_display(console, arguments.quiet, tally) as display:
 
@@ -154,14 +174,33 @@ def train_variant(
             config,
             seeds,
             out=folder,
-            resume=has_begun,
+            resume=folder.is_dir(),
             data_dir=arguments.data_dir,
             idx_dir=arguments.idx_dir,
             report=report,
             data_progress=display.show_data,
             should_stop=signals.should_stop,
         )
+    signals.training = False
+    if signals.should_stop():
+        raise KeyboardInterrupt
     return [f"{config.variant}, seed {seed}: {why}" for seed, why in done.failures.items()]
+
+
+def begun_seeds(folder: Path, variant: str, found: dict[str, Any]) -> list[int]:
+    """The seeds that a stopped drill-down has begun; what is in the results needs no run folder."""
+    if not folder.is_dir():
+        return []
+    with records.locked(folder):
+        begun = [int(path.name.removeprefix("seed")) for path in records.seed_folders(folder)]
+        unfinished = results.missing(found, variant, begun)
+        for seed in set(begun) - set(unfinished):
+            shutil.rmtree(records.seed_folder(folder, seed))
+        # It names the seeds of then; those that go on have a config of their own.
+        (folder / records.CONFIG).unlink(missing_ok=True)
+        if not unfinished:
+            shutil.rmtree(folder)
+    return unfinished
 
 
 def mflop_per_image(variant: str) -> float:
@@ -169,24 +208,31 @@ def mflop_per_image(variant: str) -> float:
     return sum(map(forward_flop, describe(variant))) / 1e6
 
 
+def texts(out: Path) -> list[Path]:
+    """The texts with a block for results: the report, and README.md if this is docs/."""
+    report = out / REPORT
+    if not report.exists():
+        records.write(report, f"# Results\n\n{findings.BEGIN}\n{findings.END}\n")
+    return [report, ROOT / "README.md"] if out.resolve() == DOCS.resolve() else [report]
+
+
 def write_report(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the tables and figures of what is in the results."""
-    file = arguments.out / RESULTS
-    rungs = results.ladder(results.read(file))
-    report = arguments.out / REPORT
-    before = (
-        report.read_text()
-        if report.exists()
-        else f"# Results\n\n{findings.BEGIN}\n{findings.END}\n"
-    )
-    report.write_text(findings.fill(before, findings.results_block(rungs)))
+    found = results.read(arguments.out / RESULTS)
+    rungs = results.ladder(found)
     images = data.load(rungs[0].dataset, arguments.data_dir, arguments.idx_dir).train_images
-    plots.draw_all(rungs, images, arguments.out / FIGURES, results.digest(file))
-    if arguments.out.resolve() == DOCS.resolve():
-        readme = ROOT / "README.md"
-        readme.write_text(findings.fill(readme.read_text(), findings.readme_block(rungs)))
+    blocks = (findings.results_block(rungs), findings.readme_block(rungs))
+    filled = {
+        text: findings.fill(text, block)
+        for text, block in zip(texts(arguments.out), blocks, strict=False)
+    }
+    for text, content in filled.items():
+        records.write(text, content)
+    plots.draw_all(rungs, images, arguments.out / FIGURES, results.digest(found))
     count = sum(len(rung.runs) for rung in rungs)
-    console.print(f"{count} runs: {report}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{count} runs: {arguments.out / REPORT}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxmnist
-from jaxmnist import VARIANTS, results
+from jaxmnist import VARIANTS, records, results, training
 from tests.test_results import finished, write_ladder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -52,81 +52,132 @@ def seeds_in(out, variant="less_params"):
     return [run["seed"] for run in results.read(out / "results.json")["variants"][variant]["runs"]]
 
 
-def others(out):
+def others(out, seeds=1):
     """Finished runs of the six other networks, which nobody has to train."""
     out.mkdir()
     for variant in set(VARIANTS) - {"less_params"}:
-        results.add(out / "results.json", finished(variant, 0, [90.0], dataset="kmnist"), 1.0)
+        for seed in range(seeds):
+            run = finished(variant, seed, [90.0 + seed], dataset="kmnist")
+            results.add(out / "results.json", run, 1.0)
 
 
 def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypatch):
-    others(out)
-    status, said, err = run(*TINY, "--seeds", "2")
+    others(out, seeds=2)
+    status, said, err = run(*TINY, "--seeds", "1")
     assert (status, err) == (0, "")
-    assert said.splitlines()[0] == "less_params: 0 of 2 seeds finished"
-    assert said.splitlines()[-1] == f"8 runs: {out / 'results.md'}"
-    assert seeds_in(out) == [0, 1]
-    (first, _) = results.read(out / "results.json")["variants"]["less_params"]["runs"]
+    assert said.splitlines()[0] == "less_params: 0 of 1 seeds finished"
+    assert said.splitlines()[-1] == (
+        "no report yet: there is no finished seed 1 of less_params; scripts/drilldown.py trains "
+        "what is missing"
+    )
+    assert seeds_in(out) == [0]
+    (first,) = results.read(out / "results.json")["variants"]["less_params"]["runs"]
     summary = json.loads((out / "runs/less_params/seed0/summary.json").read_text())
     assert [first["final_test_accuracy"]] == pytest.approx(summary["final_test_accuracy"])
+
+    # Whoever has the file and nothing else goes on from it.
+    shutil.rmtree(out / "runs")
+    status, said, _ = run(*TINY, "--seeds", "2")
+    assert status == 0
+    assert "training seeds 1 (loop)" in said
+    assert said.splitlines()[-1] == f"14 runs: {out / 'results.md'}"
+    assert seeds_in(out) == [0, 1]
     report = (out / "results.md").read_text()
     assert report.startswith("# Results\n")
     assert re.search(r"^\| `less_params` \| 2 \| \*\*\d", report, re.MULTILINE)
     assert len(list((out / "figures").iterdir())) == 12
 
-    # Whoever has the file and nothing else goes on from it.
-    shutil.rmtree(out / "runs")
-    status, said, _ = run(*TINY, "--seeds", "3")
-    assert status == 0
-    assert "training seeds 2 (loop)" in said
-    assert seeds_in(out) == [0, 1, 2]
+    # Then nothing is left to train, and the report can be made anew from the file alone.
     monkeypatch.setattr(script, "train_seeds", None)
-    assert run(*TINY, "--seeds", "3", "--quiet") == (0, f"9 runs: {out / 'results.md'}\n", "")
-    assert run("--report") == (0, f"9 runs: {out / 'results.md'}\n", "")
+    monkeypatch.setattr(script.plots, "draw_all", lambda *_: None)
+    (out / "results.md").write_text(report.replace("99", "11"))
+    assert run("--report") == (0, f"14 runs: {out / 'results.md'}\n", "")
+    assert (out / "results.md").read_text() == report
+    assert run(*TINY, "--seeds", "2", "--quiet") == (0, f"14 runs: {out / 'results.md'}\n", "")
+
+
+def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, tmp_path):
+    others(out)
+    assert run(*TINY, "--seeds", "1", "--quiet")[0] == 0
+    monkeypatch.setattr(script, "DOCS", out)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script.plots, "draw_all", lambda *_: None)
+    readme = tmp_path / "README.md"
+    readme.write_text("no place for results")
+    status, _, err = run(*TINY, "--seeds", "2")
+    assert status == 2
+    assert err.startswith(f"error: {readme} has no <!-- results: ")
+    assert seeds_in(out) == [0]  # refused before anything is trained
+    readme.write_text(f"# Top\n{script.findings.BEGIN}\n{script.findings.END}\n")
+    assert run("--report")[0] == 0
+    assert re.search(
+        r"^\| `less_params` \| narrow layers .* \| 1 \| \*\*\d", readme.read_text(), re.M
+    )
 
 
 def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monkeypatch):
     others(out)
+    monkeypatch.setattr(training, "CHUNK_SECONDS", 0)
 
     def is_one_finished(signals):
         return "less_params" in results.read(out / "results.json")["variants"]
 
     with monkeypatch.context() as stopping:
         stopping.setattr(script.Signals, "should_stop", is_one_finished)
-        status, _, err = run(*TINY, "--seeds", "3")
-    assert (status, err) == (128 + signal.SIGINT, "stopped; the same command goes on\n")
+        status, _, err = run(*TINY, "--seeds", "2")
+    assert status == 128 + signal.SIGINT
+    assert err == "stopped; to go on, run the same command again\n"
     assert seeds_in(out) == [0]
-    # Its run folders stay, and are taken up, with more seeds than before, too.
-    assert run(*TINY, "--seeds", "4")[0] == 0
-    assert seeds_in(out) == [0, 1, 2, 3]
+    # What was begun goes on where it was, also if it is not among the seeds asked for; what is
+    # finished needs no run folder any more.
+    status, said, _ = run(*TINY, "--seeds", "4,7")
+    assert status == 0
+    assert re.search(r"training seeds 1, 4, 7 .* going on at step 4 of 24", said)
+    assert not (out / "runs/less_params/seed0").exists()
+    assert seeds_in(out) == [0, 1, 4, 7]
+
+
+def test_between_two_networks_it_stops_too(run, out, script, monkeypatch):
+    others(out)
+    monkeypatch.setattr(script, "train_seeds", lambda *_, **__: None)
+    monkeypatch.setattr(script.Signals, "should_stop", lambda signals: True)
+    assert run(*TINY, "--seeds", "1")[0] == 128 + signal.SIGINT
 
 
 def test_a_seed_that_fails_is_named_and_the_others_are_kept(run, out, script, monkeypatch):
     others(out)
-    with monkeypatch.context() as failing:
-        check = jaxmnist.training.check_finite
+    check = training.check_finite
 
-        def fail_seed_1(which, loss, step, config):
-            if config.seed == 1:
-                raise jaxmnist.training.TrainingError("the loss became nan")
-            check(which, loss, step, config)
+    def fail_seed_0(which, loss, step, config):
+        if config.seed == 0:
+            raise training.TrainingError("the loss became nan")
+        check(which, loss, step, config)
 
-        failing.setattr(jaxmnist.training, "check_finite", fail_seed_1)
-        status, _, err = run(*TINY, "--seeds", "2", "--quiet")
+    monkeypatch.setattr(training, "check_finite", fail_seed_0)
+    status, said, err = run(*TINY, "--seeds", "2", "--quiet")
+    assert (status, said) == (1, "")
+    assert err == "error: less_params, seed 0: the loss became nan\n"
+    assert seeds_in(out) == [1]
+
+
+def test_a_network_that_cannot_be_trained_keeps_no_other_from_it(run, out, script, monkeypatch):
+    (out / "runs/gap/seed0").mkdir(parents=True)
+    words = ("--dataset", "kmnist", "--epochs", "2", "--seeds", "1", "--quiet")
+    with records.locked(out / "runs/gap"):
+        status, _, err = run(*words, "--variants", "less_params,gap")
     assert status == 1
-    assert err == "error: less_params, seed 1: the loss became nan\n"
+    assert err.startswith("error: gap: another process is training into ")
     assert seeds_in(out) == [0]
 
 
 def test_what_is_missing_is_refused_by_name(run, out):
-    status, _, err = run(*TINY, "--seeds", "4,1", "--quiet")
-    assert status == 2
-    absent = ", ".join(variant for variant in VARIANTS if variant != "less_params")
-    assert err == (
-        f"error: there are no finished runs of {absent}; no seed 0, 2, 3 of less_params (0 to 4): "
-        "train what is missing with scripts/drilldown.py\n"
+    others(out)
+    assert run("--report") == (
+        2,
+        "",
+        "error: there is no finished run of less_params; scripts/drilldown.py trains what is "
+        "missing\n",
     )
-    assert seeds_in(out) == [1, 4]
 
 
 def test_another_config_is_refused_before_anything_is_trained(run, out, script, monkeypatch):
@@ -134,9 +185,9 @@ def test_another_config_is_refused_before_anything_is_trained(run, out, script, 
     monkeypatch.setattr(script, "train_seeds", None)
     status, _, err = run("--seeds", "1", "--epochs", "1", "--limit-train", "300")
     assert status == 2
-    assert re.match(
-        r"error: of the finished run of \w+, seed 0, dataset is 'kmnist' and not 'mnist', "
-        r"limit_train is None and not 300; results of several configs do not mix",
+    assert re.fullmatch(
+        r"error: in the finished run of \w+, seed 0, dataset is 'kmnist', not 'mnist', limit_train "
+        r"is None, not 300 as in this command; such runs do not mix: pass another --out\n",
         err,
     )
 
@@ -147,13 +198,19 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     monkeypatch.setattr(script, "train_seeds", None)
     status, said, err = run("--compare", "dropout", "gap", "--compare", "skeleton", "gap")
     assert (status, err) == (0, "")
-    first, second = said.splitlines()
-    assert first.startswith("`gap` gained 0.30 points on `dropout`: 95 % interval +0.30 to +0.30")
-    assert second.startswith("`gap` gained 0.60 points on `skeleton`:")
+    first, second, _, header, _, *rows = said.splitlines()
+    # Differences 0.3 and 0.33, and 0.6 and 0.66.
+    assert first.startswith("`gap` and `dropout` cannot be told apart with 2 seeds: +0.32 points, ")
+    assert second.startswith("`gap` and `skeleton` cannot be told apart with 2 seeds: +0.63 points")
+    assert header.startswith("| step | n | points | 95 % interval | d | p |")
+    assert [row.split(" | ")[0] for row in rows] == ["| `dropout` → `gap`", "| `skeleton` → `gap`"]
     assert run("--compare", "dropuot", "gap")[::2] == (
         2,
         f"error: compare is 'dropuot'; expected one of {', '.join(VARIANTS)}. Did you mean "
         "dropout?\n",
+    )
+    assert (
+        run("--compare", "gap", "gap")[2] == "error: compare has gap twice; expected two networks\n"
     )
     assert not (out / "results.md").exists()
 
@@ -162,6 +219,8 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     ("words", "error"),
     [
         (("--variants", "gap,dropuot"), r"variants is 'dropuot'; .* Did you mean dropout\?"),
+        (("--seeds", "0"), "seeds is empty; expected at least one"),
+        (("--seeds", "1,1"), "seeds has 1 more than once; each seed is one run"),
         (("--seeds", "some"), "seeds is 'some'; expected how many, as 8, or which, as 3,7,11"),
     ],
 )

@@ -25,9 +25,10 @@ def ladder(tmp_path, finals, seeds=3):
     return results.ladder(results.read(file))
 
 
-def cells(block, start):
-    """The cells of the first line of a table that starts so."""
-    line = next(line for line in block.splitlines() if line.startswith(f"| {start} |"))
+def cells(block, start, heading=""):
+    """The cells of the first line of a table that starts so, after a heading."""
+    rest = block[block.index(heading) :]
+    line = next(line for line in rest.splitlines() if line.startswith(f"| {start} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -41,28 +42,46 @@ def test_a_gain_and_a_loss_in_words(tmp_path):
     gain, loss = compared(rungs, ("dropout", "gap"), ("gap", "skeleton"))
     # The differences are 0.5, 0.52, 0.54: t is 0.52/0.02*sqrt(3) = 45, p 0.0005, Holm's twice that.
     assert findings.sentence(gain) == (
-        "`gap` gained 0.52 points on `dropout`: 95 % interval +0.47 to +0.57, 3 of 3 seeds, "
-        "p < 0.001 after correction for 2 comparisons."
+        "`gap` gained 0.52 points on `dropout`, in 3 of 3 seeds, 95 % interval +0.47 to +0.57, "
+        "p < 0.001 after correction for 2 comparisons (< 0.001 alone)."
     )
-    assert findings.sentence(loss).startswith(
-        "`skeleton` lost 0.52 points on `gap`: 95 % interval \N{MINUS SIGN}0.57 to "
-        "\N{MINUS SIGN}0.47, 3 of 3 seeds, "
+    assert findings.sentence(loss) == (
+        "`skeleton` lost 0.52 points on `gap`, in 3 of 3 seeds, 95 % interval "
+        "\N{MINUS SIGN}0.57 to \N{MINUS SIGN}0.47, p < 0.001 after correction for 2 comparisons (< 0.001 alone)."
     )
 
 
 def test_what_cannot_be_told_apart_in_words(tmp_path):
     (comparison,) = compared(ladder(tmp_path, {"gap": [98.9, 99.0, 99.4]}), ("dropout", "gap"))
     assert findings.sentence(comparison) == (
-        "`gap` and `dropout` cannot be told apart with 3 seeds: +0.10 points, 95 % interval "
-        "\N{MINUS SIGN}0.56 to +0.76, higher in 1 of 3 seeds, p = 0.580."
+        "`gap` and `dropout` cannot be told apart with 3 seeds: +0.10 points, higher in 1 of 3 "
+        "seeds, 95 % interval \N{MINUS SIGN}0.56 to +0.76, p = 0.580."
     )
 
 
-def test_one_seed_in_words(tmp_path):
-    (comparison,) = compared(ladder(tmp_path, {"skeleton": [99.2]}), ("skeleton", "gap"))
-    assert findings.sentence(comparison) == (
-        "`gap` less `skeleton`: \N{MINUS SIGN}0.20 points in the one seed that both have: of one "
-        "seed nobody can say how far others would differ."
+def test_what_is_tested_together_is_corrected(tmp_path):
+    # Differences 0.1, 0.2 and 0.3: t is 2 sqrt(3), p is 1 - sqrt(12 / 14) = 0.0742; Holm: times 2.
+    finals = {"gap": [99.1, 99.2, 99.3], "dropout": [98.9, 98.8, 98.7], "skeleton": [99.2]}
+    pairs = (("augmentation", "gap"), ("augmentation", "dropout"), ("skeleton", "augmentation"))
+    comparisons = compared(ladder(tmp_path, finals), *pairs)
+    assert [c.p for c in comparisons] == [pytest.approx(0.1484, abs=1e-4)] * 2 + [None]
+    # One seed is not tested: it is no comparison to correct for.
+    assert {c.together for c in comparisons} == {2}
+    assert findings.sentence(comparisons[0]).endswith(
+        "p = 0.148 after correction for 2 comparisons (0.074 alone)."
+    )
+    assert cells(findings.steps_table(comparisons), "`augmentation` → `gap`")[5] == "0.148"
+
+
+def test_what_tests_nothing_in_words(tmp_path):
+    rungs = ladder(tmp_path, {"skeleton": [99.2], "gap": [99.5, 99.5, 99.5]})
+    one, same = compared(rungs, ("skeleton", "gap"), ("dropout", "gap"))
+    assert findings.sentence(one) == (
+        "`gap` less `skeleton`: +0.30 points, n = 1; nothing to judge by, for one seed does not "
+        "say how far others differ."
+    )
+    assert findings.sentence(same).endswith(
+        "+0.50 points, n = 3; nothing to judge by, for all differ by the same."
     )
 
 
@@ -78,13 +97,14 @@ def test_networks_without_a_common_seed_are_refused(tmp_path):
     ("finals", "expected"),
     [
         ([99.5, 99.51, 99.52], "holds up"),  # the original's gap is 0.03 above its augmentation
-        ([98.5, 98.51, 98.52], "**does not hold up**: the order is the other way round"),
-        ([98.9, 99.0, 99.4], "**not shown**: within the spread of seeds"),
+        ([98.5, 98.51, 98.52], "**does not hold up**: the other way round"),
+        ([98.9, 99.0, 99.4], "**not shown** with 3 seeds"),
         ([99.5], "not judged"),
     ],
 )
 def test_a_verdict(tmp_path, finals, expected):
-    (comparison,) = compared(ladder(tmp_path, {"gap": finals}), ("augmentation", "gap"))
+    rungs = ladder(tmp_path, {"gap": finals}, seeds=len(finals))
+    (comparison,) = compared(rungs, ("augmentation", "gap"))
     assert findings.verdict(comparison) == expected
 
 
@@ -95,12 +115,14 @@ def test_a_trial_is_not_held_against_the_original(tmp_path):
     assert {findings.verdict(one) for one in findings.compare(findings.neighbours(rungs))} == {
         "not judged"
     }
-    assert cells(findings.results_block(rungs), "`gap`")[-2:] == ["-", "-"]
-
-
-def test_the_tables(tmp_path):
-    rungs = ladder(tmp_path, {"gap": [99.3, 99.4, 99.5], "less_params": [98.5], "dropout": [98.4]})
     block = findings.results_block(rungs)
+    assert cells(block, "`gap`")[-2:] == ["-", "-"]
+    assert cells(block, "`gap`", "## What training")[2::2] == ["-", "-"]
+
+
+def test_accuracies(tmp_path):
+    finals = {"gap": [99.3, 99.4, 99.5], "less_params": [98.5] * 3, "dropout": [98.4] * 3}
+    block = findings.results_block(ladder(tmp_path, {**finals, "skeleton": [99.0]}))
     assert cells(block, "`gap`") == [
         "`gap`",
         "3",
@@ -115,16 +137,75 @@ def test_the_tables(tmp_path):
     ]
     assert cells(block, "`less_params`")[-2:] == ["98.23", "**below**"]
     assert cells(block, "`dropout`")[-2:] == ["98.52", "**above**"]
-    # Gains 0.3, 0.4 and 0.5; of nine pairs of runs the later network wins all.
-    step = cells(block, "`augmentation` → `gap`")
-    assert step[1:5] == ["3", "+0.40", "+0.15 to +0.65", "+4.0"]
-    assert step[6] == "100%"
-    assert step[-1] == "199"  # 0.02 is a fifth of 0.1: see the tables in test_stats.py
-    claim = block[block.index("## What the original claims") :]
-    assert cells(claim, "`augmentation` → `gap`")[1] == "+0.03"
-    costs = block[block.index("## What it costs") :]
-    assert cells(costs, "`gap`") == ["`gap`", "7,364", "1.25", "3.0", "1", "15"]
+    assert cells(block, "`skeleton`")[2:4] == ["**99.00**", "-"]
+    assert cells(block, "`skeleton`")[-2:] == ["99.28", "-"]  # one run has no range
+
+
+def test_training_from_inside(tmp_path):
+    block = findings.results_block(ladder(tmp_path, {"gap": [99.3, 99.4, 99.5]}))
+    # Train accuracies of these runs end at 99.4; the original's gap has 98.31 and 99.40.
+    assert cells(block, "`gap`", "## What training") == [
+        "`gap`",
+        "99.40 ± 0.00",
+        "98.31",
+        "+0.00 ± 0.10",
+        "\N{MINUS SIGN}1.09",
+    ]
+
+
+def test_steps_and_claims(tmp_path):
+    block = findings.results_block(ladder(tmp_path, {"gap": [99.3, 99.4, 99.5]}))
+    # Gains of 0.3, 0.4 and 0.5: t is 4 sqrt(3), p is 1 - sqrt(48 / 50) = 0.020, the others test
+    # nothing; 0.02 is a fifth of 0.1, for which see the tables in test_stats.py.
+    assert cells(block, "`augmentation` → `gap`") == [
+        "`augmentation` → `gap`",
+        "3",
+        "+0.40",
+        "+0.15 to +0.65",
+        "+4.0",
+        "0.020",
+        "100%",
+        "\N{MINUS SIGN}0.40 ± 0.10",
+        "199",
+    ]
+    assert cells(block, "`augmentation` → `gap`", "## What the original") == [
+        "`augmentation` → `gap`",
+        "+0.03",
+        "+0.40 ± 0.10",
+        "+0.40 ± 0.10",
+        "holds up",
+    ]
+    assert cells(block, "`dropout` → `fc_layer`", "## What the original")[1:] == [
+        "+0.69",
+        "+0.00 ± 0.00",
+        "+0.00 ± 0.00",
+        "not judged",
+    ]
+
+
+def test_claims_are_of_best_epochs_and_verdicts_of_final_ones(tmp_path):
+    rungs = ladder(tmp_path, {"gap": [98.5, 98.51, 98.52]})
+    for run in rungs[-1].runs:
+        run["best_test_accuracy"] = 99.55
+    claim = cells(findings.results_block(rungs), "`augmentation` → `gap`", "## What the original")
+    assert claim[2:] == [
+        "+0.50 ± 0.00",
+        "\N{MINUS SIGN}0.49 ± 0.01",
+        "**does not hold up**: the other way round",
+    ]
+
+
+def test_costs_and_conditions(tmp_path):
+    block = findings.results_block(ladder(tmp_path, {}))
+    assert cells(block, "`gap`", "## What it costs") == ["`gap`", "7,364", "1.25", "3.0", "1", "15"]
     assert "- Device: cpu, 2 cores, x86_64\n" in block
+    assert "- Images: mnist, tested on 10,000\n- Steps of a run: 936 of 128 images\n" in block
+    assert block.endswith("- Versions: python 3.11.7, jax 0.10.2\n- Commit: abc")
+
+
+def test_how_many_seeds_has_an_end(tmp_path):
+    (comparison,) = compared(ladder(tmp_path, {"gap": [10.0, 99.0, 50.0]}), ("dropout", "gap"))
+    assert findings.steps_table([comparison]).endswith("| over 1,000,000 |")
 
 
 def test_the_table_of_the_readme(tmp_path):
@@ -134,7 +215,7 @@ def test_the_table_of_the_readme(tmp_path):
         "width where it pays, one-cycle schedule",
         "7,364",
         "1.25",
-        "3.0",
+        "3.0 (1)",
         "3",
         "**99.40 ± 0.10**",
         "99.45 ± 0.10",
@@ -142,13 +223,16 @@ def test_the_table_of_the_readme(tmp_path):
     ]
 
 
-def test_a_block_is_filled_in_and_nothing_else_changes():
-    text = f"before\n{findings.BEGIN}\nstale\n{findings.END}\nafter\n"
+def test_a_block_is_filled_in_and_nothing_else_changes(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{findings.BEGIN}\nstale\n{findings.END}\nafter\n")
     filled = f"before\n{findings.BEGIN}\n\nnew\n\n{findings.END}\nafter\n"
-    assert findings.fill(text, "new") == filled
-    assert findings.fill(filled, "new") == filled
-    with pytest.raises(ConfigError, match=r"there is no <!-- results: .* put both lines back"):
-        findings.fill(text.replace(findings.END, ""), "new")
+    assert findings.fill(file, "new") == filled
+    file.write_text(filled)
+    assert findings.fill(file, "new") == filled
+    file.write_text(filled.replace(findings.END, ""))
+    with pytest.raises(ConfigError, match=r"README\.md has no <!-- results: .* put both lines"):
+        findings.fill(file, "new")
 
 
 @pytest.fixture
@@ -165,12 +249,11 @@ def test_what_is_published_is_not_stale(published):
         (ROOT / "README.md", findings.readme_block(published)),
         (DOCS / "results.md", findings.results_block(published)),
     ):
-        text = file.read_text()
-        assert findings.fill(text, block) == text, f"{AGAIN}: {file}"
+        assert findings.fill(file, block) == file.read_text(), f"{AGAIN}: {file}"
 
 
 def test_the_figures_are_of_these_results_and_all_are_shown(published):
-    digest = results.digest(DOCS / "results.json")
+    digest = results.digest(results.read(DOCS / "results.json"))
     report = (DOCS / "results.md").read_text()
     figures = sorted((DOCS / "figures").iterdir())
     assert len(figures) == 12

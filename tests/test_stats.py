@@ -64,8 +64,15 @@ def test_p_is_that_of_the_paired_t_test(pairs):
     if found.spread.sd:
         expected = ttest_rel(list(second.values()), list(first.values())).pvalue
         assert found.p == pytest.approx(expected, abs=1e-12)
-    else:  # the same difference in all seeds is certain, and no difference is none
-        assert found.p == (0 if found.spread.mean else 1)
+    else:
+        assert (found.p, found.effect) == (None, None)
+
+
+def test_differences_that_are_all_the_same_test_nothing():
+    # Which they are as figures, though not as floating-point numbers.
+    found = stats.compare({0: 98.17, 1: 98.24}, {0: 98.47, 1: 98.54})
+    assert (found.spread.mean, found.spread.sd) == (0.3, 0)
+    assert (found.gains, found.effect, found.p) == (2, None, None)
 
 
 @given(NUMBERS, NUMBERS)
@@ -73,7 +80,8 @@ def test_the_other_way_round_everything_turns_round(first, second):
     one, other = dict(enumerate(first)), dict(enumerate(second))
     there, back = stats.compare(one, other), stats.compare(other, one)
     assert back.spread.mean == -there.spread.mean
-    assert back.p == pytest.approx(there.p)
+    assert (back.p is None) == (there.p is None)
+    assert back.p is None or back.p == pytest.approx(there.p)
     assert back.order == pytest.approx(1 - there.order)
     ties = sum(one[seed] == other[seed] for seed in one if seed in other)
     assert (back.gains, back.losses) == (there.losses, there.gains)
