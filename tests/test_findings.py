@@ -47,7 +47,8 @@ def test_a_gain_and_a_loss_in_words(tmp_path):
     )
     assert findings.sentence(loss) == (
         "`skeleton` lost 0.52 points on `gap`, in 3 of 3 seeds, 95 % interval "
-        "\N{MINUS SIGN}0.57 to \N{MINUS SIGN}0.47, p < 0.001 after correction for 2 comparisons (< 0.001 alone)."
+        "\N{MINUS SIGN}0.57 to \N{MINUS SIGN}0.47, p < 0.001 after correction for 2 "
+        "comparisons (< 0.001 alone)."
     )
 
 
