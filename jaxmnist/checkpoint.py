@@ -95,7 +95,8 @@ class Checkpoints:
         try:
             self.close()
         except CheckpointError as another:
-            if not isinstance(reason, CheckpointError):
+            # A disk that refused the one refuses the other: that needs to be said but once.
+            if not isinstance(reason, CheckpointError | OSError):
                 _log.warning("%s", another)
 
     def save(self, checkpoint: Checkpoint) -> None:

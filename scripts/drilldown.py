@@ -134,7 +134,8 @@ def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> 
             try:
                 failures += train_variant(arguments, console, signals, config, missing)
             except ConfigError as error:
-                failures.append(f"{config.variant}: {error}")
+                folder = arguments.out / RUNS / config.variant
+                failures.append(f"{config.variant}: {error} (what was begun is in {folder})")
     return failures
 
 

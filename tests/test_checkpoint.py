@@ -296,3 +296,18 @@ def test_a_save_that_failed_in_the_background_is_an_error(tmp_path, state, monke
         checkpoints.save(at(state, 2))
     found, _ = checkpoint.newest_whole(tmp_path, template())
     assert int(found.state.step) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "count"),
+    [(ValueError(), 1), (OSError("the disk is full"), 0), (CheckpointError("as well"), 0)],
+)
+def test_what_fails_on_the_way_out_is_said_unless_it_is_the_same_again(
+    tmp_path, monkeypatch, caplog, reason, count
+):
+    def fail(checkpoints):
+        raise CheckpointError("it could not be written")
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", fail)
+    checkpoint.Checkpoints(tmp_path, keep=1).abandon(reason)
+    assert [record.message for record in caplog.records] == ["it could not be written"] * count

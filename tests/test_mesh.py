@@ -1,4 +1,5 @@
 import functools
+import os
 
 import chex
 import jax
@@ -163,7 +164,7 @@ def test_free_memory_is_the_devices_own(monkeypatch):
 
 def on_machine(monkeypatch, backend="cpu", cores=4, gigabytes=100):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(mesh.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     memory = psutil.virtual_memory()._replace(available=gigabytes << 30)
     monkeypatch.setattr(mesh.psutil, "virtual_memory", lambda: memory)
 
