@@ -25,6 +25,8 @@ DOTS_PER_INCH = 110
 # The steps of a whole epoch of MNIST.
 STEPS = 468
 DIGITS, COPIES = 10, 5
+# Parameters from which a network has a panel of its own: the others would be one line beside it.
+LARGE = 100_000
 
 
 def draw_all(rungs: Sequence[Rung], images: np.ndarray, folder: Path, source: str) -> list[str]:
@@ -123,26 +125,32 @@ def train_test_gap(rungs: Sequence[Rung]) -> Figure:
 
 def cost(rungs: Sequence[Rung]) -> Figure:
     """Test accuracy against parameters, with the published points, and against training time."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    by_parameters, by_time = figure.subplots(1, 2, sharey=True)
-    for rung in rungs:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    small, large, by_time = figure.subplots(1, 3, sharey=True, width_ratios=(4, 1.4, 4))
+    for place, rung in enumerate(rungs):
         spread = stats.describe(list(rung.by_seed("final_test_accuracy").values()))
+        by_parameters = large if rung.parameters > LARGE else small
+        if rung.published is not None:
+            by_parameters.plot(rung.parameters, rung.published.best, "x", color=ORANGE, mew=2)
         seconds = rung.seconds_per_epoch * rung.epochs
         for axes, x in ((by_parameters, rung.parameters), (by_time, seconds)):
             _interval(axes, x, spread)
+            # Neighbours are close together: one's name is above left, the next one's below right.
+            side, where = ("left", (7, -10)) if place % 2 else ("right", (-7, 4))
             axes.annotate(
-                rung.variant, (x, spread.mean), xytext=(6, 3), textcoords="offset points", size=8
+                rung.variant, (x, spread.mean), where, textcoords="offset points", ha=side, size=8
             )
-        if rung.published is not None:
-            by_parameters.plot(rung.parameters, rung.published.best, "x", color=ORANGE, mew=2)
-    by_parameters.plot([], [], "s", color=BLACK, label="mean and 95 % interval, final epoch")
-    by_parameters.plot([], [], "x", color=ORANGE, mew=2, label="published: one run, best epoch")
-    by_parameters.legend(loc="lower right")
-    by_parameters.set_xlabel("parameters")
-    by_parameters.set_ylabel("test accuracy, %")
+    small.plot([], [], "s", color=BLACK, label="mean and 95 % interval, final epoch")
+    small.plot([], [], "x", color=ORANGE, mew=2, label="published: one run, best epoch")
+    small.legend(loc="lower right")
+    small.set_ylabel("test accuracy, %")
+    small.set_xlabel("parameters")
+    large.set_xlabel("parameters, millions")
+    sizes = [rung.parameters for rung in rungs if rung.parameters > LARGE]
+    large.set_xticks(sizes, [f"{size / 1e6:.2f}" for size in sizes])
     by_time.set_xlabel("fastest epoch x epochs of a run, s")
-    for axes in (by_parameters, by_time):
-        axes.set_xscale("log")
+    by_time.set_xscale("log")
+    for axes in (small, large, by_time):
         axes.margins(x=0.3, y=0.15)
         axes.grid(alpha=0.3)
     return figure

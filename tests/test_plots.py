@@ -64,7 +64,9 @@ def test_published_figures_are_crosses(rungs):
     best = [99.28, 98.23, 98.80, 98.52, 99.21, 99.39, 99.42]
     (axes,) = plots.accuracy(whole).axes
     assert [y for _, y in points(axes, "x")] == best
-    assert [y for _, y in points(plots.cost(whole).axes[0], "x")] == best
+    small, large, _ = plots.cost(whole).axes
+    assert [y for _, y in points(small, "x")] == best[1:]
+    assert points(large, "x") == [(6379786, 99.28)]
     assert points(plots.accuracy(rungs).axes[0], "x") == []  # of a trial
 
 
@@ -84,8 +86,9 @@ def test_the_gap_is_train_less_test(rungs):
 
 
 def test_cost_is_parameters_and_time(rungs):
-    by_parameters, by_time = plots.cost(rungs).axes
-    assert points(by_parameters, "s")[-1] == (7364, pytest.approx(98.63))
+    small, large, by_time = plots.cost(rungs).axes
+    assert points(small, "s")[-1] == (7364, pytest.approx(98.63))
+    assert [x for x, _ in points(large, "s")] == [6379786]
     assert points(by_time, "s")[-1] == (6.0, pytest.approx(98.63))  # two epochs of 3 s
     assert {text.get_text() for text in by_time.texts} == {rung.variant for rung in rungs}
 
