@@ -239,10 +239,7 @@ def test_a_block_is_filled_in_and_nothing_else_changes(tmp_path):
 @pytest.fixture
 def published():
     """The seven networks of docs/results.json."""
-    found = results.read(DOCS / "results.json")
-    if set(found["variants"]) != set(VARIANTS):
-        pytest.skip("docs/results.json has no finished run of some network yet")
-    return results.ladder(found)
+    return results.ladder(results.read(DOCS / "results.json"))
 
 
 def test_what_is_published_is_not_stale(published):
