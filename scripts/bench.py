@@ -13,13 +13,14 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from benchmark.networks import describe, step_flop
+from benchmark.networks import step_flop
 from benchmark.protocol import ROUND_SECONDS, Contender, ContenderError
 from benchmark.tables import tables
 from rich.console import Console
 
 from jaxmnist import VARIANTS, TrainConfig, data
 from jaxmnist.config import ConfigError
+from jaxmnist.description import describe
 
 FOLDER = Path(__file__).parent / "benchmark"
 PEERS = ("pytorch", "flax")

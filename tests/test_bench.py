@@ -12,12 +12,11 @@ import pytest
 
 import jaxmnist
 from jaxmnist import TrainConfig
+from jaxmnist.description import describe
 from tests.conftest import golden_batch, golden_variables
+from tests.test_description import PARAMETERS
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-PARAMETERS = dict(
-    zip(jaxmnist.VARIANTS, (6_379_786, 4_572, 4_652, 4_708, 6_124, 6_124, 7_364), strict=True)
-)
 
 
 @pytest.fixture(scope="module")
@@ -102,23 +101,9 @@ def test_a_round_lasts_half_its_length_at_least(parts, monkeypatch):
     assert done == [1, 1, 2, 4, 4, 4]
 
 
-@pytest.mark.parametrize("variant", jaxmnist.VARIANTS)
-def test_the_description_has_the_networks_parameters(parts, variant):
-    network = parts("benchmark.networks").describe(variant)
-    count = 0
-    for layer in network:
-        if layer["kind"] == "conv":
-            count += layer["kernel_size"] ** 2 * layer["inputs"] * layer["features"]
-            count += layer["features"] * layer["use_bias"]
-        if layer["kind"] == "norm":
-            count += 2 * layer["features"]
-    assert count == PARAMETERS[variant]
-    assert (network[-1]["features"], network[-1]["side"]) == (10, 1)
-
-
 def test_costs_worked_by_hand(parts):
     networks = parts("benchmark.networks")
-    first, *_ = network = networks.describe("gap")
+    first, *_ = network = describe("gap")
     # 4 features of 9 products each in 26 x 26 places; 28 x 28 numbers in, 4 x 26 x 26 out.
     assert networks.forward_flop(first) == 2 * 9 * 4 * 26 * 26
     assert networks.forward_bytes(first) == 4 * (28 * 28 + 4 * 26 * 26)
@@ -129,7 +114,7 @@ def test_costs_worked_by_hand(parts):
 
 @pytest.mark.parametrize("variant", ["less_params", "batch_norm", "gap"])
 def test_the_flax_peer_is_the_same_network(parts, variant):
-    network = parts("benchmark.networks").describe(variant)
+    network = describe(variant)
     plain = parts("peer_flax").PlainNetwork(tuple(network))
     images, _ = golden_batch(4)
     ours = golden_variables(variant)
@@ -146,7 +131,7 @@ def test_the_flax_peer_is_the_same_network(parts, variant):
 @pytest.mark.parametrize("variant", ["skeleton", "gap"])
 def test_the_pytorch_peer_is_the_same_network(parts, variant):
     torch = pytest.importorskip("torch")
-    network = parts("peer_pytorch").make_network(parts("benchmark.networks").describe(variant))
+    network = parts("peer_pytorch").make_network(describe(variant))
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[variant]
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 

@@ -1,49 +1,8 @@
-"""The seven networks as plain data, so that every contender builds the same ones; their costs."""
+"""What the seven networks cost: arithmetic and memory."""
 
-from typing import Any
+from jaxmnist.description import Layer
 
-import flax.linen as nn
-
-from jaxmnist import layers
-from jaxmnist.models import create_model
-
-SIZE = 28
 FLOAT_BYTES = 4
-
-Layer = dict[str, Any]
-
-
-def describe(variant: str) -> list[Layer]:
-    """The layers in order, each with the channels and the side of what it takes and returns."""
-    channels, side = 1, SIZE
-    described = []
-    for layer in create_model(variant).layers():
-        before = {"inputs": channels, "input_side": side}
-        match layer:
-            case layers.Conv():
-                channels, side = layer.features, side + 2 * layer.padding - layer.kernel_size + 1
-                kind = {
-                    "kind": "conv",
-                    "kernel_size": layer.kernel_size,
-                    "padding": layer.padding,
-                    "use_bias": layer.use_bias,
-                }
-            case layers.BatchNorm():
-                kind = {"kind": "norm"}
-            case layers.Dropout():
-                kind = {"kind": "dropout", "rate": layer.rate}
-            case nn.relu:
-                kind = {"kind": "relu"}
-            case layers.max_pool:
-                side //= 2
-                kind = {"kind": "max_pool"}
-            case layers.global_avg_pool:
-                side = 1
-                kind = {"kind": "mean"}
-            case _:
-                raise ValueError(f"the benchmark does not know the layer {layer}")
-        described.append(kind | before | {"features": channels, "side": side})
-    return described
 
 
 def forward_flop(layer: Layer) -> int:
