@@ -17,13 +17,15 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # What follows takes a second to import, in which Ctrl-C should not print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from benchmark.networks import describe, forward_flop
+from benchmark.networks import forward_flop
 from command import Signals, failed, hush, remember_compiled
 from display import Tally, make_display
 from rich.console import Console
 
-from jaxmnist import VARIANTS, TrainConfig, data, findings, plots, records, results, train_seeds
+from jaxmnist import VARIANTS, TrainConfig, data, findings, records, results, train_seeds
 from jaxmnist.config import DATASETS, ConfigError, SeedsConfig, check_name, parse_seeds
+from jaxmnist.description import describe
+from jaxmnist.plots import drilldown
 from jaxmnist.results import IncompleteError
 from jaxmnist.seeds import SeedDone
 from jaxmnist.training import Stopped
@@ -229,7 +231,7 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     }
     for text, content in filled.items():
         records.write(text, content)
-    plots.draw_all(rungs, images, arguments.out / FIGURES, results.digest(found))
+    drilldown.draw_all(rungs, images, arguments.out / FIGURES, results.digest(found))
     count = sum(len(rung.runs) for rung in rungs)
     console.print(
         f"{count} runs: {arguments.out / REPORT}", highlight=False, markup=False, soft_wrap=True

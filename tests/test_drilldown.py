@@ -89,7 +89,7 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
 
     # Then nothing is left to train, and the report can be made anew from the file alone.
     monkeypatch.setattr(script, "train_seeds", None)
-    monkeypatch.setattr(script.plots, "draw_all", lambda *_: None)
+    monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     (out / "results.md").write_text(report.replace("99", "11"))
     assert run("--report") == (0, f"14 runs: {out / 'results.md'}\n", "")
     assert (out / "results.md").read_text() == report
@@ -101,7 +101,7 @@ def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, 
     assert run(*TINY, "--seeds", "1", "--quiet")[0] == 0
     monkeypatch.setattr(script, "DOCS", out)
     monkeypatch.setattr(script, "ROOT", tmp_path)
-    monkeypatch.setattr(script.plots, "draw_all", lambda *_: None)
+    monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     readme = tmp_path / "README.md"
     readme.write_text("no place for results")
     status, _, err = run(*TINY, "--seeds", "2")

@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -15,13 +14,10 @@ from jaxmnist import stats
 from jaxmnist.augment import augment
 from jaxmnist.config import TrainConfig
 from jaxmnist.optim import make_optimizer
+from jaxmnist.plots.style import BLACK, BLUE, ORANGE, digits_in_rows, save, with_grid
 from jaxmnist.results import Rung
 from jaxmnist.stats import Spread
 
-# Okabe and Ito's palette (Color Universal Design, 2008): told apart by everybody, and by lightness.
-BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"
-KINDS = ("png", "svg")
-DOTS_PER_INCH = 110
 # The steps of a whole epoch of MNIST.
 STEPS = 468
 DIGITS, COPIES = 10, 5
@@ -53,23 +49,14 @@ def draw_all(rungs: Sequence[Rung], images: np.ndarray, folder: Path, source: st
         "augmentation": lambda: augmented(images),
     }
     folder.mkdir(exist_ok=True)
-    # Ids in the file that do not change from one time to the next, and text as text.
-    with rc_context({"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}):
-        for name, draw in figures.items():
-            figure = draw()
-            for kind in KINDS:
-                dated = {"Date": None} if kind == "svg" else {}
-                figure.savefig(
-                    folder / f"{name}.{kind}",
-                    dpi=DOTS_PER_INCH,
-                    metadata={"Description": source, **dated},
-                )
+    for name, draw in figures.items():
+        save(draw, [folder / f"{name}.png", folder / f"{name}.svg"], source)
     return list(figures)
 
 
 def accuracy(rungs: Sequence[Rung]) -> Figure:
     """Test accuracy by rung: every seed, the interval of the mean, the published figure."""
-    figure, axes = _figure(7.5, 4)
+    figure, axes = with_grid(7.5, 4)
     for place, rung in enumerate(rungs):
         values = list(rung.by_seed("final_test_accuracy").values())
         _dots(axes, place, values)
@@ -112,7 +99,7 @@ def curves(rungs: Sequence[Rung]) -> Figure:
 
 def train_test_gap(rungs: Sequence[Rung]) -> Figure:
     """Train accuracy of the last epoch less test accuracy, by rung."""
-    figure, axes = _figure(7.5, 3.5)
+    figure, axes = with_grid(7.5, 3.5)
     axes.axhline(0, color=BLACK, lw=0.8)
     for place, rung in enumerate(rungs):
         values = list(rung.by_seed("train_test_gap").values())
@@ -160,7 +147,7 @@ def one_cycle(epochs: int) -> Figure:
     """Learning rate and momentum of `gap`, over all its steps."""
     _, schedules = make_optimizer(TrainConfig("gap", epochs=epochs), epochs * STEPS)
     steps = jnp.arange(epochs * STEPS)
-    figure, axes = _figure(6, 3)
+    figure, axes = with_grid(6, 3)
     axes.plot(steps / STEPS, schedules.learning_rate(steps), color=BLUE)
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate (line)")
@@ -175,21 +162,7 @@ def augmented(images: np.ndarray) -> Figure:
     originals = jnp.asarray(images[:DIGITS])
     keys = jax.random.split(jax.random.key(0), COPIES)
     rows = [np.asarray(digits) for digits in (originals, *(augment(k, originals) for k in keys))]
-    figure = Figure(figsize=(DIGITS * 0.6, len(rows) * 0.6), layout="constrained")
-    panels = figure.subplots(len(rows), DIGITS, squeeze=False)
-    for digits, axes_of_row in zip(rows, panels, strict=True):
-        for axes in axes_of_row:
-            axes.axis("off")
-        for digit, axes in zip(digits, axes_of_row, strict=False):
-            axes.imshow(digit, cmap="gray", vmin=0, vmax=255)
-    return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes
+    return digits_in_rows(rows)
 
 
 def _dots(axes: Axes, place: int, values: Sequence[float]) -> None:

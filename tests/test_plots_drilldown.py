@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmnist import augment, optim, plots, results, stats
+from jaxmnist import augment, optim, results, stats
+from jaxmnist.plots import drilldown
 from tests.conftest import drawn
 from tests.test_results import write_ladder
 
@@ -33,19 +34,19 @@ def intervals(axes):
 
 
 def test_every_figure_in_both_kinds_says_what_it_is_made_from(rungs, images, tmp_path):
-    names = plots.draw_all(rungs, images, tmp_path / "figures", "results.json 1234")
+    names = drilldown.draw_all(rungs, images, tmp_path / "figures", "results.json 1234")
     files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
     assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert len(names) == 6
     assert all(b"results.json 1234" in content for content in files.values())
     # The same results give the same files, so that a difference in them means something.
-    plots.draw_all(rungs, images, tmp_path / "figures", "results.json 1234")
+    drilldown.draw_all(rungs, images, tmp_path / "figures", "results.json 1234")
     again = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
     assert {name for name in files if again[name] != files[name]} == set()
 
 
 def test_accuracy_has_a_dot_a_seed_and_the_interval(rungs):
-    (axes,) = plots.accuracy(rungs).axes
+    (axes,) = drilldown.accuracy(rungs).axes
     values = [y for _, y in points(axes, "o")]
     assert values == [v for rung in rungs for v in rung.by_seed("final_test_accuracy").values()]
     spread = stats.describe(list(rungs[-1].by_seed("final_test_accuracy").values()))
@@ -62,16 +63,16 @@ def test_published_figures_are_crosses(rungs):
         for run in rung.runs[:1]
     ]
     best = [99.28, 98.23, 98.80, 98.52, 99.21, 99.39, 99.42]
-    (axes,) = plots.accuracy(whole).axes
+    (axes,) = drilldown.accuracy(whole).axes
     assert [y for _, y in points(axes, "x")] == best
-    small, large, _ = plots.cost(whole).axes
+    small, large, _ = drilldown.cost(whole).axes
     assert [y for _, y in points(small, "x")] == best[1:]
     assert points(large, "x") == [(6379786, 99.28)]
-    assert points(plots.accuracy(rungs).axes[0], "x") == []  # of a trial
+    assert points(drilldown.accuracy(rungs).axes[0], "x") == []  # of a trial
 
 
 def test_curves_are_errors_with_a_band(rungs):
-    axes = plots.curves(rungs).axes[6]
+    axes = drilldown.curves(rungs).axes[6]
     train, test = axes.lines
     np.testing.assert_allclose(train.get_ydata(), [2.0, 1.9])
     np.testing.assert_allclose(test.get_ydata(), [2.0, 1.37])
@@ -81,12 +82,12 @@ def test_curves_are_errors_with_a_band(rungs):
 
 
 def test_the_gap_is_train_less_test(rungs):
-    (axes,) = plots.train_test_gap(rungs).axes
+    (axes,) = drilldown.train_test_gap(rungs).axes
     assert [y for _, y in points(axes, "o")][-2:] == pytest.approx([-0.5, -0.56])
 
 
 def test_cost_is_parameters_and_time(rungs):
-    small, large, by_time = plots.cost(rungs).axes
+    small, large, by_time = drilldown.cost(rungs).axes
     assert points(small, "s")[-1] == (7364, pytest.approx(98.63))
     assert [x for x, _ in points(large, "s")] == [6379786]
     assert points(by_time, "s")[-1] == (6.0, pytest.approx(98.63))  # two epochs of 3 s
@@ -94,7 +95,7 @@ def test_cost_is_parameters_and_time(rungs):
 
 
 def test_the_schedule_is_the_one_that_trains():
-    rate, momentum = (axes.lines[0].get_ydata() for axes in plots.one_cycle(15).axes)
+    rate, momentum = (axes.lines[0].get_ydata() for axes in drilldown.one_cycle(15).axes)
     expected = optim.one_cycle(0.015, 15 * 468)
     for step in (0, 2104, 5000, 7019):
         assert rate[step] == pytest.approx(float(expected.learning_rate(step)))
@@ -102,7 +103,7 @@ def test_the_schedule_is_the_one_that_trains():
 
 
 def test_digits_first_as_they_are(images):
-    panels = [axes.images[0].get_array() for axes in plots.augmented(images).axes]
+    panels = [axes.images[0].get_array() for axes in drilldown.augmented(images).axes]
     assert len(panels) == 60
     np.testing.assert_array_equal(panels[:10], images[:10])
     keys = jax.random.split(jax.random.key(0), 5)

@@ -1,0 +1,1 @@
+"""Figures, readable in black and white and by the colour-blind."""

@@ -1,0 +1,70 @@
+"""Learning curves of runs."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from jaxmnist.plots.style import PALETTE
+from jaxmnist.records import Row
+
+# An accuracy of 100 % has no place on a logarithmic axis.
+LEAST_ERROR = 0.01
+
+
+def curves(runs: Mapping[str, Sequence[Row]]) -> Figure:
+    """Error and loss by epoch, on training images (dashes) and test images (lines).
+
+    Args:
+        runs: the rows of each run; of several seeds, the mean and a band from the lowest to the
+            highest are drawn.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    error, loss = figure.subplots(1, 2)
+    names = []
+    for place, (name, rows) in enumerate(runs.items()):
+        color = PALETTE[place % len(PALETTE)]
+        for part, line in (("train", "--"), ("test", "-")):
+            names.append(f"{name}, {part}")
+            errors = {
+                epoch: np.maximum(100 - values, LEAST_ERROR)
+                for epoch, values in by_epoch(rows, f"{part}_accuracy").items()
+            }
+            _draw(error, errors, line, color)
+            _draw(loss, by_epoch(rows, f"{part}_loss"), line, color)
+    error.set_ylabel("error, %")
+    loss.set_ylabel("loss, nats an image")
+    for axes in (error, loss):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    # As they are: a folder's name may have signs that mean something in a label.
+    legend = error.legend(error.lines, names, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def by_epoch(rows: Sequence[Row], figure: str) -> dict[int, np.ndarray]:
+    """A figure of all seeds that have it, epoch by epoch."""
+    values = defaultdict(list)
+    for row in rows:
+        if row[figure] is not None:
+            values[row["epoch"]].append(row[figure])
+    return {epoch: np.array(values[epoch]) for epoch in sorted(values)}
+
+
+def _draw(axes: Axes, values: Mapping[int, np.ndarray], line: str, color: str) -> None:
+    epochs, of_seeds = list(values), list(values.values())
+    if any(len(each) > 1 for each in of_seeds):
+        low, high = ([end(each) for each in of_seeds] for end in (np.min, np.max))
+        axes.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
+    marker = "o" if len(epochs) == 1 else ""
+    axes.plot(epochs, [each.mean() for each in of_seeds], line, marker=marker, color=color)
