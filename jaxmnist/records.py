@@ -36,10 +36,20 @@ CONFIG, METRICS, SUMMARY, CHECKPOINTS = (
     "checkpoints",
 )
 _PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# What other commands make of a finished run.
+DERIVED_FOLDERS = (EVALUATION, EXPORT, PROFILE, TENSORBOARD) = (
+    "evaluation",
+    "export",
+    "profile",
+    "tensorboard",
+)
+CURVES = "curves.png"
 # What `write` leaves if it is killed.
 _SCRATCH = tuple(f".{name}.new" for name in (CONFIG, METRICS, SUMMARY))
 # A config has less than a thousand; nobody's file makes us read more than this.
 MAX_CONFIG_BYTES = 1 << 20
+# A thousand seeds of a thousand epochs have fewer.
+MAX_ROWS_BYTES = 1 << 29
 
 # Of a summary: lists with an entry for each seed.
 _FIGURES = (
@@ -48,6 +58,9 @@ _FIGURES = (
     "final_test_loss",
     "final_train_accuracy",
 )
+
+# Of a row.
+_FIGURES_OF_ROW = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 Row = dict[str, Any]
 
@@ -79,19 +92,33 @@ def new_folder(
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         check_free(path, overwrite)
-        _clear(path)
+        clear(path)
         yield wished, path
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
     """Removes a run; whenever this is interrupted, what is left is a run or nothing."""
     for folder in seed_folders(path):
-        _clear(folder)
+        clear(folder)
         folder.rmdir()
-    if (path / CHECKPOINTS).exists():
-        shutil.rmtree(path / CHECKPOINTS)
+    remove_derived(path)
+    for name in (TENSORBOARD, PROFILE, CHECKPOINTS):
+        if (path / name).exists():
+            shutil.rmtree(path / name)
     for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):  # the config last
         (path / name).unlink(missing_ok=True)
+
+
+def remove_derived(path: Path) -> None:
+    """Removes what was made of the network that a run had come to.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    for name in (EVALUATION, EXPORT):
+        if (path / name).exists():
+            shutil.rmtree(path / name)
+    (path / CURVES).unlink(missing_ok=True)
 
 
 def begin_seeds(path: Path, config: SeedsConfig) -> None:
@@ -206,10 +233,10 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is damaged: {error}; --resume writes it anew") from error
 
 
-def _check_small(file: Path, what: str) -> None:
+def _check_small(file: Path, what: str, most: int = MAX_CONFIG_BYTES) -> None:
     """Bounds what is read whole."""
     size = file.stat().st_size
-    if size > MAX_CONFIG_BYTES:
+    if size > most:
         raise ConfigError(f"{file} has {size} bytes; expected a {what}")
 
 
@@ -254,7 +281,8 @@ def check_is_run(path: Path) -> None:
     for folder in seeds:
         check_is_run(folder)
     found = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
-    foreign = found - {CONFIG, METRICS, SUMMARY, CHECKPOINTS} - {folder.name for folder in seeds}
+    ours = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, CURVES, *DERIVED_FOLDERS}
+    foreign = found - ours - {folder.name for folder in seeds}
     if foreign or (found and CONFIG not in found):
         raise ConfigError(
             f"{path} holds {', '.join(sorted(foreign or found))}, which is not of a run; "
@@ -310,6 +338,26 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Reads a metrics.jsonl, of a run in training, too.
+
+    Raises:
+        ConfigError: it is not there, or it is no such file.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; expected the folder of a run")
+    _check_small(path, "metrics", MAX_ROWS_BYTES)
+    try:
+        # A last line without its end is still being written.
+        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        if all({"epoch", "seed", *_FIGURES_OF_ROW} <= row.keys() for row in rows):
+            return rows
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise ConfigError(f"{path} is damaged; --resume writes it anew")
+
+
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json."""
     write(path, json.dumps(summary, indent=2) + "\n")
@@ -356,6 +404,23 @@ def make_row(
     }
 
 
+def row_of_test(config: TrainConfig, step: int, tested: Metrics) -> Row:
+    """The row of a network whose training is not known: only what it came to is."""
+    return {
+        "epoch": config.epochs,
+        "step": step,
+        "seed": config.seed,
+        "train_loss": None,
+        "train_accuracy": None,
+        "test_loss": _finite(tested.loss),
+        "test_accuracy": tested.accuracy,
+        "learning_rate": None,
+        "momentum": None,
+        "train_seconds": None,
+        "images_per_second": None,
+    }
+
+
 def make_summary(
     config: TrainConfig,
     parameters: int,
@@ -366,7 +431,8 @@ def make_summary(
 ) -> dict[str, Any]:
     """What summary.json says of a finished run; accuracies in percent, one entry a seed."""
     last = rows[-1]
-    train_seconds = sum(row["train_seconds"] for row in rows)
+    train_seconds = sum(row["train_seconds"] or 0 for row in rows)
+    images = last["step"] * config.batch_size
     return {
         **_head(config, [config.seed], parameters, last["step"], test_count),
         "final_test_accuracy": [last["test_accuracy"]],
@@ -375,7 +441,7 @@ def make_summary(
         "final_train_accuracy": [last["train_accuracy"]],
         "compile_seconds": round(compile_seconds, 3),
         "train_seconds": round(train_seconds, 3),
-        "images_per_second": round(last["step"] * config.batch_size / train_seconds, 1),
+        "images_per_second": round(images / train_seconds, 1) if train_seconds else None,
         "cores": len(cores()),
         **environment,
     }

@@ -26,6 +26,9 @@ from jaxmnist.records import Row
 from jaxmnist.state import TrainState, create_state, initial_state
 from jaxmnist.steps import Images
 
+# In the summary of a run whose network was trained elsewhere: the file it comes from.
+IMPORTED = "imported_from"
+
 _NOTES = {"config", "environment", "images", "seconds", "rows", "summary"}
 
 
@@ -38,6 +41,27 @@ class Run(NamedTuple):
     summary: dict[str, Any]
     path: Path
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is applied with."""
+        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+    @property
+    def normalisation(self) -> tuple[float, float]:
+        """Mean and std, of pixels / 255, by which its images are normalised.
+
+        Raises:
+            ConfigError: it was trained by a version that did not keep them, and they are not known.
+        """
+        kept = self.summary.get("normalisation") or data.NORMALISATION.get(self.config.dataset)
+        if kept is None:
+            raise ConfigError(
+                f"the run in {self.path} does not say how its images were normalised; "
+                "train it again"
+            )
+        mean, std = kept
+        return mean, std
+
 
 class Job(NamedTuple):
     """All that a run needs and does not change."""
@@ -49,6 +73,7 @@ class Job(NamedTuple):
     train_images: Images
     test_images: Images
     images_digest: str
+    normalisation: tuple[float, float]  # mean and std of the training pixels / 255
     steps: int  # an epoch
     environment: dict[str, Any]
     devices: Devices
@@ -121,6 +146,7 @@ def make_job(
         train_images=train_images,
         test_images=test_images,
         images_digest=digest_of_images(dataset),
+        normalisation=(dataset.mean, dataset.std),
         steps=steps,
         environment=environment,
         devices=devices,
@@ -219,6 +245,8 @@ def continued_run(job: Job, path: Path) -> Iterator[Begun]:
             found, skipped = checkpoint.newest_whole(folder, lambda notes: _accept(job, notes))
             checkpoint.clean(folder, int(found.state.step))
             position = _from_checkpoint(found, job.total_steps)
+            if position.summary is None:
+                records.remove_derived(path)
             remarks = [*skipped, *_changes(found.notes["environment"], job.environment)]
         else:
             _check_not_begun(job, path)
@@ -314,7 +342,7 @@ def finished(job: Job, position: Position, compile_seconds: float) -> Position:
         compile_seconds,
         job.environment,
     )
-    return position._replace(summary=summary)
+    return position._replace(summary={**summary, "normalisation": list(job.normalisation)})
 
 
 def finished_run(job: Job, position: Position, path: Path) -> Run:
@@ -373,6 +401,12 @@ def _first_position(job: Job) -> Position:
 
 
 def _from_checkpoint(found: Checkpoint, total_steps: int) -> Position:
+    before = found.notes["summary"]
+    if before is not None and IMPORTED in before and int(found.state.step) != total_steps:
+        raise ConfigError(
+            f"the network comes from {before[IMPORTED]}; it cannot go on with an optimiser that "
+            "nobody has kept"
+        )
     state, metrics = jax.device_put((found.state, found.metrics))
     # A finished run may go on with more epochs; then it is finished no longer.
     summary = found.notes["summary"] if int(state.step) == total_steps else None

@@ -136,6 +136,8 @@ def train_seeds(
     with folder as (wished, path):
         found = look_up(job, many.seeds, path)
         records.begin_seeds(path, many)  # not before nothing refuses any more
+        if set(found.steps) != set(found.ends):
+            records.remove_derived(path)
         count, steps = len(job.train_images.pixels), found.steps
         report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, found.remarks))
         ends = _train_rest(train_with, job, found, path, watch, report)

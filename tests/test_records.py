@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -290,3 +291,21 @@ def test_a_disk_that_does_not_take_a_line_is_named(tmp_path):
     path.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
         records.append(path, "three")
+
+
+def test_what_was_made_of_a_run_goes_with_it(small_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(small_run.path, out)
+    for name in records.DERIVED_FOLDERS:
+        (out / name / "below").mkdir(parents=True, exist_ok=True)
+    (out / records.CURVES).write_bytes(b"")
+    records.check_is_run(out)
+    with records.new_folder(small_run.config, out, overwrite=True):
+        assert list(out.iterdir()) == []
+
+
+def test_what_was_made_of_the_network_alone(tmp_path):
+    for name in records.DERIVED_FOLDERS:
+        (tmp_path / name / "below").mkdir(parents=True)
+    records.remove_derived(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"profile", "tensorboard"}

@@ -361,3 +361,14 @@ def test_limit_train(small_idx_dir):
     np.testing.assert_array_equal(train_images.pixels, dataset.train_images[:100])
     with pytest.raises(ConfigError, match="limit_train is 601, but there are 600 training images"):
         runs.to_devices(dataset, 601)
+
+
+def test_a_run_knows_how_its_images_were_normalised(small_run, small_idx_dir):
+    images = jaxmnist.data.load("fashion_mnist", idx_dir=small_idx_dir)
+    assert small_run.normalisation == (images.mean, images.std)
+    # Runs of before did not keep it.
+    summary = {key: value for key, value in small_run.summary.items() if key != "normalisation"}
+    mnist = small_run._replace(config=jaxmnist.TrainConfig("gap"), summary=summary)
+    assert mnist.normalisation == (0.1307, 0.3081)
+    with pytest.raises(ConfigError, match="does not say how its images were normalised; train it"):
+        _ = small_run._replace(summary=summary).normalisation

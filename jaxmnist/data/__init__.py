@@ -20,7 +20,7 @@ __all__ = ["TRAIN_COUNT", "DataError", "Dataset", "Progress", "load"]
 _log = logging.getLogger(__name__)
 
 # The notebooks' constants for MNIST; those of the other data sets are computed.
-_NORMALISATION = {"mnist": (0.1307, 0.3081)}
+NORMALISATION = {"mnist": (0.1307, 0.3081)}
 _DIGESTS = "SHA256SUMS"
 
 # Training images of each data set, as published.
@@ -133,7 +133,7 @@ def _to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: 
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(labels):
             raise DataError(f"{origin} has {len(images)} images but {len(labels)} labels")
-    mean, std = _NORMALISATION.get(dataset) or _mean_and_std(train_images)
+    mean, std = NORMALISATION.get(dataset) or _mean_and_std(train_images)
     return Dataset(train_images, train_labels, test_images, test_labels, mean, std)
 
 
