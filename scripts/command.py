@@ -1,5 +1,6 @@
 """What the commands that train have in common: signals, errors in a line, compiled programs."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,21 @@ def failed(error: Exception, debug: bool) -> int:
         traceback.print_exc()
     print(f"error: {_line(error)}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Says how to install what is optional, where it is missing.
+
+    Raises:
+        ConfigError: a package of the extra is not there.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is not installed; pip install -e '.[{extra}]' installs it"
+        ) from error
 
 
 def remember_compiled() -> None:

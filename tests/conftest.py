@@ -1,5 +1,6 @@
 """What several test files share: small images, a small run, and golden numbers drawn by name."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file as load_safetensors
 
 import jaxmnist
 from jaxmnist.data import idx
 
 GOLDEN = Path(__file__).parent / "golden"
-SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPT = SCRIPTS / "train.py"
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +120,40 @@ def small_run(small_config, small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
     """A finished run; tests may read it, not change it."""
     out = tmp_path_factory.mktemp("runs") / "small"
     return jaxmnist.train(small_config, out=out, idx_dir=small_idx_dir)
+
+
+def trained_variables() -> dict:
+    """`gap` as seed 0 of docs/results.json left it, by `scripts/export.py --to safetensors`."""
+    variables: dict = {}
+    file = Path(__file__).parent / "fixtures" / "gap_seed0.safetensors"
+    for name, value in load_safetensors(file).items():
+        collection, layer, kind = name.split("/")
+        variables.setdefault(collection, {}).setdefault(layer, {})[kind] = value
+    return variables
+
+
+@pytest.fixture(scope="session")
+def small_seeds(small_idx_dir, tmp_path_factory) -> jaxmnist.SeedRuns:
+    """Finished runs of two seeds; tests may read them, not change them."""
+    config = jaxmnist.TrainConfig("less_params", "kmnist", epochs=1)
+    out = tmp_path_factory.mktemp("runs") / "seeds"
+    return jaxmnist.train_seeds(config, [0, 1], out=out, idx_dir=small_idx_dir, seed_mapping="loop")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Runs a script in this process: its status, output and errors."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+    def run(name, *words):
+        script = importlib.import_module(name)
+        if hasattr(script, "remember_compiled"):
+            monkeypatch.setattr(script, "remember_compiled", lambda: None)
+        status = script.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
 
 
 # Where the tests run in the background, children begin with SIGINT ignored.

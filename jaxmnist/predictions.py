@@ -1,0 +1,123 @@
+"""What trained networks say of images: log-probabilities, of one network or of several together."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.special import log_softmax
+
+from jaxmnist import records
+from jaxmnist.augment import affine
+from jaxmnist.config import ConfigError, spoken
+from jaxmnist.evaluation import CLASSES
+from jaxmnist.models import Network, create_model
+from jaxmnist.runs import Run, load_run
+from jaxmnist.seeds import load_seeds
+from jaxmnist.steps import EVAL_BLOCK, normalise
+
+# uint8 [N, 28, 28] to float32 [N, 10], natural logarithms.
+Predict = Callable[[np.ndarray], np.ndarray]
+
+MAX_VIEWS = 1000
+
+
+def load_runs(path: str | os.PathLike) -> list[Run]:
+    """The finished runs in a folder: that of one, or those of several seeds.
+
+    Raises:
+        ConfigError: there is none, or a seed has failed.
+        CheckpointError: a checkpoint is not whole.
+        OSError: a file cannot be read.
+    """
+    path = Path(path)
+    if not (path.is_dir() and records.seed_folders(path)):
+        return [load_run(path)]
+    seeds = load_seeds(path)
+    if seeds.failures:
+        raise ConfigError(
+            f"{path} has seeds that failed: {spoken(list(seeds.failures))}; --resume trains them "
+            "again, or name the folders of the others"
+        )
+    return list(seeds.runs.values())
+
+
+def make_predict(run: Run) -> Predict:
+    """What a network says of images: `predict(pixels) -> log-probabilities`.
+
+    Args:
+        run: a finished run.
+
+    Raises:
+        ConfigError: the run does not say how its images were normalised.
+    """
+    model = create_model(run.config.variant, run.config.dropout)
+    mean, std = map(np.float32, run.normalisation)
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        # Blocks of one size, so that one program serves any number of images.
+        size = min(EVAL_BLOCK, max(len(pixels), 1))
+        padded = np.pad(pixels, ((0, -len(pixels) % size), (0, 0), (0, 0)))
+        blocks = padded.reshape(-1, size, *pixels.shape[1:])
+        said = [np.asarray(_of_block(model, run.variables, block, mean, std)) for block in blocks]
+        return np.concatenate([np.empty((0, CLASSES), np.float32), *said])[: len(pixels)]
+
+    return predict
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_block(
+    model: Network, variables: Any, pixels: jax.Array, mean: jax.Array, std: jax.Array
+) -> jax.Array:
+    logits: Any = model.apply(variables, normalise(pixels, mean, std))
+    return jax.nn.log_softmax(logits)
+
+
+def with_views(predict: Predict, views: int) -> Predict:
+    """The same network's word on several slightly moved copies of each image, taken together.
+
+    Args:
+        predict: the network.
+        views: how many; the first is the image itself.
+
+    Raises:
+        ConfigError: there is no such number.
+    """
+    if not 1 <= views <= MAX_VIEWS:
+        raise ConfigError(f"views is {views}; expected 1 to {MAX_VIEWS}")
+    # Whatever is drawn, it is the same for all images and from one evaluation to the next.
+    rng = np.random.default_rng(0)
+    drawn = [rng.uniform(-1, 1, 5) for _ in range(views - 1)]
+    moves: list[tuple[Any, ...]] = [(0.0, (0.0, 0.0), 1.0, 0.0), *map(_small_move, drawn)]
+    move = jax.jit(affine)
+
+    def predict_views(pixels: np.ndarray) -> np.ndarray:
+        count = len(pixels)
+        said = []
+        for parameters in moves:
+            of_each = (np.broadcast_to(np.float32(p), (count, *np.shape(p))) for p in parameters)
+            said.append(predict(np.asarray(move(pixels, *of_each))))
+        return together(said)
+
+    return predict_views
+
+
+def _small_move(drawn: np.ndarray) -> tuple[float, tuple[float, float], float, float]:
+    """Angle, shift, scale and shear of `augment.affine`: half of what the recipe draws or less."""
+    angle, x, y, scale, shear = drawn
+    return 5 * angle, (round(1.4 * x), round(1.4 * y)), 1 + 0.08 * scale, 5 * shear
+
+
+def together(said: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of several log-probabilities, made log-probabilities again.
+
+    Args:
+        said: float32 `[N, 10]` each.
+
+    Returns:
+        float32 `[N, 10]`.
+    """
+    return log_softmax(np.mean(said, axis=0), axis=1).astype(np.float32)

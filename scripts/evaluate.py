@@ -1,0 +1,206 @@
+"""Evaluates trained networks: `python scripts/evaluate.py runs/gap-seed0`.
+
+Prints how often a network is right, how sure it is and where it errs, and writes the same with
+pictures into the run's folder, in evaluation/. Several networks are compared, and evaluated
+together as an ensemble: the mean of their log-probabilities.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # Ctrl-C ends it, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import numpy as np
+from command import failed, hush, remember_compiled
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxmnist import data, evaluation, predictions, records
+from jaxmnist.config import DATASETS, ConfigError
+from jaxmnist.evaluation import Evaluation
+from jaxmnist.plots import evaluation as plots
+from jaxmnist.runs import Run
+
+FILE = "evaluation.json"
+LEGEND = (
+    "+: images that only it gets right, -: those that only the first network does; "
+    "p: McNemar's exact test of the two"
+)
+
+
+class Evaluated(NamedTuple):
+    """A network or an ensemble, what it says of each image, and what that is worth."""
+
+    runs: Sequence[Run]
+    said: np.ndarray  # log-probabilities, float32 [N, 10]
+    figures: Evaluation
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        count = len(self.runs)
+        return str(self.runs[0].path) if count == 1 else f"ensemble of {count}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = parse(argv)
+    try:
+        remember_compiled()
+        run(arguments, Console())
+        return 0
+    except Exception as error:
+        return failed(error, arguments.debug)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or that of many seeds"
+    )
+    parser.add_argument("--dataset", choices=DATASETS, help="another than it was trained on")
+    parser.add_argument(
+        "--views", type=int, default=1, help="slightly moved copies of each image to average over"
+    )
+    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Evaluates each network on all test images, and all together."""
+    runs = [run for path in arguments.runs for run in predictions.load_runs(path)]
+    check_each_once(runs)
+    dataset = arguments.dataset or common_dataset(runs)
+    images = data.load(dataset, arguments.data_dir, arguments.idx_dir)
+    labels = images.test_labels
+    evaluated = []
+    for one in runs:
+        predict = predictions.with_views(predictions.make_predict(one), arguments.views)
+        said = predict(images.test_images)
+        evaluated.append(Evaluated([one], said, evaluation.evaluate(said, labels)))
+    if len(runs) == 1:
+        console.print(digits_table(evaluated[0].figures))
+    else:
+        said = predictions.together([one.said for one in evaluated])
+        evaluated.append(Evaluated(runs, said, evaluation.evaluate(said, labels)))
+        console.print(networks_table(evaluated, labels))
+        console.print(LEGEND, soft_wrap=True, highlight=False)
+    last = line(evaluated[-1], dataset)
+    console.print(last, highlight=False, soft_wrap=True, markup=False)
+    for one in evaluated:
+        write(one, images, folder_of(one, arguments, dataset), arguments.views, dataset)
+
+
+def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Path:
+    """Where figures and pictures go: those of an ensemble to what was named first."""
+    place = dataset if arguments.views == 1 else f"{dataset}-{arguments.views}views"
+    if len(one.runs) == 1:
+        return one.runs[0].path / records.EVALUATION / place
+    return arguments.runs[0] / records.EVALUATION / f"{place}-ensemble"
+
+
+def check_each_once(runs: Sequence[Run]) -> None:
+    """Keeps a network from counting twice in an ensemble.
+
+    Raises:
+        ConfigError: one is named twice.
+    """
+    paths = [run.path.resolve() for run in runs]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise ConfigError(f"{runs[number].path} is named twice; each network counts once")
+
+
+def common_dataset(runs: Sequence[Run]) -> str:
+    """What all runs were trained on.
+
+    Raises:
+        ConfigError: it is not the same.
+    """
+    datasets = list(dict.fromkeys(run.config.dataset for run in runs))
+    if len(datasets) > 1:
+        raise ConfigError(
+            f"the runs were trained on {' and '.join(datasets)}; "
+            "pass --dataset, on which they are to be compared"
+        )
+    return datasets[0]
+
+
+def write(one: Evaluated, images: data.Dataset, folder: Path, views: int, dataset: str) -> None:
+    """Puts figures and pictures into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [{"path": str(run.path), "config": json.loads(run.config.to_json())} for run in one.runs]
+    what = {"dataset": dataset, "views": views, "runs": runs}
+    content = json.dumps({**what, **one.figures.to_dict()}, indent=2) + "\n"
+    records.write(folder / FILE, content)
+    plots.draw_all(one.figures, images.test_images, folder, one.name)
+
+
+def digits_table(figures: Evaluation) -> Table:
+    """A line for each digit."""
+    table = Table(title="Digits", title_justify="left")
+    for column in ("digit", "images", "precision %", "recall %", "most often taken for (times)"):
+        table.add_column(column, justify="right")
+    for digit, row in enumerate(figures.confusion):
+        wrong = np.where(np.arange(len(row)) == digit, 0, row)
+        other = f"{wrong.argmax()} ({wrong.max()})" if wrong.any() else "-"
+        precision, recall = (percent(of[digit]) for of in (figures.precision, figures.recall))
+        table.add_row(str(digit), str(row.sum()), precision, recall, other)
+    return table
+
+
+def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
+    """A line for each network; beside each, how it differs from the first."""
+    table = Table(title="Networks", title_justify="left", box=box.SIMPLE)
+    table.add_column("network", overflow="fold")
+    for column in ("right %", "95 % interval", "loss", "ECE", "+", "-", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    first = evaluated[0].said
+    for place, one in enumerate(evaluated):
+        figures = one.figures
+        against = ("", "", "")
+        if place:
+            gains, losses, p = evaluation.compare(first, one.said, labels)
+            against = (str(gains), str(losses), f"{p:.3f}" if p >= 0.001 else "<0.001")
+        table.add_row(
+            Text(one.name),
+            f"{figures.accuracy:.2f}",
+            f"{figures.low:.2f} to {figures.high:.2f}",
+            f"{figures.loss:.4f}",
+            f"{figures.calibration_error:.2f}",
+            *against,
+        )
+    return table
+
+
+def line(one: Evaluated, dataset: str) -> str:
+    """The last line: what it came to."""
+    figures = one.figures
+    return (
+        f"{one.name}: {figures.accuracy:.2f} % of {figures.count:,} test images of {dataset} "
+        f"(95 % interval {figures.low:.2f} to {figures.high:.2f}), loss {figures.loss:.4f}, "
+        f"calibration error {figures.calibration_error:.2f} points"
+    )
+
+
+def percent(value: float | None) -> str:
+    """Of nothing there is none."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    if "--debug" not in sys.argv:
+        hush()
+    sys.exit(main(sys.argv[1:]))

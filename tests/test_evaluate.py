@@ -1,0 +1,189 @@
+"""The commands that use what was trained: evaluate, predict and plot, as their users type them."""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmnist import pictures, predictions
+from jaxmnist.data import idx
+
+
+@pytest.fixture
+def folder(small_idx_dir, tmp_path):
+    """Test images as pictures, dark on light, each named by its label."""
+    images = idx.parse_images((small_idx_dir / idx.TEST_IMAGES).read_bytes(), "test")
+    labels = idx.parse_labels((small_idx_dir / idx.TEST_LABELS).read_bytes(), "test")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        light = Image.fromarray(255 - images[number]).resize((140, 140), Image.Resampling.NEAREST)
+        light.save(pictures / f"{labels[number]}.png")
+    return pictures
+
+
+def test_evaluates_a_run(command, small_run, small_idx_dir):
+    status, out, err = command("evaluate", small_run.path, "--idx-dir", small_idx_dir)
+    assert (status, err) == (0, "")
+    accuracy = small_run.summary["final_test_accuracy"][0]
+    last = out.splitlines()[-1]
+    assert last.startswith(
+        f"{small_run.path}: {accuracy:.2f} % of 430 test images of fashion_mnist (95 % interval "
+    )
+    folder = small_run.path / "evaluation" / "fashion_mnist"
+    assert {file.name for file in folder.iterdir()} == {
+        "evaluation.json",
+        "reliability.png",
+        "confusion.png",
+        "mistakes.png",
+    }
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert written["accuracy"] == pytest.approx(accuracy)
+    assert written["loss"] == pytest.approx(small_run.summary["final_test_loss"][0], rel=1e-5)
+    assert (written["count"], written["views"]) == (430, 1)
+    assert np.sum(written["confusion"]) == 430
+    assert written["runs"][0]["config"]["variant"] == "gap"
+
+
+def test_compares_runs_and_evaluates_them_together(command, small_seeds, small_idx_dir):
+    words = (small_seeds.path, "--views", "2", "--idx-dir", small_idx_dir)
+    status, out, err = command("evaluate", *words)
+    assert (status, err) == (0, "")
+    assert "seeds/seed0" in out.replace("\n", "")
+    assert out.splitlines()[-1].startswith("ensemble of 2: ")
+    place = small_seeds.path / "evaluation" / "kmnist-2views-ensemble"
+    written = json.loads((place / "evaluation.json").read_text())
+    assert [run["config"]["seed"] for run in written["runs"]] == [0, 1]
+    each = small_seeds.path / "seed1" / "evaluation" / "kmnist-2views" / "evaluation.json"
+    assert json.loads(each.read_text())["views"] == 2
+
+
+def test_runs_of_different_images_need_a_word(command, small_seeds, small_run):
+    status, _, err = command("evaluate", small_run.path, small_seeds.path)
+    assert status == 2
+    assert err == (
+        "error: the runs were trained on fashion_mnist and kmnist; pass --dataset, on which they "
+        "are to be compared\n"
+    )
+
+
+def test_other_images_are_normalised_as_those_of_the_training(
+    command, small_run, small_idx_dir, tmp_path
+):
+    out = tmp_path / "run"
+    shutil.copytree(small_run.path, out)
+    words = (out, "--dataset", "kmnist", "--idx-dir", small_idx_dir)
+    status, said, _ = command("evaluate", *words)
+    assert status == 0
+    assert said.splitlines()[-1].startswith(
+        f"{out}: {small_run.summary['final_test_accuracy'][0]:.2f} % of 430 test images of kmnist"
+    )
+    written = json.loads((out / "evaluation" / "kmnist" / "evaluation.json").read_text())
+    assert (written["dataset"], written["runs"][0]["path"]) == ("kmnist", str(out))
+    assert written["runs"][0]["config"]["dataset"] == "fashion_mnist"
+
+
+def test_no_network_counts_twice(command, small_seeds):
+    again = small_seeds.path / "seed1"
+    status, _, err = command("evaluate", small_seeds.path, again)
+    assert status == 2
+    assert err == f"error: {again} is named twice; each network counts once\n"
+
+
+def test_evaluate_names_what_is_no_run(command, tmp_path):
+    status, _, err = command("evaluate", tmp_path / "none")
+    assert status == 2
+    assert err == f"error: {tmp_path / 'none'} does not exist; expected the folder of a run\n"
+
+
+def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch):
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    content = (folder / "1.png").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    words = (folder, "-", folder / "none.png", folder / "2.png", "--json")
+    status, out, err = command("predict", small_run.path, *words)
+    assert status == 1
+    answers = [json.loads(line) for line in out.splitlines()]
+    files = [str(folder / name) for name in ("0.png", "1.png", "2.png")]
+    assert [answer["file"] for answer in answers] == [*files, "-", files[2]]
+    assert all(set(answer) == {"file", "digit", "probabilities"} for answer in answers)
+    predict = predictions.make_predict(small_run)
+    for answer, file in zip(answers, [*files, files[1], files[2]], strict=True):
+        expected = np.exp(predict(pictures.read(Path(file))[None])[0])
+        np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+        assert answer["digit"] == expected.argmax()
+    first, second = err.splitlines()
+    assert first.startswith(f"error: {folder / 'broken.png'}: it cannot be read: ")
+    assert second == f"error: {folder / 'none.png'}: No such file or directory"
+
+
+def test_predicts_in_words_and_together(command, small_seeds, folder):
+    status, out, err = command("predict", small_seeds.path, folder / "0.png")
+    assert (status, err) == (0, "")
+    digit = pictures.read(folder / "0.png")[None]
+    said = [predictions.make_predict(run)(digit) for run in small_seeds.runs.values()]
+    together = 100 * np.exp(predictions.together(said)[0])
+    each = "  ".join(f"{place}: {percent:.1f}" for place, percent in enumerate(together))
+    assert out == f"{folder / '0.png'}: {together.argmax()}   (%  {each})\n"
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "[bold].png", "\udcff.png", "n" * 300 + ".png"])
+def test_names_of_all_kinds(command, small_run, folder, tmp_path, name):
+    file = tmp_path / name
+    with contextlib.suppress(OSError):  # one is too long to exist
+        shutil.copy(folder / "0.png", file)
+    status, out, err = command("predict", small_run.path, file, folder / "1.png")
+    assert status == (0 if len(name) < 256 else 1)
+    assert len((out + err).splitlines()) == 2
+    assert out.splitlines()[-1].startswith(f"{folder / '1.png'}: ")
+
+
+def test_predict_names_an_empty_folder_and_what_is_no_file(command, small_run, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, out, err = command("predict", small_run.path, empty, "/dev/null")
+    assert (status, out) == (1, "")
+    assert err.splitlines() == [
+        f"error: {empty}: there is no file in this folder",
+        "error: /dev/null: it is neither a file nor a folder",
+    ]
+
+
+def test_plots_one_run_or_many(command, small_run, small_seeds, tmp_path):
+    assert command("plot", small_run.path) == (0, f"{small_run.path / 'curves.png'}\n", "")
+    out = tmp_path / "curves.svg"
+    words = (small_run.path, small_seeds.path, "--out", out)
+    assert command("plot", *words) == (0, f"{out}\n", "")
+    drawn = out.read_text()
+    assert f"{small_seeds.path}, test" in drawn
+    assert f"{small_run.path}, train" in drawn
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (None, "does not exist; expected the folder of a run"),
+        ("", "has no finished epoch yet; there is nothing to draw"),
+        ('{"epoch": 1}\n', "is damaged; --resume writes it anew"),
+        ("[1]\n", "is damaged; --resume writes it anew"),
+        ("{\n", "is damaged; --resume writes it anew"),
+    ],
+)
+def test_plot_names_what_cannot_be_drawn(command, tmp_path, rows, words):
+    if rows is not None:
+        (tmp_path / "metrics.jsonl").write_text(rows)
+    status, out, err = command("plot", tmp_path)
+    assert (status, out) == (2, "")
+    assert words in err
+
+
+def test_plot_refuses_other_kinds_of_pictures(command, small_run):
+    status, _, err = command("plot", small_run.path, "--out", "curves.gif")
+    assert status == 2
+    assert err == "error: out is curves.gif; expected a name that ends with .png or .svg\n"
