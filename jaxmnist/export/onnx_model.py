@@ -1,0 +1,125 @@
+"""ONNX: a graph of standard operators, a node for each layer."""
+# pyright: reportMissingImports=false
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.description import SIZE, Layer
+from jaxmnist.export.network import Arrays, Network
+
+# Old enough for every runtime in use.
+OPSET, IR_VERSION = 17, 8
+
+
+def write(network: Network, file: Path) -> None:
+    """Writes the network as an ONNX model: `images`, any number of them, to `logits` `[N, 10]`.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    builder = _Builder()
+    end = builder.images(network)
+    for name, layer, arrays in network.layers():
+        end = builder.layer(end, name, layer, arrays)
+    builder.node("Flatten", [end], "logits", axis=1)
+    kind = TensorProto.FLOAT if network.normalised_input else TensorProto.UINT8
+    shape = ["N", SIZE, SIZE, *([1] if network.normalised_input else [])]
+    graph = helper.make_graph(
+        builder.nodes,
+        network.config.variant,
+        [helper.make_tensor_value_info("images", kind, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
+        builder.constants,
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="jaxmnist",
+    )
+    helper.set_model_props(model, {"config": network.config.to_json()})
+    onnx.checker.check_model(model, full_check=True)
+    file.write_bytes(model.SerializeToString())
+
+
+def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
+    """What onnxruntime makes of images: logits float32 `[N, 10]`.
+
+    Args:
+        network: what was written.
+        file: the model.
+        images: uint8 `[N, 28, 28]`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": network.input_of(images)})
+    return np.asarray(logits)
+
+
+class _Builder:
+    """Nodes and constants so far."""
+
+    def __init__(self):
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def images(self, network: Network) -> str:
+        """From the input to `[N, 1, 28, 28]`, normalised."""
+        from onnx import TensorProto
+
+        end = "images"
+        if not network.normalised_input:
+            end = self.node("Cast", [end], "pixels", to=TensorProto.FLOAT)
+            steps = (
+                ("Div", "white", 255),
+                ("Sub", "mean", network.mean),
+                ("Div", "std", network.std),
+            )
+            for operator, name, number in steps:
+                constant = self.constant(name, np.float32(number))
+                end = self.node(operator, [end, constant], f"by_{name}")
+        shape = self.constant("shape", np.array([-1, 1, SIZE, SIZE], np.int64))
+        return self.node("Reshape", [end, shape], "normalised")
+
+    def layer(self, end: str, name: str, layer: Layer, arrays: Arrays) -> str:
+        """Adds one layer behind `end`; returns the name of what it gives."""
+        match layer["kind"]:
+            case "conv":
+                weight = self.constant(f"{name}/weight", arrays["kernel"].transpose(3, 2, 0, 1))
+                bias = [self.constant(f"{name}/bias", arrays["bias"])] if "bias" in arrays else []
+                side, margin = layer["kernel_size"], layer["padding"]
+                return self.node(
+                    "Conv", [end, weight, *bias], name, kernel_shape=[side] * 2, pads=[margin] * 4
+                )
+            case "norm":
+                names = ("scale", "bias", "mean", "var")
+                constants = [self.constant(f"{name}/{key}", arrays[key]) for key in names]
+                return self.node(
+                    "BatchNormalization", [end, *constants], name, epsilon=layer["epsilon"]
+                )
+            case "relu":
+                return self.node("Relu", [end], name)
+            case "max_pool":
+                return self.node("MaxPool", [end], name, kernel_shape=[2, 2], strides=[2, 2])
+            case "mean":
+                return self.node("GlobalAveragePool", [end], name)
+            case _:  # dropout does nothing outside training
+                return end

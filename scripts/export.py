@@ -1,0 +1,108 @@
+"""Exports a trained network: `python scripts/export.py runs/gap-seed0 --to onnx`.
+
+Writes it to export/ in the run's folder, and compares what comes of it with the original on real
+images. With --from-torch it goes the other way: from the weights of a network that was trained in
+the original's notebook, or anywhere in PyTorch, to a run folder.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # Ctrl-C ends it, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import jax
+from command import failed, hush, needing, remember_compiled
+
+from jaxmnist import VARIANTS, TrainConfig, data, imported, records, runs
+from jaxmnist.config import ConfigError, check_name
+from jaxmnist.export import pytorch
+from jaxmnist.export.network import network_of
+from jaxmnist.export.targets import TARGETS, export
+
+IMAGES = 256
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = parse(argv)
+    try:
+        remember_compiled()
+        print(to_run(arguments) if arguments.from_torch else to_file(arguments))
+        return 0
+    except Exception as error:
+        return failed(error, arguments.debug)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "run", nargs="?", type=Path, help="a run's folder; with --from-torch the one to make"
+    )
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", choices=TARGETS, help="the format")
+    way.add_argument("--from-torch", type=Path, metavar="FILE", help="a PyTorch state dict")
+    parser.add_argument("--variant", help="which network --from-torch has")
+    parser.add_argument(
+        "--normalised-input",
+        action="store_true",
+        help="let the export take float32 [N, 28, 28, 1], normalised, not uint8 [N, 28, 28]",
+    )
+    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    return parser.parse_args(argv)
+
+
+def to_file(arguments: argparse.Namespace) -> str:
+    """Exports a run; returns what there is to say of it."""
+    if arguments.run is None:
+        raise ConfigError("run is missing; expected the folder of a finished run")
+    if arguments.variant is not None:
+        raise ConfigError("variant is for --from-torch; a run knows its own")
+    if arguments.normalised_input and not TARGETS[arguments.to].takes_images:
+        raise ConfigError(
+            f"normalised_input is not for {arguments.to}, which holds weights alone: leave it out"
+        )
+    run = runs.load_run(arguments.run)
+    images = data.load(run.config.dataset, arguments.data_dir, arguments.idx_dir)
+    some = images.test_images[:IMAGES]
+    network = network_of(run, arguments.normalised_input)
+    # On some accelerators products are rounded more than the comparison allows.
+    with needing(TARGETS[arguments.to].extra), jax.default_matmul_precision("highest"):
+        file, difference = export(network, arguments.to, run.path / records.EXPORT, some)
+    return f"{file}: {difference:.1e} is the largest difference on {len(some)} test images"
+
+
+def to_run(arguments: argparse.Namespace) -> str:
+    """Makes a run of a PyTorch network; returns what there is to say of it."""
+    if arguments.variant is None:
+        raise ConfigError(f"variant is missing; expected one of {', '.join(VARIANTS)}")
+    check_name("variant", arguments.variant, VARIANTS)
+    if arguments.normalised_input:
+        raise ConfigError("normalised_input is for --to; leave it out")
+    if arguments.run is not None:
+        records.check_free(arguments.run, overwrite=False)
+    with needing("torch"):
+        variables = pytorch.read(arguments.from_torch, arguments.variant)
+    job = runs.make_job(
+        TrainConfig(arguments.variant),
+        arguments.data_dir,
+        arguments.idx_dir,
+        data.ignore_progress,
+    )
+    run = imported.write_run(job, variables, arguments.run, arguments.from_torch)
+    accuracy = run.summary["final_test_accuracy"][0]
+    count = run.summary["test_count"]
+    return f"{run.path}: {arguments.variant}, {accuracy:.2f} % of {count:,} test images"
+
+
+if __name__ == "__main__":
+    if "--debug" not in sys.argv:
+        hush()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,208 @@
+"""Exports say what the network says, in programs that know nothing of it."""
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmnist
+from jaxmnist import ConfigError, TrainConfig
+from jaxmnist.description import describe
+from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo, targets
+from jaxmnist.export.network import ExportError, Network, network_of
+from jaxmnist.export.targets import TARGETS, export
+from jaxmnist.steps import normalise
+from tests.conftest import drawn, golden, golden_batch, golden_variables
+
+MEAN, STD = np.array(0.1307, np.float32), np.array(0.3081, np.float32)
+# In ONNX, the operators of each layer of gap between the images and the logits.
+CONV, NORM, DROP = ["Conv", "Relu"], ["BatchNormalization"], []
+GAP = [
+    *[*CONV, *NORM, *CONV, *NORM, "MaxPool"],
+    *(CONV + NORM) * 4,
+    "GlobalAveragePool",
+    *[*CONV, *NORM, "Conv", "Flatten"],
+]
+
+
+def network(variant, normalised_input=False):
+    return Network(TrainConfig(variant), golden_variables(variant), MEAN, STD, normalised_input)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return drawn("pixels/export", (5, 28, 28), 0, 255).astype(np.uint8)
+
+
+def logits_of(variant, images):
+    model = jaxmnist.create_model(variant)
+    return np.asarray(model.apply(golden_variables(variant), normalise(images, MEAN, STD)))
+
+
+@pytest.mark.parametrize("variant", jaxmnist.VARIANTS)
+def test_onnx_is_the_network(variant, images, tmp_path):
+    file = tmp_path / "model.onnx"
+    onnx_model.write(network(variant), file)
+    for count in (5, 1):
+        found = onnx_model.answer(network(variant), file, images[:count])
+        np.testing.assert_allclose(found, logits_of(variant, images[:count]), atol=1e-4)
+
+
+def test_onnx_is_a_clean_graph_with_the_golden_answers(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    file = tmp_path / "model.onnx"
+    onnx_model.write(network("gap", normalised_input=True), file)
+    model = onnx.load(file)
+    assert [node.op_type for node in model.graph.node] == ["Reshape", *GAP]
+    # PyTorch's own figures, computed from these weights.
+    batch, _ = golden_batch(len(golden("gap")["eval_log_probs"]))
+    (logits,) = ort.InferenceSession(file).run(None, {"images": batch})
+    found = np.asarray(jax.nn.log_softmax(logits))
+    np.testing.assert_allclose(found, golden("gap")["eval_log_probs"], atol=1e-4)
+    onnx_model.write(network("gap"), file)
+    model = onnx.load(file)
+    first = ["Cast", "Div", "Sub", "Div", "Reshape"]
+    assert [node.op_type for node in model.graph.node] == [*first, *GAP]
+    assert json.loads(model.metadata_props[0].value)["variant"] == "gap"
+
+
+@pytest.mark.parametrize(("variant", "normalised"), [("gap", False), ("batch_norm", True)])
+def test_stablehlo_is_the_network_for_every_platform(variant, normalised, images, tmp_path):
+    file = tmp_path / "model.stablehlo"
+    stablehlo.write(network(variant, normalised), file)
+    found = stablehlo.answer(network(variant, normalised), file, images)
+    np.testing.assert_allclose(found, logits_of(variant, images), atol=1e-4)
+    exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert exported.in_avals[0].dtype == (np.float32 if normalised else np.uint8)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_safetensors_hold_arrays_and_config(images, tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    file = tmp_path / "model.safetensors"
+    safetensors_file.write(network("batch_norm"), file)
+    with safetensors.safe_open(file, "numpy") as opened:
+        assert TrainConfig.from_json(opened.metadata()["config"]) == TrainConfig("batch_norm")
+        kernel = opened.get_tensor("params/conv1/kernel")
+        assert "batch_stats/norm1/var" in opened.keys()  # noqa: SIM118 - it is no dictionary
+    variables = golden_variables("batch_norm")
+    np.testing.assert_array_equal(kernel, variables["params"]["conv1"]["kernel"])
+    found = safetensors_file.answer(network("batch_norm"), file, images)
+    np.testing.assert_allclose(found, logits_of("batch_norm", images), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["skeleton", "gap"])
+def test_torch_and_back(variant, images, tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "model.pt"
+    pytorch.write(network(variant), file)
+    found = pytorch.answer(network(variant), file, images)
+    np.testing.assert_allclose(found, logits_of(variant, images), atol=1e-4)
+    # A notebook's names are others; the order is what counts.
+    state = torch.load(file, weights_only=True)
+    renamed = {f"convblock{n}.{name}": value for n, (name, value) in enumerate(state.items())}
+    torch.save(renamed, file)
+    read = pytorch.read(file, variant)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        read,
+        golden_variables(variant)
+        | {"batch_stats": golden_variables(variant).get("batch_stats", {})},
+    )
+
+
+def test_torch_files_that_are_something_else(tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "model.pt"
+    pytorch.write(network("gap"), file)
+    with pytest.raises(
+        ConfigError, match=r"has 36 arrays; dropout has .*: is it another variant\?"
+    ):
+        pytorch.read(file, "dropout")
+    state = torch.load(file, weights_only=True)
+    state["0.weight"] = torch.zeros(8, 1, 3, 3)
+    torch.save(state, file)
+    words = r"0.weight in .* is \[8, 1, 3, 3\]; expected \[4, 1, 3, 3\] for the kernel of conv0"
+    with pytest.raises(ConfigError, match=words):
+        pytorch.read(file, "gap")
+    torch.save(pytorch.make_network(describe("gap")), file)  # code, not weights alone
+    with pytest.raises(ConfigError, match="holds no weights alone"):
+        pytorch.read(file, "gap")
+    torch.save([1, 2], file)
+    with pytest.raises(ConfigError, match="holds no weights alone"):
+        pytorch.read(file, "gap")
+
+
+def test_what_differs_is_refused_and_not_kept(small_run, images, tmp_path, monkeypatch):
+    exported = network_of(small_run)
+    file, difference = export(exported, "safetensors", tmp_path, images)
+    assert file == tmp_path / "model.safetensors"
+    assert difference <= 1e-5
+    before, answer = file.read_bytes(), safetensors_file.answer
+    for wrong, said in ((1e-3, "0.001"), (np.nan, "nan")):
+        monkeypatch.setattr(safetensors_file, "answer", lambda *a, w=wrong: answer(*a) + w)
+        words = f"safetensors differs by {said} from the original; expected at most 1e-04"
+        with pytest.raises(ExportError, match=words):
+            export(exported, "safetensors", tmp_path, images)
+    assert {path.name for path in tmp_path.iterdir()} == {file.name}
+    assert file.read_bytes() == before
+
+
+def test_a_program_that_fails_says_why(images, tmp_path):
+    file = tmp_path / "model.stablehlo"
+    file.write_bytes(b"no program")
+    with pytest.raises(ExportError, match=r"the exported program fails in a process of its own: ."):
+        stablehlo.answer(network("gap"), file, images)
+
+
+@pytest.mark.parametrize("to", ["onnx", "stablehlo", "safetensors"])
+def test_the_command(command, small_run, small_idx_dir, to, tmp_path):
+    status, out, err = command(
+        "export", small_run.path, "--to", to, "--idx-dir", small_idx_dir, *NORMALISED.get(to, ())
+    )
+    assert (status, err) == (0, "")
+    file = small_run.path / "export" / TARGETS[to].file
+    assert file.exists()
+    assert out.startswith(f"{file}: ")
+    assert out.endswith("is the largest difference on 256 test images\n")
+
+
+NORMALISED = {"onnx": ["--normalised-input"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--to", "onnx"], "run is missing; expected the folder of a finished run"),
+        (["none", "--to", "onnx"], "none does not exist; expected the folder of a run"),
+        (["x", "--to", "onnx", "--variant", "gap"], "variant is for --from-torch"),
+        (["x", "--to", "torch", "--normalised-input"], "normalised_input is not for torch"),
+        (["--from-torch", "x.pt", "--variant", "gap", "--normalised-input"], "is for --to; leave"),
+        (["--from-torch", "x.pt"], "variant is missing; expected one of skeleton, "),
+        (["--from-torch", "x.pt", "--variant", "gaps"], "variant is 'gaps'; .* Did you mean gap?"),
+    ],
+)
+def test_what_the_command_refuses(command, words, reason):
+    status, out, err = command("export", *words)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert re.search(reason, err)
+
+
+def test_what_is_missing_is_named_with_its_remedy(command, small_run, small_idx_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    status, _, err = command("export", small_run.path, "--to", "onnx", "--idx-dir", small_idx_dir)
+    assert status == 2
+    assert err == "error: onnx is not installed; pip install -e '.[export]' installs it\n"
+    assert not (small_run.path / "export" / ".new-model.onnx").exists()
+
+
+def test_every_target_has_its_module():
+    for target in targets.TARGETS.values():
+        assert callable(target.module.write)
+        assert callable(target.module.answer)
