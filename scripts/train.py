@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 import shlex
 import signal
@@ -19,9 +20,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 
 import jax
 import tyro
-from command import Signals, failed, hush, remember_compiled
+from command import Signals, failed, hush, needing, remember_compiled
 from display import Tally, make_display
 from rich.console import Console
+from watchers import Profile, TensorBoard
 
 from jaxmnist import TrainConfig, create_model, data, hosts, mesh, runs, seeds, training
 from jaxmnist.config import (
@@ -71,6 +73,8 @@ class Arguments:
         quiet: print the result only.
         debug: print a traceback with an error.
         compilation_cache: keep compiled programs in the user's cache folder, for the next start.
+        tensorboard: write every epoch's figures for TensorBoard, too, in tensorboard/.
+        profile: write a jax.profiler trace of some steps of one seed, in profile/.
     """
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
@@ -92,6 +96,8 @@ class Arguments:
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
     compilation_cache: bool = True
+    tensorboard: tyro.conf.FlagCreatePairsOff[bool] = False
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 def main(argv: Sequence[str]) -> int:
@@ -193,7 +199,7 @@ def run(arguments: Arguments, signals: Signals) -> int:
         if not arguments.quiet:
             console.print(epochs_table(done.rows))
         line = result(done, time.perf_counter() - begin)
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
         return 0
     which = parse_seeds(arguments.seeds, arguments.config.seed)
     train_seeds = functools.partial(
@@ -203,7 +209,7 @@ def run(arguments: Arguments, signals: Signals) -> int:
     if not arguments.quiet:
         console.print(seeds_table(done.summary))
     line = seeds_result(done, time.perf_counter() - begin)
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
     for seed, reason in done.failures.items():
         print(f"error: seed {seed}: {reason}", file=sys.stderr)
     return 1 if done.failures else 0
@@ -218,11 +224,16 @@ def train(
 ) -> Any:
     """Trains one seed or several, and shows it."""
     tally = Tally(which, arguments.config.epochs)
-    with make_display(console, arguments.quiet or console.quiet, tally) as display:
+    with contextlib.ExitStack() as stack:
+        watchers = [stack.enter_context(watcher) for watcher in make_watchers(arguments)]
+        display = stack.enter_context(
+            make_display(console, arguments.quiet or console.quiet, tally)
+        )
 
         def report(event: Any) -> None:
             signals.training = True
-            display.show(event)
+            for each in (display, *watchers):
+                each.show(event)
 
         return train_with(
             arguments.config,
@@ -239,6 +250,27 @@ def train(
             data_progress=display.show_data,
             should_stop=signals.should_stop,
         )
+
+
+def make_watchers(arguments: Arguments) -> list[TensorBoard | Profile]:
+    """What looks on besides the display, in the first of several processes."""
+    if arguments.profile and arguments.seeds is not None:
+        raise ConfigError("profile is for a run of one seed, not of several")
+    watchers = []
+    if arguments.tensorboard:
+        hosts.from_first(find_tensorboard)
+    if arguments.tensorboard and hosts.is_first():
+        watchers.append(TensorBoard())
+    if arguments.profile and hosts.is_first():
+        watchers.append(Profile())
+    return watchers
+
+
+def find_tensorboard() -> bytes:
+    """Misses its package before anything is trained, in all processes."""
+    with needing("tensorboard"):
+        importlib.import_module("tensorboardX")
+    return b""
 
 
 def dry_run(arguments: Arguments, console: Console) -> None:

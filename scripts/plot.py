@@ -1,0 +1,61 @@
+"""Draws learning curves: `python scripts/plot.py runs/gap-seed0 runs/dropout-seed0`.
+
+Of one run or many, finished or in training; of several seeds the mean and the range.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # Ctrl-C ends it, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from command import failed
+
+from jaxmnist import records
+from jaxmnist.config import ConfigError
+from jaxmnist.plots.curves import curves
+from jaxmnist.plots.style import save
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = parse(argv)
+    try:
+        print(run(arguments))
+        return 0
+    except Exception as error:
+        return failed(error, arguments.debug)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or that of many seeds"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the picture, PNG or SVG; by default curves.png in the first RUN"
+    )
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> Path:
+    """Draws the curves; returns the picture."""
+    out = arguments.out or arguments.runs[0] / records.CURVES
+    if out.suffix not in (".png", ".svg"):
+        raise ConfigError(f"out is {out}; expected a name that ends with .png or .svg")
+    rows = {str(path): records.read_rows(path / records.METRICS) for path in arguments.runs}
+    empty = [name for name, of_run in rows.items() if not of_run]
+    if empty:
+        raise ConfigError(f"{empty[0]} has no finished epoch yet; there is nothing to draw")
+    save(lambda: curves(rows), [out], ", ".join(rows))
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""TensorBoard and the profiler look on, and change nothing."""
+
+import sys
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+import jaxmnist
+
+
+def events(folder):
+    """What TensorBoard reads: records of length, its check, content, its check."""
+    found = []
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            found.append(Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+    return found
+
+
+WORDS = ("--variant", "less_params", "--dataset", "kmnist", "--epochs", "2", "--quiet")
+
+
+def test_tensorboard_has_every_row(command, small_idx_dir, tmp_path):
+    out = tmp_path / "run"
+    words = (*WORDS, "--out", out, "--idx-dir", small_idx_dir, "--tensorboard")
+    status, _, err = command("train", *words)
+    assert (status, err) == (0, "")
+    found = {
+        (event.step, value.tag): value.simple_value
+        for event in events(out / "tensorboard" / "seed0")
+        for value in event.summary.value
+    }
+    assert all(event.wall_time > 1e9 for event in events(out / "tensorboard" / "seed0"))
+    for row in jaxmnist.load_run(out).rows:
+        assert found[row["epoch"], "test_loss"] == pytest.approx(row["test_loss"])
+        assert found[row["epoch"], "learning_rate"] == pytest.approx(row["learning_rate"])
+    # A folder with it is a run's still: it may be replaced.
+    status, _, _ = command("train", *WORDS, "--out", out, "--idx-dir", small_idx_dir, "--overwrite")
+    assert status == 0
+    assert not (out / "tensorboard").exists()
+
+
+def test_profile_has_a_trace(command, small_idx_dir, tmp_path):
+    out = tmp_path / "run"
+    words = (*WORDS, "--out", out, "--idx-dir", small_idx_dir, "--profile", "--batch-size", "32")
+    status, _, err = command("train", *words)
+    assert (status, err) == (0, "")
+    (trace,) = (out / "profile").rglob("*.xplane.pb")
+    assert b"train_chunk" in trace.read_bytes()
+
+
+def test_too_few_steps_for_a_profile_are_said_to_be(command, small_idx_dir, tmp_path):
+    out = tmp_path / "run"
+    words = (*WORDS[:4], "--epochs", "1", "--out", out, "--idx-dir", small_idx_dir, "--profile")
+    command("train", *words)
+    # It is finished: there is nothing left to trace.
+    status, _, err = command("train", *words, "--resume")
+    assert (status, err) == (0, "note: too few steps were left for a profile\n")
+
+
+def test_profile_is_of_one_seed(command, small_idx_dir, tmp_path):
+    words = (*WORDS, "--out", tmp_path / "run", "--idx-dir", small_idx_dir)
+    status, _, err = command("train", *words, "--profile", "--seeds", "2")
+    assert status == 2
+    assert err == "error: profile is for a run of one seed, not of several\n"
+
+
+def test_without_tensorboard_the_remedy_is_named(command, small_idx_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    words = (*WORDS, "--out", tmp_path / "run", "--idx-dir", small_idx_dir)
+    status, _, err = command("train", *words, "--tensorboard")
+    assert status == 2
+    assert (
+        err == "error: tensorboardX is not installed; pip install -e '.[tensorboard]' installs it\n"
+    )
+    assert not (tmp_path / "run").exists()
