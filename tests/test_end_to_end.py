@@ -1,12 +1,23 @@
-"""The real thing: MNIST from the network, through TFDS, to an accuracy."""
+"""The real thing: MNIST from the network, through TFDS, to an accuracy, and what is made of it."""
 
+import io
+import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 import jaxmnist
-from jaxmnist import data
+from jaxmnist import TrainConfig, data, imported, pictures, runs
+from jaxmnist.export.network import network_of
+from jaxmnist.export.targets import TARGETS, export
+from jaxmnist.predictions import make_predict
+from tests.conftest import trained_variables
+
+PICTURES = {"confusion.png", "mistakes.png", "reliability.png"}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +50,54 @@ def test_gap_learns_mnist_in_a_third_of_an_epoch(data_dir, tmp_path):
     assert run.summary["test_count"] == 10_000
     assert run.summary["steps"] == 156
     assert run.summary["final_test_accuracy"][0] > 90
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """A run of `gap` that somebody trained to the end."""
+    job = runs.make_job(TrainConfig("gap"), data_dir, None, data.ignore_progress)
+    out = tmp_path_factory.mktemp("runs") / "gap"
+    return imported.write_run(job, trained_variables(), out, Path("gap_seed0.safetensors"))
+
+
+def test_a_trained_network_is_as_good_as_it_was(trained, data_dir, command):
+    """The figures of docs/results.json, but for the rounding of another machine."""
+    assert trained.summary["final_test_accuracy"][0] == pytest.approx(99.42, abs=0.02)
+    status, said, _ = command("evaluate", trained.path, "--data-dir", data_dir)
+    assert status == 0
+    folder = trained.path / "evaluation" / "mnist"
+    figures = json.loads((folder / "evaluation.json").read_text())
+    assert figures["count"] == 10_000
+    assert figures["correct"] == pytest.approx(9942, abs=2)
+    assert figures["loss"] == pytest.approx(0.01672, abs=1e-4)
+    assert f"{figures['accuracy']:.2f} % of 10,000 test images of mnist" in said
+    assert len(figures["mistakes"]) == 36
+    assert {file.name for file in folder.glob("*.png")} == PICTURES
+
+
+@pytest.mark.parametrize(("side", "inverted"), [(56, False), (100, True), (301, True)])
+def test_digits_are_read_from_pictures_of_them(trained, data_dir, side, inverted):
+    mnist = data.load("mnist", data_dir)
+    images = [picture_of(image, side, inverted) for image in mnist.test_images[:300]]
+    read = np.stack([pictures.read(image) for image in images])
+    said = make_predict(trained)(read).argmax(axis=1)
+    assert (said == mnist.test_labels[:300]).mean() > 0.98
+
+
+def picture_of(image, side, inverted):
+    """A PNG of another size, dark on light where it is inverted."""
+    picture = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    (ImageOps.invert(picture) if inverted else picture).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "torch"])
+def test_exports_say_of_real_images_what_the_network_says(trained, data_dir, tmp_path, target):
+    images = data.load("mnist", data_dir).test_images[:256]
+    file, difference = export(network_of(trained), target, tmp_path, images)
+    assert file.is_file()
+    assert difference < 1e-4
 
 
 def test_the_package_is_importable_without_the_checkout(tmp_path):

@@ -7,17 +7,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    ["config", "shards", "stats"],
-    ["layers", "augment", "metrics", "data", "devices", "hosts"],
+    ["config", "shards", "stats", "evaluation"],
+    ["layers", "augment", "metrics", "data", "devices", "hosts", "pictures"],
     ["models", "optim"],
-    ["state"],
+    ["state", "description"],
     ["steps"],
     ["mesh", "checkpoint", "records"],
     ["runs"],
-    ["training"],
-    ["processes", "worker"],
+    ["training", "export"],
+    ["processes", "worker", "imported"],
     ["seeds"],
-    ["report", "results"],
+    ["report", "results", "predictions"],
     ["findings", "plots"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
