@@ -7,6 +7,7 @@ together as an ensemble: the mean of their log-probabilities.
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -163,19 +164,22 @@ def digits_table(figures: Evaluation) -> Table:
 
 def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
     """A line for each network; beside each, how it differs from the first."""
-    table = Table(title="Networks", title_justify="left", box=box.SIMPLE)
+    *each, together = evaluated
+    folder, names = relative_names([one.runs[0] for one in each])
+    title = Text(f"Networks in {folder}", style="bold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("network", overflow="fold")
     for column in ("right %", "95 % interval", "loss", "ECE", "+", "-", "p"):
         table.add_column(column, justify="right", no_wrap=True)
     first = evaluated[0].said
-    for place, one in enumerate(evaluated):
+    for place, (name, one) in enumerate(zip([*names, together.name], evaluated, strict=True)):
         figures = one.figures
         against = ("", "", "")
         if place:
             gains, losses, p = evaluation.compare(first, one.said, labels)
             against = (str(gains), str(losses), f"{p:.3f}" if p >= 0.001 else "<0.001")
         table.add_row(
-            Text(one.name),
+            Text(name),
             f"{figures.accuracy:.2f}",
             f"{figures.low:.2f} to {figures.high:.2f}",
             f"{figures.loss:.4f}",
@@ -183,6 +187,12 @@ def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
             *against,
         )
     return table
+
+
+def relative_names(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """The folder that runs have in common, and their names in it."""
+    folder = os.path.commonpath([run.path.parent.absolute() for run in runs])
+    return os.path.relpath(folder), [os.path.relpath(run.path, folder) for run in runs]
 
 
 def line(one: Evaluated, dataset: str) -> str:

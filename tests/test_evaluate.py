@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_compares_runs_and_evaluates_them_together(command, small_seeds, small_i
     words = (small_seeds.path, "--views", "2", "--idx-dir", small_idx_dir)
     status, out, err = command("evaluate", *words)
     assert (status, err) == (0, "")
-    assert "seeds/seed0" in out.replace("\n", "")
+    names = re.findall(r"^  (\S+) +[\d.]+ +[\d.]+ to", out, re.MULTILINE)
+    assert names == ["seed0", "seed1"]
     assert out.splitlines()[-1].startswith("ensemble of 2: ")
     place = small_seeds.path / "evaluation" / "kmnist-2views-ensemble"
     written = json.loads((place / "evaluation.json").read_text())

@@ -41,6 +41,18 @@ def test_an_imported_network_is_a_finished_run(job, tmp_path, command, small_idx
     assert (status, said) == (0, f"{out / 'curves.png'}\n")
 
 
+def test_what_cannot_be_written_leaves_no_run(job, tmp_path, monkeypatch):
+    """Otherwise --resume would train another network in its place."""
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(imported, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        imported.write_run(job, golden_variables("batch_norm"), tmp_path / "run", tmp_path / "a.pt")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 def test_an_imported_network_cannot_be_trained_on(job, tmp_path, small_idx_dir):
     out = tmp_path / "run"
     imported.write_run(job, golden_variables("batch_norm"), out, tmp_path / "notebook.pt")

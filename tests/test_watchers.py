@@ -6,6 +6,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import jaxmnist
+from jaxmnist.training import EpochDone, Started
+from tests.conftest import SCRIPTS
 
 
 def events(folder):
@@ -41,6 +43,23 @@ def test_tensorboard_has_every_row(command, small_idx_dir, tmp_path):
     status, _, _ = command("train", *WORDS, "--out", out, "--idx-dir", small_idx_dir, "--overwrite")
     assert status == 0
     assert not (out / "tensorboard").exists()
+
+
+def test_figures_that_are_not_finite_are_left_out(small_run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from watchers import TensorBoard
+
+    row = {**small_run.rows[0], "seed": 3, "train_loss": None}
+    with TensorBoard() as watcher:
+        watcher.show(Started(tmp_path, tmp_path, 256, 0, 8, []))
+        watcher.show(EpochDone([row]))
+    tags = {
+        value.tag
+        for event in events(tmp_path / "tensorboard/seed3")
+        for value in event.summary.value
+    }
+    assert {"test_loss", "train_accuracy"} < tags
+    assert "train_loss" not in tags
 
 
 def test_profile_has_a_trace(command, small_idx_dir, tmp_path):
