@@ -1,0 +1,1 @@
+"""The page of scripts/demo.py: its server, and what a browser loads."""

@@ -1,0 +1,35 @@
+"""Which test images the page offers: digits that are easy, and those that networks err on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmnist import evaluation
+from jaxmnist.evaluation import CLASSES
+
+MISTAKES = 10
+
+
+def choose_examples(said: Sequence[np.ndarray], labels: np.ndarray) -> list[int]:
+    """The first image of each digit that all networks read rightly, and mistakes of each in turn.
+
+    Args:
+        said: log-probabilities float32 `[N, 10]` of each network.
+        labels: whole numbers `[N]`.
+
+    Returns:
+        Places in `labels`, each once.
+    """
+    right = np.all([each.argmax(axis=1) == labels for each in said], axis=0)
+    easy = [np.flatnonzero(right & (labels == digit))[:1] for digit in range(CLASSES)]
+    return [*np.concatenate(easy).tolist(), *_mistakes(said, labels)]
+
+
+def _mistakes(said: Sequence[np.ndarray], labels: np.ndarray) -> list[int]:
+    """The most confident mistakes, by turns."""
+    of_each = [
+        [mistake.index for mistake in evaluation.evaluate(each, labels).mistakes] for each in said
+    ]
+    longest = max(map(len, of_each))
+    turns = [mistakes[k] for k in range(longest) for mistakes in of_each if k < len(mistakes)]
+    return list(dict.fromkeys(turns))[:MISTAKES]
