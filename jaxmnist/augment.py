@@ -8,7 +8,9 @@ Sources: torchvision.transforms.functional (`_get_inverse_affine_matrix`, `affin
 the maps, Pillow's Geometry.c (`affine_fixed`) for the sampling and Blend.c for the jitter.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,22 @@ def draw_parameters(key: jax.Array, count: int) -> Parameters:
         contrast=between(0.6, 1.4),
         brightness_first=between(-1, 1) < 0,
     )
+
+
+class Affine(NamedTuple):
+    """One affine map an image; float32 `[N]` unless said."""
+
+    angle: jax.Array  # degrees, clockwise
+    translate: jax.Array  # [N, 2], pixels, x then y
+    scale: jax.Array
+    shear: jax.Array  # degrees, along x
+
+
+def draw_affine(key: jax.Array, count: int, strength: float = 1.0) -> Affine:
+    """Draws a map for each of `count` images; with 1 as far as the notebooks' two together."""
+    drawn = jax.random.uniform(key, (5, count), minval=-strength, maxval=strength)
+    angle, x, y, scale, shear = drawn
+    return Affine(13 * angle, 2.8 * jnp.stack([x, y], axis=1), 1 + 0.2 * scale, 10 * shear)
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -104,6 +122,37 @@ def affine(
     """
     places = _source(_affine_map(angle, translate, scale, shear), _grid())
     return _sample(images, places, AFFINE_FILL)
+
+
+def bilinear(images: jax.Array, p: Affine) -> jax.Array:
+    """As `affine`, but between four pixels, not the nearest; the shift need not be whole.
+
+    Args:
+        images: uint8 `[N, 28, 28]`.
+        p: the maps.
+
+    Returns:
+        float32 `[N, 28, 28]`, 0 to 255.
+    """
+    # A pixel's value is that of its centre, half a pixel from where it begins.
+    places = _affine_map(p.angle, p.translate, p.scale, p.shear) @ _with_ones(_grid()) - 32768
+    row, column = (places >> 16).transpose(1, 0, 2)
+    # In whole numbers, of 256 steps: so the images are the same whatever they are compiled into.
+    down, right = ((places >> 8) & 0xFF).transpose(1, 0, 2)
+    # Squares of four neighbours as one number, so that they are looked up at once. The first one
+    # begins a pixel outside.
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1))).astype(jnp.uint32)
+    rows = padded[:, :-1] | padded[:, 1:] << 16
+    squares = (rows[:, :, :-1] | rows[:, :, 1:] << 8).reshape(len(images), -1)
+    inside = (row >= -1) & (row < SIZE) & (column >= -1) & (column < SIZE)
+    index = jnp.where(inside, (row + 1) * (SIZE + 1) + column + 1, 0)
+    square = jnp.take_along_axis(squares, index, axis=1, mode="clip")
+    corners = (((square >> shift) & 0xFF).astype(jnp.int32) for shift in (0, 8, 16, 24))
+    upper_left, upper_right, lower_left, lower_right = corners
+    upper = 256 * upper_left + right * (upper_right - upper_left)
+    lower = 256 * lower_left + right * (lower_right - lower_left)
+    blended = jnp.where(inside, 256 * upper + down * (lower - upper), 0)
+    return blended.reshape(images.shape).astype(jnp.float32) / 65536
 
 
 def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -191,8 +240,12 @@ def _source(maps: jax.Array, places: jax.Array) -> jax.Array:
     As a product of whole numbers, so that a compiler works the maps out once an image; written out
     as sums they were worked out for every pixel, three times slower.
     """
-    ones = jnp.ones_like(places[..., :1, :])
-    return (maps @ jnp.concatenate([places, ones], axis=-2)) >> 16
+    return (maps @ _with_ones(places)) >> 16
+
+
+def _with_ones(places: jax.Array) -> jax.Array:
+    """Homogeneous coordinates."""
+    return jnp.concatenate([places, jnp.ones_like(places[..., :1, :])], axis=-2)
 
 
 def _inside(places: jax.Array) -> jax.Array:
@@ -206,3 +259,28 @@ def _sample(images: jax.Array, places: jax.Array, fill: int) -> jax.Array:
     flat = images.reshape(-1, SIZE * SIZE)
     pixels = jnp.take_along_axis(flat, index, axis=1, mode="clip")
     return jnp.where(inside, pixels, fill).astype(jnp.uint8).reshape(images.shape)
+
+
+class Augmentation(NamedTuple):
+    """What is done to training images: `apply(images, draw(key, count))`."""
+
+    draw: Callable[[jax.Array, int], Any]
+    apply: Callable[[jax.Array, Any], jax.Array]
+
+
+AUGMENTATIONS = {
+    "notebook": Augmentation(draw_parameters, apply_parameters),
+    # Each of the notebooks' three parts alone.
+    "rotation": Augmentation(draw_parameters, lambda images, p: rotate(images, p.rotation)),
+    "affine": Augmentation(
+        draw_parameters,
+        lambda images, p: affine(images, p.angle, p.translate, p.scale, p.shear),
+    ),
+    "jitter": Augmentation(
+        draw_parameters,
+        lambda images, p: _jitter(images, p.brightness, p.contrast, p.brightness_first),
+    ),
+    "bilinear": Augmentation(draw_affine, bilinear),
+    "weak_bilinear": Augmentation(functools.partial(draw_affine, strength=0.7), bilinear),
+    "strong_bilinear": Augmentation(functools.partial(draw_affine, strength=1.3), bilinear),
+}

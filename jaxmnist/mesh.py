@@ -112,7 +112,9 @@ def lower_programs(
     layout: Layout,
 ) -> Lowered:
     """Traces training and evaluation; Args as `compile_programs`, and how they lie over devices."""
-    create, order_of_epoch = functools.partial(create_state, model, tx), make_order_of_epoch(config)
+    average = config.recipe_of_variant.average
+    create = functools.partial(create_state, model, tx, average=average)
+    order_of_epoch = make_order_of_epoch(config)
     states = jax.eval_shape(jax.vmap(create), np.zeros(layout.block, np.uint32))
     metrics = jax.eval_shape(lambda: stack([Metrics.zero()] * layout.block))
     order = jax.eval_shape(jax.vmap(order_of_epoch, (0, None)), states, train_images)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from jaxmnist import shards
-from jaxmnist.config import RECIPES, VARIANTS, check_name
+from jaxmnist.config import NETWORKS, RECIPES, check_name
 from jaxmnist.layers import (
     BatchNorm,
     Conv,
@@ -230,10 +230,31 @@ class Gap(Network):
         ]
 
 
+class GapWithoutNorm(Gap):
+    """Takes batch normalisation away from gap: 7,188 parameters."""
+
+    def layers(self) -> Sequence[Layer]:
+        return [layer for layer in super().layers() if not isinstance(layer, BatchNorm)]
+
+
+class GapLatePool(Gap):
+    """Averages one layer later than gap, right before the last one: 7,364 parameters.
+
+    (After the last one it would be the same: the mean of a linear layer is that of the mean.)
+    """
+
+    def layers(self) -> Sequence[Layer]:
+        *before, last = (layer for layer in super().layers() if layer is not global_avg_pool)
+        return [*before, global_avg_pool, last]
+
+
 _NETWORKS: dict[str, type[Network]] = dict(
     zip(
-        VARIANTS,
-        (Skeleton, LessParams, BatchNormalised, DroppedOut, FullyConnected, Augmented, Gap),
+        NETWORKS,
+        (
+            *(Skeleton, LessParams, BatchNormalised, DroppedOut, FullyConnected, Augmented, Gap),
+            *(GapWithoutNorm, GapLatePool),
+        ),
         strict=True,
     )
 )
@@ -243,7 +264,7 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
     """The network of a variant.
 
     Args:
-        variant: one of `jaxmnist.VARIANTS`.
+        variant: one of `jaxmnist.VARIANTS`, or of their variations in `config.VARIATIONS`.
         dropout_rate: the probability that an activation is dropped in training; None takes the
             recipe's own.
 
@@ -254,7 +275,7 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
     Raises:
         ConfigError: there is no such variant.
     """
-    check_name("variant", variant, VARIANTS)
+    check_name("variant", variant, NETWORKS)
     if dropout_rate is None:
         dropout_rate = RECIPES["notebook"][variant].dropout
     return _NETWORKS[variant](dropout_rate=dropout_rate)

@@ -82,13 +82,17 @@ def make_optimizer(
     Raises:
         ConfigError: the config's schedule is not defined for so few steps.
     """
-    if config.schedule == "one_cycle":
-        schedules = one_cycle(config.learning_rate, total_steps)
-    else:
-        schedules = Schedules(
-            learning_rate=_constant(config.learning_rate), momentum=_constant(MOMENTUM)
-        )
+    recipe = config.recipe_of_variant
+    schedules = Schedules(_constant(config.learning_rate), _constant(MOMENTUM))
+    if recipe.schedule == "one_cycle":
+        cycle = one_cycle(config.learning_rate, total_steps)
+        schedules = cycle if recipe.cycle_momentum else schedules._replace(learning_rate=cycle[0])
     tx = optax.inject_hyperparams(optax.sgd)(
-        learning_rate=schedules.learning_rate, momentum=schedules.momentum
+        learning_rate=schedules.learning_rate,
+        momentum=schedules.momentum,
+        nesterov=recipe.nesterov,
     )
+    if recipe.weight_decay:
+        # As PyTorch's SGD: added to the gradients, of all parameters.
+        tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), tx)
     return tx, schedules

@@ -297,9 +297,11 @@ def default_name(config: TrainConfig | SeedsConfig) -> str:
         config, number = config.config, [f"{len(config.seeds)}seeds"]
     parts = [config.variant]
     if config.recipe != "notebook":
-        parts.append(config.recipe)
+        parts.append(config.recipe.replace("/", "-"))
     if config.dataset != "mnist":
         parts.append(config.dataset)
+    if config.holdout is not None:
+        parts.append(f"holdout{config.holdout}-fold{config.fold}")
     parts += number
     return "-".join([*parts, f"seed{config.seed}"])
 

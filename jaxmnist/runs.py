@@ -44,7 +44,7 @@ class Run(NamedTuple):
     @property
     def variables(self) -> dict[str, Any]:
         """What the network is applied with."""
-        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+        return self.state.variables
 
     @property
     def normalisation(self) -> tuple[float, float]:
@@ -134,6 +134,8 @@ def make_job(
     """
     environment = records.environment(devices.count)
     dataset = data.load(config.dataset, data_dir, idx_dir, progress)
+    if config.holdout is not None:
+        dataset = data.hold_out(dataset, config.holdout, config.fold)
     train_images, test_images = to_devices(dataset, config.limit_train, devices)
     steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
     model = create_model(config.variant, config.dropout)
@@ -311,8 +313,8 @@ def _from_bytes(job: Job, content: bytes) -> Begun:
     with np.load(io.BytesIO(content)) as file:
         notes, *arrays = (file[name] for name in file.files)
     said = json.loads(notes.tobytes())
-    shapes = _shapes(job.model, job.tx, job.config.seed)
-    tree = jax.tree.structure((shapes, Metrics.zero()))
+    state_shapes = shapes(job.config, job.model, job.tx)
+    tree = jax.tree.structure((state_shapes, Metrics.zero()))
     state, metrics = jax.tree.unflatten(tree, arrays)
     state = state.replace(key=jax.random.wrap_key_data(state.key))
     path, wished = map(Path, said["paths"])
@@ -396,7 +398,7 @@ def load_run(path: str | os.PathLike) -> Run:
 
 
 def _first_position(job: Job) -> Position:
-    state = initial_state(job.model, job.tx, job.config.seed)
+    state = initial_state(job.model, job.tx, job.config.seed, job.config.recipe_of_variant.average)
     return Position(state, Metrics.zero(), 0.0, [])
 
 
@@ -431,7 +433,7 @@ def _accept(job: Job, notes: dict[str, Any]) -> TrainState:
         raise ConfigError(
             "the run was begun with other images; pass the --data-dir or --idx-dir it had"
         )
-    return _shapes(job.model, job.tx, job.config.seed)
+    return shapes(job.config, job.model, job.tx)
 
 
 def _template(notes: dict[str, Any]) -> TrainState:
@@ -439,11 +441,13 @@ def _template(notes: dict[str, Any]) -> TrainState:
     config = _config_of(notes)
     # Only a schedule's values depend on the number of steps: any that it accepts will do.
     tx, _ = make_optimizer(config, total_steps=4)
-    return _shapes(create_model(config.variant, config.dropout), tx, config.seed)
+    return shapes(config, create_model(config.variant, config.dropout), tx)
 
 
-def _shapes(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    return jax.eval_shape(lambda: create_state(model, tx, seed))
+def shapes(config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
+    """A run's state without its numbers."""
+    average = config.recipe_of_variant.average
+    return jax.eval_shape(lambda: create_state(model, tx, config.seed, average))
 
 
 def _config_of(notes: dict[str, Any]) -> TrainConfig:

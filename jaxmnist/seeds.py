@@ -16,7 +16,6 @@ from jaxmnist.devices import choose_devices
 from jaxmnist.processes import train_in_processes
 from jaxmnist.records import Row
 from jaxmnist.runs import Job, Run, count_parameters, finished_run, make_job
-from jaxmnist.state import create_state
 from jaxmnist.training import (
     CHECKPOINT_EVERY,
     KEEP,
@@ -349,7 +348,7 @@ def _finish(job: Job, many: SeedsConfig, mapping: str, path: Path, ends: Ends) -
     done = {seed: ends[seed] for seed in many.seeds}
     finished = {seed: end for seed, end in done.items() if isinstance(end, Run)}
     failures = {seed: str(end) for seed, end in done.items() if isinstance(end, Exception)}
-    state = jax.eval_shape(lambda: create_state(job.model, job.tx, job.config.seed))
+    state = runs.shapes(job.config, job.model, job.tx)
     joined = records.join_summaries(
         many,
         count_parameters(state.params),

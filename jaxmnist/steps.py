@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxmnist import shards
-from jaxmnist.augment import apply_parameters, draw_parameters
+from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import TrainConfig, steps_per_epoch
 from jaxmnist.metrics import Array, Metrics, losses, measure
 from jaxmnist.state import TrainState, stream
@@ -89,7 +89,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state, shards.total(measure(logits, batch.labels), axis)
+        return state.averaged(), shards.total(measure(logits, batch.labels), axis)
 
     return train_step
 
@@ -116,6 +116,7 @@ def make_batch_at(config: TrainConfig, axis: shards.Axis = None) -> BatchAt:
     `order` is the epoch's, `position` the step's place in the epoch. The batch depends on these,
     the seed and `state.step` alone: what is random is drawn for the whole of it.
     """
+    draw, apply = AUGMENTATIONS[config.recipe_of_variant.augmentation]
 
     def batch_at(state: TrainState, images: Images, order: jax.Array, position: jax.Array) -> Batch:
         start = position * config.batch_size
@@ -124,8 +125,8 @@ def make_batch_at(config: TrainConfig, axis: shards.Axis = None) -> BatchAt:
         pixels = images.pixels[chosen]
         if config.augment:
             key = jax.random.fold_in(stream(state.key, "augment"), state.step)
-            parameters = shards.share(draw_parameters(key, config.batch_size), axis)
-            pixels = apply_parameters(pixels, parameters)
+            parameters = shards.share(draw(key, config.batch_size), axis)
+            pixels = apply(pixels, parameters)
         return Batch(normalise(pixels, images.mean, images.std), images.labels[chosen])
 
     return batch_at
@@ -173,8 +174,7 @@ def make_eval_step(model: nn.Module) -> EvalStep:
     """
 
     def eval_step(state: TrainState, batch: Batch, valid: jax.Array) -> Metrics:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits: Any = model.apply(variables, batch.images)
+        logits: Any = model.apply(state.variables, batch.images)
         return measure(logits, batch.labels, valid)
 
     return eval_step

@@ -188,7 +188,7 @@ def what_is_shown(runs: Sequence[Run], images: Dataset, say: "Say") -> dict[str,
     networks = [
         {
             "name": name,
-            "idea": IDEAS[run.config.variant],
+            "idea": IDEAS.get(run.config.variant, ""),
             "parameters": run.summary["parameters"],
             "accuracy": run.summary["final_test_accuracy"][0],
         }

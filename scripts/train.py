@@ -39,7 +39,6 @@ from jaxmnist.optim import make_optimizer
 from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedRuns
-from jaxmnist.state import create_state
 from jaxmnist.training import Stopped
 
 
@@ -134,6 +133,7 @@ def first_look(argv: Sequence[str]) -> argparse.Namespace:
     """What must be known of the command line before the rest can be read."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--variant", default=None)
+    first.add_argument("--recipe", default=TrainConfig.recipe)
     first.add_argument("--seed", default=None)
     first.add_argument("--seeds", default="")
     first.add_argument("--resume", action="store_true")
@@ -153,7 +153,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     known = first_look(argv)
     if known.seed is not None and "," in known.seeds:
         raise ConfigError(f"seeds is {known.seeds!r}, which names each one: leave --seed out")
-    default = Arguments(TrainConfig(variant=known.variant or TrainConfig.variant))
+    variant = known.variant or TrainConfig.variant
+    default = Arguments(TrainConfig(variant, recipe=known.recipe))
     if known.resume and known.out is not None:
         begun = hosts.from_first(functools.partial(begun_config, known.out))
         if begun:
@@ -284,7 +285,7 @@ def dry_run(arguments: Arguments, console: Console) -> None:
     steps = steps_per_epoch(count, config.batch_size)
     tx, _ = make_optimizer(config, config.epochs * steps)
     model = create_model(config.variant, config.dropout)
-    state = jax.eval_shape(lambda: create_state(model, tx, config.seed))
+    state = runs.shapes(config, model, tx)
     console.print_json(config.to_json())
     console.print(parameters_table(state.params))
     console.print(

@@ -33,26 +33,26 @@ BATCH, COUNT, STEPS = 8, 8 * 20, 20
 
 
 @functools.cache
-def created(variant: str, seed: int):
+def created(config: TrainConfig, seed: int):
     """The first state of a seed, in the host's memory."""
-    model = create_model(variant)
-    tx, _ = make_optimizer(TrainConfig(variant), 100)
-    return jax.jit(functools.partial(create_state, model, tx))(seed)
+    model = create_model(config.variant, config.dropout)
+    tx, _ = make_optimizer(config, 100)
+    average = config.recipe_of_variant.average
+    return jax.jit(functools.partial(create_state, model, tx, average=average))(seed)
 
 
 class Case:
     """A variant in training, on so many devices."""
 
-    def __init__(self, variant: str, devices: Devices, seeds: tuple[int, ...] = (0,)):
-        config = TrainConfig(variant, batch_size=BATCH)
-        model = create_model(variant)
+    def __init__(self, config: TrainConfig, devices: Devices, seeds: tuple[int, ...] = (0,)):
+        model = create_model(config.variant, config.dropout)
         tx, _ = make_optimizer(config, 100)
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (COUNT, 28, 28), np.uint8)
         labels = rng.integers(0, 10, COUNT, np.uint8)
         self.images = devices.replicate(Images(pixels, labels, *np.array([0.1307, 0.3081])))
         self.layout = make_layout(devices, len(seeds), BATCH)
-        states = [created(variant, seed) for seed in seeds]
+        states = [created(config, seed) for seed in seeds]
         self.orders = self.layout.put(stack([epoch_order(s.key, 0, COUNT) for s in states]))
         self.states = self.layout.put(stack(states))
         self.metrics = self.layout.put(stack([Metrics.zero()] * len(seeds)))
@@ -76,11 +76,11 @@ def difference(trees, others) -> float:
     return max(float(np.abs(np.subtract(a, b, dtype=np.float64)).max()) for a, b in pairs)
 
 
-def one_seed(variant: str, stop: int, many: list[Devices]) -> None:
+def one_seed(config: TrainConfig, stop: int, many: list[Devices]) -> None:
     """Trains on one device, and on many."""
     expected, flops = None, 0.0
     for devices in [Devices(1), *many]:
-        case = Case(variant, devices)
+        case = Case(config, devices)
         train_chunk = case.lower().train_chunk.compile()
         found = case.train(train_chunk, stop)
         cost = train_chunk.cost_analysis()["flops"]
@@ -89,11 +89,11 @@ def one_seed(variant: str, stop: int, many: list[Devices]) -> None:
         say(devices, found, expected, share=cost / flops, exchanges=exchanges)
 
 
-def many_seeds(variant: str, seeds: tuple[int, ...], many: list[Devices]) -> None:
+def many_seeds(config: TrainConfig, seeds: tuple[int, ...], many: list[Devices]) -> None:
     """Trains several seeds on one device, and on many, and evaluates them."""
     expected = None
     for devices in [Devices(1), *many]:
-        case = Case(variant, devices, seeds)
+        case = Case(config, devices, seeds)
         programs = case.compile()
         order = programs.get(programs.order_of_epoch(case.states, case.images))
         assert (order == case.layout.get(case.orders)).all()
@@ -123,13 +123,14 @@ def say(devices: Devices, found, expected, **more) -> None:
 
 
 if __name__ == "__main__":
-    _, what, variant = sys.argv
+    _, what, variant, recipe = sys.argv
+    config = TrainConfig(variant, recipe=recipe, batch_size=BATCH)
     if what == "step":
-        one_seed(variant, 1, [Devices(8)])
+        one_seed(config, 1, [Devices(8)])
     else:
         jax.config.update("jax_enable_x64", True)
         if what == "steps":
-            one_seed(variant, STEPS, [Devices(2), Devices(4), Devices(8), Devices(8, "pmap")])
+            one_seed(config, STEPS, [Devices(2), Devices(4), Devices(8), Devices(8, "pmap")])
         else:
             forms = [Devices(8), Devices(4), Devices(8, "pmap")]
-            many_seeds(variant, (0, 1, 2, 3), forms)
+            many_seeds(config, (0, 1, 2, 3), forms)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from jaxmnist import augment
 from tests.conftest import golden
@@ -158,3 +159,84 @@ def test_outside_is_1_for_rotation_and_0_for_affine():
     assert int(augment.rotate(white, jnp.array([45.0]))[0, 0, 0]) == 1
     p = jnp.zeros(1)
     assert int(augment.affine(white, p + 45, jnp.zeros((1, 2)), p + 1, p)[0, 0, 0]) == 0
+
+
+@pytest.fixture(scope="module")
+def maps():
+    return augment.draw_affine(jax.random.key(0), 64)
+
+
+def test_bilinear_equals_scipy(expected, maps):
+    """What scipy makes of the inverse map in floating point, but for its 256 steps."""
+    images = expected["images"][:64]
+    ours = np.asarray(augment.bilinear(images, maps))
+    rows, columns = np.indices((28, 28)) + 0.5
+    for image, found, angle, shift, scale, shear in zip(images, ours, *maps, strict=True):
+        r, s = np.deg2rad(float(angle)), np.deg2rad(float(shear))
+        # torchvision: rotation by r after shear by s, then scale, about the centre.
+        forward = scale * np.array(
+            [
+                [np.cos(r), -np.cos(r) * np.tan(s) - np.sin(r)],
+                [np.sin(r), -np.sin(r) * np.tan(s) + np.cos(r)],
+            ]
+        )
+        offsets = np.stack([columns - 14 - shift[0], rows - 14 - shift[1]]).reshape(2, -1)
+        x, y = np.linalg.solve(forward, offsets) + 14 - 0.5
+        reference = ndimage.map_coordinates(
+            image.astype(float), [y, x], order=1, mode="grid-constant", cval=0
+        )
+        np.testing.assert_allclose(found.ravel(), reference, atol=3)
+        assert np.abs(found.ravel() - reference).mean() < 0.5
+
+
+def test_bilinear_with_nothing_to_do_is_the_image(expected):
+    images = expected["images"]
+    still = jnp.zeros(len(images))
+    nothing = augment.Affine(still, jnp.zeros((len(images), 2)), 1 + still, still)
+    np.testing.assert_array_equal(augment.bilinear(images, nothing), images)
+
+
+def test_bilinear_shifts_by_halves(expected):
+    images = expected["images"]
+    still = jnp.zeros(len(images))
+    half = augment.Affine(
+        still, jnp.tile(jnp.array([0.5, 0.0]), (len(images), 1)), 1 + still, still
+    )
+    wide = np.pad(images.astype(float), ((0, 0), (0, 0), (1, 0)))
+    between = (wide[:, :, :-1] + wide[:, :, 1:]) / 2
+    np.testing.assert_array_equal(augment.bilinear(images, half), between)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+def test_affine_maps_are_drawn_from_their_ranges(strength):
+    drawn = augment.draw_affine(jax.random.key(1), COUNT, strength)
+    chex.assert_shape(drawn.translate, (COUNT, 2))
+    for values, middle, reach in (
+        (drawn.angle, 0, 13),
+        (drawn.translate, 0, 2.8),
+        (drawn.scale, 1, 0.2),
+        (drawn.shear, 0, 10),
+    ):
+        low, high = middle - strength * reach, middle + strength * reach
+        assert low <= float(values.min()) < low + 0.01 * reach
+        assert high - 0.01 * reach < float(values.max()) <= high
+    assert (drawn.translate % 1 != 0).any()  # not whole pixels
+
+
+def test_the_parts_of_the_notebooks_augmentation_make_the_whole(expected, given_parameters):
+    images, p = expected["images"], given_parameters
+    for name in ("rotation", "affine", "jitter"):
+        images = augment.AUGMENTATIONS[name].apply(images, p)
+    whole = augment.AUGMENTATIONS["notebook"].apply(expected["images"], p)
+    np.testing.assert_array_equal(images, whole)
+
+
+def test_each_part_alone(expected, given_parameters):
+    images, p = expected["images"], given_parameters
+
+    def alone(name):
+        return augment.AUGMENTATIONS[name].apply(images, p)
+
+    np.testing.assert_array_equal(alone("rotation"), expected["rotated"])
+    np.testing.assert_array_equal(alone("affine"), expected["affine"])
+    np.testing.assert_array_equal(alone("jitter"), expected["brightness_contrast"])

@@ -6,11 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import (
+    CHANGES,
     DATASETS,
+    NETWORKS,
     RECIPES,
     VARIANTS,
     ConfigError,
+    Recipe,
     SeedsConfig,
     TrainConfig,
     parse_config,
@@ -30,7 +34,8 @@ def test_the_seven_variants_in_order():
         "augmentation",
         "gap",
     )
-    assert tuple(RECIPES["notebook"]) == VARIANTS
+    assert tuple(RECIPES["notebook"]) == NETWORKS
+    assert NETWORKS[:7] == VARIANTS
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,44 @@ def test_recipes_are_the_notebooks(variant, epochs, learning_rate, schedule, aug
     assert config.batch_size == 128
 
 
+def test_the_recipes_of_our_own():
+    record = TrainConfig(recipe="record")
+    assert (record.epochs, record.batch_size, record.learning_rate) == (30, 128, 0.1)
+    assert (record.augment, record.dropout) == (True, 0.0)
+    assert record.recipe_of_variant == Recipe(
+        30, 0.1, "one_cycle", True, 0.0, 128, "bilinear", True, True, 5e-4, 0.999
+    )
+    fast = TrainConfig(recipe="fast").recipe_of_variant
+    assert fast == record.recipe_of_variant._replace(epochs=6)
+
+
+def test_changes_of_a_recipe_follow_its_name():
+    changed = TrainConfig(recipe="notebook/constant_rate/batches_of_64")
+    expected = RECIPES["notebook"]["gap"]._replace(
+        schedule="constant", learning_rate=0.01, batch_size=64
+    )
+    assert changed.recipe_of_variant == expected
+    assert (changed.batch_size, changed.learning_rate) == (64, 0.01)
+    assert TrainConfig.from_json(changed.to_json()) == changed
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_changes_something_that_can_be_trained(change):
+    changed = [TrainConfig(recipe=f"{recipe}/{change}").recipe_of_variant for recipe in RECIPES]
+    assert changed != [TrainConfig(recipe=recipe).recipe_of_variant for recipe in RECIPES]
+    assert {recipe.augmentation for recipe in changed} <= set(AUGMENTATIONS)
+
+
+def test_dropout_is_for_networks_that_have_it_whatever_the_recipe():
+    assert TrainConfig(recipe="record", dropout=0.1).dropout == 0.1
+
+
+def test_a_config_of_before_anything_could_be_held_out():
+    text = json.loads(TrainConfig("gap").to_json())
+    del text["holdout"], text["fold"]
+    assert TrainConfig.from_json(json.dumps(text)) == TrainConfig("gap")
+
+
 def test_what_is_given_stands():
     config = TrainConfig("gap", epochs=1, learning_rate=0.1, augment=False, dropout=0.0)
     assert (config.epochs, config.learning_rate) == (1, 0.1)
@@ -70,7 +113,18 @@ def test_config_is_frozen():
     ("values", "message"),
     [
         ({"variant": "gpa"}, r"variant is 'gpa'; .*Did you mean gap\?"),
-        ({"variant": "xyz"}, r"variant is 'xyz'; expected one of skeleton, .*, gap\.$"),
+        ({"variant": "xyz"}, r"variant is 'xyz'; expected one of skeleton, .*, gap_late_pool\.$"),
+        ({"recipe": "recrod"}, r"recipe is 'recrod'; .*Did you mean record\?"),
+        ({"recipe": 3}, r"recipe is 3; expected one of notebook, fast, record"),
+        ({"recipe": "fast/rate_0.3"}, r"change of the recipe is 'rate_0.3'; .*mean rate_0\.2\?"),
+        ({"recipe": "fast/"}, r"change of the recipe is ''; expected one of "),
+        (
+            {"variant": "dropout", "recipe": "record"},
+            r"recipe is 'record', which is for gap, not for dropout; expected notebook",
+        ),
+        ({"holdout": 0}, r"holdout is 0; expected a whole number of at least 1"),
+        ({"holdout": 9, "fold": -1}, r"fold is -1; expected a whole number from 0"),
+        ({"fold": 1}, r"fold is 1, but nothing is held out; pass --holdout, too"),
         ({"dataset": "kminst"}, r"dataset is 'kminst'; .*Did you mean kmnist\?"),
         ({"recipe": "mine"}, r"recipe is 'mine'; expected one of notebook"),
         ({"epochs": 0}, r"epochs is 0; expected a whole number of at least 1"),

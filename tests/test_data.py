@@ -294,3 +294,27 @@ def test_as_many_labels_as_images(tmp_path):
 def test_unknown_data_set():
     with pytest.raises(ConfigError, match="dataset is 'cifar10'; expected one of mnist"):
         data.load("cifar10")
+
+
+def test_images_that_are_held_out_take_the_place_of_the_test_set(small_idx_dir):
+    whole = data.load("fashion_mnist", idx_dir=small_idx_dir)
+    count = len(whole.train_images)
+    held = data.hold_out(whole, 100, fold=1)
+    np.testing.assert_array_equal(held.test_images, whole.train_images[count - 200 : count - 100])
+    np.testing.assert_array_equal(held.test_labels, whole.train_labels[count - 200 : count - 100])
+    rest = np.r_[0 : count - 200, count - 100 : count]
+    np.testing.assert_array_equal(held.train_images, whole.train_images[rest])
+    np.testing.assert_array_equal(held.train_labels, whole.train_labels[rest])
+    assert (held.mean, held.std) == (whole.mean, whole.std)
+    first = data.hold_out(whole, 100, fold=0)
+    np.testing.assert_array_equal(first.test_labels, whole.train_labels[-100:])
+
+
+def test_more_cannot_be_held_out_than_there_is(small_idx_dir):
+    whole = data.load("fashion_mnist", idx_dir=small_idx_dir)
+    count = len(whole.train_images)
+    data.hold_out(whole, count - 1, fold=0)
+    with pytest.raises(ConfigError, match=f"holdout is {count} and fold 0, but there are {count}"):
+        data.hold_out(whole, count, fold=0)
+    with pytest.raises(ConfigError, match=r"fold 5, .* expected a fold of at most 4"):
+        data.hold_out(whole, count // 5 - 1, fold=5)

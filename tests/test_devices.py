@@ -28,9 +28,11 @@ def measured(*words):
     return many
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_twenty_steps_are_those_of_one_device_and_each_does_its_part(variant):
-    lines = measured("steps", variant)
+@pytest.mark.parametrize(
+    ("variant", "recipe"), [*((name, "notebook") for name in VARIANTS), ("gap", "record")]
+)
+def test_twenty_steps_are_those_of_one_device_and_each_does_its_part(variant, recipe):
+    lines = measured("steps", variant, recipe)
     found = [(line["devices"], line["parallel"], line["dtype"]) for line in lines]
     assert found == [
         (2, "jit", "float64"),
@@ -49,7 +51,7 @@ def test_twenty_steps_are_those_of_one_device_and_each_does_its_part(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_is_that_of_one_device(variant):
-    (line,) = measured("step", variant)
+    (line,) = measured("step", variant, "notebook")
     assert (line["devices"], line["dtype"]) == (8, "float32")
     assert line["difference"] < 1e-5
 
@@ -57,7 +59,7 @@ def test_a_step_is_that_of_one_device(variant):
 @pytest.mark.parametrize("variant", ["gap", "less_params"])
 def test_devices_share_seeds_first_and_then_batches(variant):
     """With a constant rate, too, of which JAX knows that it is the same for all seeds."""
-    lines = measured("seeds", variant)
+    lines = measured("seeds", variant, "notebook")
     assert [line["shape"] for line in lines] == [[4, 2], [4, 1], [1, 8]]
     for line in lines:
         assert line["difference"] < 1e-9, line

@@ -116,3 +116,25 @@ def test_equals_pytorch(variant):
     assert len(state.batch_stats) == sum(name.endswith("_var") for name in expected)
     trained = log_probs(state.params, state.batch_stats)
     np.testing.assert_allclose(trained, expected["trained_eval_log_probs"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variation", "count"), [("gap_without_norm", 7188), ("gap_late_pool", 7364)]
+)
+def test_parameters_of_the_variations_of_gap(variation, count):
+    shapes = shapes_of(variation)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
+    assert ("batch_stats" in shapes) == (variation == "gap_late_pool")
+
+
+def test_variations_of_gap_differ_in_one_thing():
+    def kinds(name):
+        layers = create_model(name).layers()
+        return [getattr(layer, "__name__", type(layer).__name__) for layer in layers]
+
+    gap = kinds("gap")
+    assert kinds("gap_without_norm") == [kind for kind in gap if kind != "BatchNorm"]
+    pool = gap.index("global_avg_pool")
+    assert gap[pool:] == ["global_avg_pool", "Conv", "relu", "BatchNorm", "Dropout", "Conv"]
+    late = [*gap[:pool], "Conv", "relu", "BatchNorm", "Dropout", "global_avg_pool", "Conv"]
+    assert kinds("gap_late_pool") == late

@@ -2,6 +2,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmnist.config import ConfigError, TrainConfig
@@ -67,3 +68,27 @@ def test_the_optimiser_follows_its_schedules_as_torch_sgd_does(variant):
         velocity = float(schedules.momentum(k)) * velocity + grads
         weight = weight - float(schedules.learning_rate(k)) * velocity
         chex.assert_trees_all_close(params, {"w": weight.astype(np.float32)}, rtol=1e-5)
+
+
+def test_nesterov_and_weight_decay_as_torch_sgd_does():
+    """g <- gradient + decay w; v <- m v + g; w <- w - rate (g + m v) (torch.optim.SGD)."""
+    tx, schedules = make_optimizer(TrainConfig(recipe="record"), 20)
+    w, v = np.array([1.0, -2.0]), np.zeros(2)
+    params = {"w": jnp.array(w, jnp.float32)}
+    opt_state = tx.init(params)
+    for k in range(5):
+        gradient = np.array([0.3, -0.1]) * (k + 1)
+        updates, opt_state = tx.update({"w": jnp.array(gradient, jnp.float32)}, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        rate, momentum = float(schedules.learning_rate(k)), float(schedules.momentum(k))
+        g = gradient + 5e-4 * w
+        v = momentum * v + g
+        w = w - rate * (g + momentum * v)
+        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+
+
+def test_a_momentum_that_does_not_cycle():
+    _, schedules = make_optimizer(TrainConfig(recipe="notebook/constant_momentum"), 100)
+    assert {float(schedules.momentum(k)) for k in (0, 29, 99)} == {0.9}
+    cycle, _ = one_cycle(PEAK, 100)
+    assert [schedules.learning_rate(k) for k in (0, 29, 99)] == [cycle(k) for k in (0, 29, 99)]

@@ -130,6 +130,11 @@ def test_git_commit_outside_a_checkout_is_none(tmp_path, monkeypatch):
         (TrainConfig("gap"), "gap-seed0"),
         (TrainConfig("less_params", seed=12), "less_params-seed12"),
         (TrainConfig("gap", "kmnist", seed=3), "gap-kmnist-seed3"),
+        (TrainConfig("gap", recipe="record"), "gap-record-seed0"),
+        (
+            TrainConfig(recipe="fast/rate_0.2", holdout=9, fold=1),
+            "gap-fast-rate_0.2-holdout9-fold1-seed0",
+        ),
         (SeedsConfig(TrainConfig("gap"), (0, 1)), "gap-2seeds-seed0"),
         (SeedsConfig(TrainConfig("gap", "kmnist"), (3, 1, 2)), "gap-kmnist-3seeds-seed3"),
     ],

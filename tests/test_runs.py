@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import ConfigError, data, runs, training
+from jaxmnist import ConfigError, TrainConfig, data, runs, training
 from jaxmnist.checkpoint import CheckpointError
 from jaxmnist.data import idx
+from jaxmnist.predictions import make_predict
 from jaxmnist.training import Progress, Started, Stopped, TrainingError
 from tests.conftest import golden_batch, small_files
 
@@ -372,3 +373,24 @@ def test_a_run_knows_how_its_images_were_normalised(small_run, small_idx_dir):
     assert mnist.normalisation == (0.1307, 0.3081)
     with pytest.raises(ConfigError, match="does not say how its images were normalised; train it"):
         _ = small_run._replace(summary=summary).normalisation
+
+
+def test_a_run_with_an_average_goes_on_to_the_same_end_and_is_read_back(train, tmp_path):
+    config = TrainConfig("gap", "fashion_mnist", "record", epochs=2, limit_train=512)
+    whole = train(config, out=tmp_path / "whole")
+    assert set(whole.state.average) == {"params", "batch_stats"}
+    chex.assert_trees_all_equal(whole.variables, whole.state.average)
+    stopped = stop(train, 1, config=config)
+    assert stopped.step == 4
+    again = train(config, resume=True)
+    assert_same_run(again, whole)
+    chex.assert_trees_all_equal(jaxmnist.load_run(again.path).variables, whole.variables)
+
+
+def test_a_run_is_tested_on_what_is_held_out(train, small_config, small_idx_dir):
+    held = dataclasses.replace(small_config, epochs=1, holdout=100, fold=1)
+    run = train(held)
+    images = data.hold_out(data.load(held.dataset, idx_dir=small_idx_dir), 100, fold=1)
+    said = make_predict(run)(images.test_images).argmax(axis=1)
+    assert run.summary["test_count"] == 100
+    assert run.summary["final_test_accuracy"] == [np.mean(said == images.test_labels) * 100]

@@ -38,3 +38,25 @@ def test_streams_are_separate():
     assert len(set(draws)) == len(names)
     chex.assert_trees_all_equal(stream(key, "order"), stream(key, "order"))
     assert (jnp.array(stream(key, "order")) != stream(jax.random.key(1), "order")).all()
+
+
+def test_an_average_worked_by_hand():
+    """At first the mean of all that was, the first included; in the end 1/4 of what comes."""
+    model = create_model("less_params")
+    tx, _ = make_optimizer(TrainConfig("less_params"), 100)
+    state = initial_state(model, tx, 0, 0.75)
+    bias = jnp.zeros(3)
+    state = state.replace(params={"w": bias}, average={"params": {"w": bias}, "batch_stats": {}})
+    found = []
+    for step in range(1, 7):
+        state = state.replace(step=jnp.int32(step), params={"w": bias + step}).averaged()
+        found.append(float(state.average["params"]["w"][0]))
+    # (0 + 1) / 2, (0 + 1 + 2) / 3, (0 + ... + 3) / 4, and then 3/4 a + 1/4 x.
+    assert found == pytest.approx([0.5, 1.0, 1.5, 2.125, 2.84375, 3.6328125])
+    assert state.variables is state.average
+
+
+def test_without_an_average_the_weights_themselves_are_evaluated(create):
+    state = create(0)
+    assert state.variables["params"] is state.params
+    assert state.averaged() is state

@@ -33,13 +33,14 @@ STEPS = 9  # an epoch of 600 images in batches of 64
 class Trainer:
     """A network with its compiled programs and a state to start from."""
 
-    def __init__(self, variant, idx_dir):
-        self.config = TrainConfig(variant, "fashion_mnist", epochs=2, batch_size=64)
-        self.model = create_model(variant)
+    def __init__(self, variant, idx_dir, recipe="notebook"):
+        self.config = TrainConfig(variant, "fashion_mnist", recipe, epochs=2, batch_size=64)
+        self.model = create_model(variant, self.config.dropout)
         self.tx, _ = make_optimizer(self.config, 2 * STEPS)
         images = to_devices(data.load("fashion_mnist", idx_dir=idx_dir), None)
         self.images, self.test_images = images
-        self.create = functools.partial(initial_state, self.model, self.tx)
+        average = self.config.recipe_of_variant.average
+        self.create = functools.partial(initial_state, self.model, self.tx, average=average)
         self.programs = compile_programs(
             self.config, self.model, self.tx, self.images, self.test_images
         )
@@ -223,3 +224,18 @@ def test_evaluating_fewer_images_than_a_block(gap):
     few = Images(*(leaf[:7] for leaf in gap.test_images[:2]), *gap.test_images[2:])
     metrics = jax.jit(make_evaluate(gap.model))(gap.create(0), few)
     assert int(metrics.count) == 7
+
+
+def test_evaluation_is_of_the_average(small_idx_dir):
+    trainer = Trainer("gap", small_idx_dir, recipe="record")
+    state, _ = trainer.train(STEPS)
+    kept = trainer.create(0).average
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(state.average, kept)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    evaluated = [
+        of_one(trainer.programs.evaluate(trainer.block(each), trainer.test_images))
+        for each in (state, state.replace(params=broken))
+    ]
+    chex.assert_trees_all_equal(*evaluated)
+    assert np.isfinite(evaluated[0].loss)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmnist.config import DATASETS, check_name
+from jaxmnist.config import DATASETS, ConfigError, check_name
 from jaxmnist.data import idx
 from jaxmnist.data.idx import DataError, Files, Progress
 
@@ -36,6 +36,34 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     mean: float  # of the training pixels / 255
     std: float
+
+
+def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
+    """Puts some training images in the place of the test set.
+
+    Args:
+        dataset: as `load` returned it.
+        count: how many.
+        fold: which: 0 the last ones, 1 those before, and so on.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    available = len(dataset.train_images)
+    if count * (fold + 1) > available - 1:
+        raise ConfigError(
+            f"holdout is {count} and fold {fold}, but there are {available} training images: "
+            f"expected a fold of at most {max((available - 1) // count - 1, 0)}, or fewer images"
+        )
+    held = np.zeros(available, bool)
+    held[available - count * (fold + 1) : available - count * fold] = True
+    images, labels = dataset.train_images, dataset.train_labels
+    return dataset._replace(
+        train_images=images[~held],
+        train_labels=labels[~held],
+        test_images=images[held],
+        test_labels=labels[held],
+    )
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
