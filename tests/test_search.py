@@ -1,0 +1,69 @@
+"""The search among changes of a recipe, on a few small images."""
+
+import json
+import re
+
+import pytest
+
+from jaxmnist import TrainConfig, data
+from tests.conftest import SCRIPTS
+
+
+@pytest.fixture
+def search(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import search
+
+    monkeypatch.setattr(data.idx, "SHA256", {})
+    monkeypatch.setattr(search, "HOLDOUT", 100)
+    monkeypatch.setattr(search, "RUNS", tmp_path / "runs")
+    return search
+
+
+@pytest.fixture
+def words(small_idx_dir, tmp_path):
+    few = ["fast", "--changes", "rate_0.2", "--epochs", "2", "--seeds", "1", "--folds", "2"]
+    return [*few, "--idx-dir", small_idx_dir, "--out", tmp_path / "search.jsonl"]
+
+
+def test_every_change_is_trained_on_every_fold_once(search, command, words, tmp_path, monkeypatch):
+    status, said, errors = command("search", *words)
+    assert (status, errors) == (0, "")
+    lines = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    found = [(line["recipe"], line["holdout"], line["fold"], line["seed"]) for line in lines]
+    assert found == [
+        ("fast", 100, 0, 0),
+        ("fast", 100, 1, 0),
+        ("fast/rate_0.2", 100, 0, 0),
+        ("fast/rate_0.2", 100, 1, 0),
+    ]
+    one, other, *_ = lines
+    assert one["final_test_loss"] != other["final_test_loss"]  # of other images
+    (row,) = re.findall(r"│ fast/rate_0.2 +│ +2 +│ +([\d.]+) +│ +([-+][\d.]+) +│", said)
+    loss, base = (
+        sum(line["final_test_loss"] for line in two) / 2 for two in (lines[2:], lines[:2])
+    )
+    assert [float(cell) for cell in row] == pytest.approx([loss, loss - base], abs=1e-4)
+
+    # What is in the file is finished, and a line more makes a run more.
+    trained = []
+    monkeypatch.setattr(search, "train_seeds", lambda config, seeds, **_: trained.append(seeds))
+    assert command("search", *words)[:2] == (0, said.split("seeds [0]\n")[-1])
+    assert trained == []
+
+
+def test_runs_of_other_lengths_are_not_compared(search, tmp_path):
+    file = tmp_path / "search.jsonl"
+    for epochs, loss in ((1, 0.3), (2, 0.2)):
+        config = TrainConfig(recipe="fast", epochs=epochs, holdout=100, seed=epochs)
+        line = {**json.loads(config.to_json()), "final_test_loss": loss}
+        with file.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
+    two = TrainConfig(recipe="fast", epochs=2, holdout=100, fold=1, seed=5)
+    assert search.by_run(file, two) == {(0, 2): 0.2}
+
+
+def test_changes_that_do_not_exist(search, command):
+    status, _, errors = command("search", "fast", "--changes", "rate_0.22")
+    assert status == 2
+    assert re.match(r"error: changes is 'rate_0.22'; .* Did you mean rate_0.2\?", errors)
