@@ -17,6 +17,20 @@ from jaxmnist.data import idx
 
 
 @pytest.fixture
+def small_run(small_run, tmp_path_factory):
+    """A copy: the commands write into a run's folder."""
+    copy = tmp_path_factory.mktemp("copies") / "small"
+    return small_run._replace(path=shutil.copytree(small_run.path, copy))
+
+
+@pytest.fixture
+def small_seeds(small_seeds, tmp_path_factory):
+    """A copy, for the same reason."""
+    copy = tmp_path_factory.mktemp("copies") / "seeds"
+    return small_seeds._replace(path=shutil.copytree(small_seeds.path, copy))
+
+
+@pytest.fixture
 def folder(small_idx_dir, tmp_path):
     """Test images as pictures, dark on light, each named by its label."""
     images = idx.parse_images((small_idx_dir / idx.TEST_IMAGES).read_bytes(), "test")

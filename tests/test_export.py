@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import jax
@@ -30,6 +31,13 @@ GAP = [
 
 def network(variant, normalised_input=False):
     return Network(TrainConfig(variant), golden_variables(variant), MEAN, STD, normalised_input)
+
+
+@pytest.fixture
+def small_run(small_run, tmp_path_factory):
+    """A copy: the commands write into a run's folder."""
+    copy = tmp_path_factory.mktemp("copies") / "small"
+    return small_run._replace(path=shutil.copytree(small_run.path, copy))
 
 
 @pytest.fixture(scope="module")
