@@ -305,7 +305,7 @@ def test_what_is_cleared_is_not_answered_any_more(desktop, address):
 def test_a_digit_is_drawn_by_touch_on_a_phone(phone, address):
     page = Page(phone, address)
     finger = PointerInput(interaction.POINTER_TOUCH, "finger")
-    actions = ActionChains(phone, duration=20, devices=[finger])
+    actions = ActionChains(phone, duration=8, devices=[finger])
     first, *rest = page.on_paper(THREE)
     actions.move_to_element_with_offset(page.paper, *first).click_and_hold()
     for point in rest:

@@ -314,3 +314,11 @@ def test_what_was_made_of_the_network_alone(tmp_path):
         (tmp_path / name / "below").mkdir(parents=True)
     records.remove_derived(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"profile", "tensorboard"}
+
+
+def test_a_row_that_is_still_being_written_is_none_yet(small_run, tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    records.write_rows(file, small_run.rows)
+    whole = file.read_text()
+    file.write_text(whole + whole.splitlines()[0])  # but for its end
+    assert records.read_rows(file) == small_run.rows
