@@ -79,7 +79,7 @@ RECIPES = {
         "gap_late_pool": _GAP,
     },
     # Ours; docs/recipes.md says how they were chosen.
-    "fast": {"gap": _RECORD._replace(epochs=6)},
+    "fast": {"gap": _RECORD._replace(epochs=6, batch_size=64, average=0.998)},
     "record": {"gap": _RECORD},
 }
 
@@ -108,6 +108,25 @@ CHANGES: dict[str, dict[str, Any]] = {
     "average_0.998": {"average": 0.998},
     "batches_of_64": {"batch_size": 64},
     "batches_of_256": {"batch_size": 256},
+}
+
+# Of a network: itself, and all that is trained next to it with one thing changed. Names as
+# `TrainConfig.name` has them.
+ABLATIONS = {
+    "gap": (
+        "gap",
+        "gap_without_norm",
+        "gap/no_dropout",
+        "gap/no_augmentation",
+        "gap/rotation",
+        "gap/affine",
+        "gap/jitter",
+        "gap/constant_rate",
+        "gap/constant_momentum",
+        "gap_late_pool",
+        "gap/batches_of_64",
+        "gap/batches_of_256",
+    ),
 }
 
 
@@ -199,6 +218,15 @@ class TrainConfig:
         for change in changes:
             recipe = recipe._replace(**CHANGES[change])
         return recipe
+
+    @property
+    def name(self) -> str:
+        """The variant, and how its recipe differs from the notebook's: gap/no_dropout, gap/record.
+
+        `by_name` has the way back.
+        """
+        beyond = [part for part in self.recipe.split("/") if part != "notebook"]
+        return "/".join([self.variant, *beyond])
 
     @property
     def schedule(self) -> str:
@@ -326,6 +354,22 @@ def parse_config(text: str) -> TrainConfig | SeedsConfig:
         ConfigError: it is neither.
     """
     return (SeedsConfig if "seeds" in _object_of(text) else TrainConfig).from_json(text)
+
+
+def by_name(name: str, **fields: Any) -> TrainConfig:
+    """The config of such a name.
+
+    Args:
+        name: as `TrainConfig.name`: a variant, and after slashes a recipe, changes, or both.
+        fields: all others of the config.
+
+    Raises:
+        ConfigError: there is no such variant, recipe or change, or as `TrainConfig`.
+    """
+    variant, *recipe = name.split("/")
+    if not recipe or recipe[0] not in RECIPES:
+        recipe.insert(0, "notebook")
+    return TrainConfig(variant, recipe="/".join(recipe), **fields)
 
 
 def parse_seeds(words: str, first: int) -> tuple[int, ...]:
