@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxmnist import stats
-from jaxmnist.config import ConfigError, spoken
+from jaxmnist.config import ConfigError, TrainConfig, by_name, spoken
 from jaxmnist.results import Rung
 from jaxmnist.stats import Difference, Spread
 
@@ -18,6 +18,19 @@ IDEAS = {
     "fc_layer": "a fully connected end, a wider layer, dropout of 0.05",
     "augmentation": "augmented images",
     "gap": "width where it pays, one-cycle schedule",
+    "gap/fast": "a recipe of our own, few epochs",
+    "gap/record": "a recipe of our own, many epochs",
+    "gap_without_norm": "no batch normalisation",
+    "gap/no_dropout": "no dropout",
+    "gap/no_augmentation": "images as they are",
+    "gap/rotation": "rotation, no other augmentation",
+    "gap/affine": "shift, scale and shear, no other augmentation",
+    "gap/jitter": "brightness and contrast, no other augmentation",
+    "gap/constant_rate": "rate of 0.01 throughout",
+    "gap/constant_momentum": "momentum of 0.9 throughout",
+    "gap_late_pool": "the average one layer later",
+    "gap/batches_of_64": "64 images a step",
+    "gap/batches_of_256": "256 images a step",
 }
 # A difference, in points, that decides nobody's choice: how many seeds would show it?
 SMALL = 0.02
@@ -53,7 +66,7 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
     for first, second in pairs:
         if not set(first.seeds) & set(second.seeds):
             raise ConfigError(
-                f"{first.variant} has the seeds {spoken(first.seeds)} and {second.variant} "
+                f"{first.name} has the seeds {spoken(first.seeds)} and {second.name} "
                 f"{spoken(second.seeds)}; expected one in common"
             )
         differences.append(
@@ -74,7 +87,7 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
 
 def sentence(comparison: Comparison) -> str:
     """What a comparison says, for somebody who has not heard of p-values."""
-    first, second = comparison.first.variant, comparison.second.variant
+    first, second = comparison.first.name, comparison.second.name
     final, spread = comparison.final, comparison.final.spread
     points, n = _number(spread.mean, "+.2f"), spread.n
     if comparison.p is None:
@@ -128,8 +141,8 @@ def readme_block(rungs: Sequence[Rung]) -> str:
         final, best = _of(rung, "final_test_accuracy"), _of(rung, "best_test_accuracy")
         rows.append(
             [
-                f"`{rung.variant}`",
-                IDEAS[rung.variant],
+                f"`{_typed(rung)}`",
+                IDEAS[rung.name],
                 f"{rung.parameters:,}",
                 f"{rung.mflop_per_image:.2f}",
                 f"{rung.seconds_per_epoch:.1f} ({rung.cores})",
@@ -142,11 +155,16 @@ def readme_block(rungs: Sequence[Rung]) -> str:
     return _table(header, rows, left=2)
 
 
-def results_block(rungs: Sequence[Rung]) -> str:
-    """The tables and sentences of docs/results.md."""
+def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
+    """The tables and sentences of docs/results.md.
+
+    Args:
+        rungs: the seven networks.
+        recipes: networks trained by other recipes, which stand beside them in the first table.
+    """
     comparisons = compare(neighbours(rungs))
     parts = [
-        _accuracies(rungs),
+        _accuracies([*rungs, *recipes]),
         "Mean ± standard deviation over the seeds (n - 1); the interval is the 95 % interval of "
         "the mean, by Student's t. The best epoch is chosen on the test set: it is the optimistic "
         "figure that the original reports, here for comparison only. *Inside* says whether the "
@@ -176,6 +194,26 @@ def results_block(rungs: Sequence[Rung]) -> str:
         "MFLOP: additions and multiplications of the convolutions' forward pass for one image. "
         "Seconds: the fastest epoch of all seeds, evaluation apart, on so many cores for each "
         "seed; seeds train side by side, and what else the machine does only ever adds.",
+        "## Where it was run",
+        _conditions(rungs),
+    ]
+    return "\n\n".join(parts)
+
+
+def ablation_block(rungs: Sequence[Rung]) -> str:
+    """The tables and sentences of docs/ablation.md.
+
+    Args:
+        rungs: the network as it is, then each with one thing changed.
+    """
+    whole, *changed = rungs
+    comparisons = compare([(whole, rung) for rung in changed])
+    parts = [
+        _changes(comparisons),
+        "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
+        "## All that is known of each",
+        steps_table(comparisons),
+        _accuracies(rungs),
         "## Where it was run",
         _conditions(rungs),
     ]
@@ -222,7 +260,7 @@ def _accuracies(rungs: Sequence[Rung]) -> str:
         final, best = _of(rung, "final_test_accuracy"), _of(rung, "best_test_accuracy")
         rows.append(
             [
-                f"`{rung.variant}`",
+                f"`{rung.name}`",
                 str(final.n),
                 f"**{_mean(final)}**",
                 _interval(final),
@@ -237,6 +275,26 @@ def _accuracies(rungs: Sequence[Rung]) -> str:
     return _table(header, rows)
 
 
+def _changes(comparisons: Sequence[Comparison]) -> str:
+    """Of an ablation, what was changed and what came of it, the greatest loss first."""
+    header = ["what is changed", "name", "test %, final epoch", "points", "95 % interval", "p"]
+    return _table(
+        header,
+        [
+            [
+                IDEAS[comparison.second.name],
+                f"`{comparison.second.name}`",
+                _mean(_of(comparison.second, "final_test_accuracy")),
+                _number(comparison.final.spread.mean, "+.2f"),
+                _interval(comparison.final.spread, "+.2f"),
+                "-" if comparison.p is None else _p(comparison.p).removeprefix("= "),
+            ]
+            for comparison in sorted(comparisons, key=lambda each: each.final.spread.mean)
+        ],
+        left=2,
+    )
+
+
 def _training(rungs: Sequence[Rung]) -> str:
     header = ["variant", "train %, last epoch", "published", "train less test", "published"]
     rows = []
@@ -244,7 +302,7 @@ def _training(rungs: Sequence[Rung]) -> str:
         published = rung.published
         rows.append(
             [
-                f"`{rung.variant}`",
+                f"`{rung.name}`",
                 _mean(_of(rung, "final_train_accuracy")),
                 "-" if published is None else f"{published.train:.2f}",
                 _mean(_of(rung, "train_test_gap"), "+.2f"),
@@ -308,7 +366,7 @@ def _costs(rungs: Sequence[Rung]) -> str:
     header = ["variant", "parameters", "MFLOP an image", "s an epoch", "cores", "epochs"]
     rows = [
         [
-            f"`{rung.variant}`",
+            f"`{rung.name}`",
             f"{rung.parameters:,}",
             f"{rung.mflop_per_image:.2f}",
             f"{rung.seconds_per_epoch:.1f}",
@@ -363,8 +421,15 @@ def _published_step(comparison: Comparison) -> float | None:
     return None if before is None or after is None else after.best - before.best
 
 
+def _typed(rung: Rung) -> str:
+    """What follows `--variant` on the command line."""
+    config = by_name(rung.name)
+    plain = config.recipe == TrainConfig.recipe
+    return config.variant if plain else f"{config.variant} --recipe {config.recipe}"
+
+
 def _step(comparison: Comparison) -> str:
-    return f"`{comparison.first.variant}` → `{comparison.second.variant}`"
+    return f"`{comparison.first.name}` → `{comparison.second.name}`"
 
 
 def _mean(spread: Spread, form: str = ".2f") -> str:

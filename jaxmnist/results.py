@@ -1,4 +1,4 @@
-"""The results of a drill-down: every finished run of the seven networks, in one JSON file.
+"""The results of a drill-down: every finished run, by what was trained, in one JSON file.
 
 What is in the file is finished, and nothing else is: whoever has the file goes on from it.
 """
@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmnist import records
-from jaxmnist.config import FORMAT, VARIANTS, ConfigError, TrainConfig, check_format, spoken
+from jaxmnist.config import (
+    FORMAT,
+    NETWORKS,
+    VARIANTS,
+    ConfigError,
+    TrainConfig,
+    by_name,
+    check_format,
+    spoken,
+)
 from jaxmnist.runs import Run
 
 # A thousand seeds of each network are a tenth of this.
@@ -69,9 +78,9 @@ PUBLISHED = {
 
 
 class Rung(NamedTuple):
-    """One network of the ladder, with all its runs."""
+    """One network of the ladder, or one trained otherwise, with all its runs."""
 
-    variant: str
+    name: str  # as `TrainConfig.name`: the network, with its recipe if that is another
     parameters: int
     mflop_per_image: float  # of the forward pass
     runs: list[dict[str, Any]]  # by seed, as they are in the file
@@ -91,7 +100,7 @@ class Rung(NamedTuple):
         """The original's figures, if this is the original's recipe."""
         config = _config_of(self.runs[0])
         whole = TrainConfig(config.variant, seed=config.seed)
-        return PUBLISHED[self.variant] if config == whole else None
+        return PUBLISHED.get(self.name) if config == whole else None
 
     @property
     def cores(self) -> int:
@@ -143,8 +152,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text())
         check_format(str(path), results["format"])
-        for variant, found in results["variants"].items():
-            _check_variant(variant, found)
+        for name, found in results["variants"].items():
+            _check_named(name, found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error!r}; take back an older one") from error
     except ConfigError as error:
@@ -169,7 +178,7 @@ def add(path: Path, run: Run, mflop_per_image: float) -> None:
         config = run.config
         check_same(results, config, "the new one")
         head = {"parameters": run.summary["parameters"], "mflop_per_image": mflop_per_image}
-        runs = results["variants"].setdefault(config.variant, {**head, "runs": []})["runs"]
+        runs = results["variants"].setdefault(config.name, {**head, "runs": []})["runs"]
         if config.seed not in [other["seed"] for other in runs]:
             runs.append(_record(run))
             runs.sort(key=lambda other: other["seed"])
@@ -181,9 +190,9 @@ def digest(results: dict[str, Any]) -> str:
     return hashlib.sha256(_to_json(results).encode()).hexdigest()
 
 
-def missing(results: dict[str, Any], variant: str, seeds: Sequence[int]) -> list[int]:
-    """Those of the seeds that have no finished run of a network."""
-    runs = results["variants"].get(variant, {"runs": []})["runs"]
+def missing(results: dict[str, Any], name: str, seeds: Sequence[int]) -> list[int]:
+    """Those of the seeds that have no finished run under a name."""
+    runs = results["variants"].get(name, {"runs": []})["runs"]
     finished = {run["seed"] for run in runs}
     return [seed for seed in seeds if seed not in finished]
 
@@ -191,8 +200,8 @@ def missing(results: dict[str, Any], variant: str, seeds: Sequence[int]) -> list
 def check_same(results: dict[str, Any], config: TrainConfig, whose: str) -> None:
     """Accepts a config that goes with all finished runs.
 
-    Those of its own variant have the same but for the seed; all others the same data and batches,
-    and their recipes as they are, or all of them changed.
+    Those of its own name have the same but for the seed; all others the same images, and their
+    recipes as they are, or all of them changed.
 
     Args:
         results: what `read` returned.
@@ -202,30 +211,30 @@ def check_same(results: dict[str, Any], config: TrainConfig, whose: str) -> None
     Raises:
         ConfigError: it differs; the message names a run and the fields.
     """
-    for variant, found in results["variants"].items():
+    for name, found in results["variants"].items():
         for run in found["runs"]:
-            compared = dataclasses.asdict if variant == config.variant else _shared
+            compared = dataclasses.asdict if name == config.name else _shared
             before = compared(_config_of(run))
             now = compared(dataclasses.replace(config, seed=run["seed"]))
             differing = [
-                f"{name} is {before[name]!r}, not {now[name]!r}"
-                for name in before
-                if before[name] != now[name]
+                f"{field} is {before[field]!r}, not {now[field]!r}"
+                for field in before
+                if before[field] != now[field]
             ]
             if differing:
                 raise ConfigError(
-                    f"in the finished run of {variant}, seed {run['seed']}, "
+                    f"in the finished run of {name}, seed {run['seed']}, "
                     f"{', '.join(differing)} as in {whose}; such runs do not mix: pass another "
                     "--out"
                 )
 
 
-def ladder(results: dict[str, Any], variants: Sequence[str] = VARIANTS) -> list[Rung]:
+def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Rung]:
     """The networks, from the first to the last, if no run is missing.
 
     Args:
         results: what `read` returned.
-        variants: the networks that are wanted.
+        names: of those that are wanted.
 
     Returns:
         Each with its runs: of the same seeds, but that `COSTLY` may have the first of them only.
@@ -235,17 +244,14 @@ def ladder(results: dict[str, Any], variants: Sequence[str] = VARIANTS) -> list[
         ConfigError: a run is of another config.
     """
     found = results["variants"]
-    rungs = [Rung(variant, **found[variant]) for variant in variants if variant in found]
+    rungs = [Rung(name, **found[name]) for name in names if name in found]
     seeds = sorted({seed for rung in rungs for seed in rung.seeds})
-    absent = [variant for variant in variants if variant not in found]
-    gone = [f"run of {variant}" for variant in absent]
+    gone = [f"run of {name}" for name in names if name not in found]
     for rung in rungs:
-        check_same(
-            results, _config_of(rung.runs[0]), f"that of {rung.variant}, seed {rung.seeds[0]}"
-        )
-        wanted = seeds[: len(rung.seeds)] if rung.variant == COSTLY else seeds
-        if lacking := missing(results, rung.variant, wanted):
-            gone.append(f"seed {spoken(lacking)} of {rung.variant}")
+        check_same(results, _config_of(rung.runs[0]), f"that of {rung.name}, seed {rung.seeds[0]}")
+        wanted = seeds[: len(rung.seeds)] if rung.name == COSTLY else seeds
+        if lacking := missing(results, rung.name, wanted):
+            gone.append(f"seed {spoken(lacking)} of {rung.name}")
     if gone:
         raise IncompleteError(
             f"there is no finished {', no finished '.join(gone)}; scripts/drilldown.py trains what "
@@ -254,26 +260,26 @@ def ladder(results: dict[str, Any], variants: Sequence[str] = VARIANTS) -> list[
     return rungs
 
 
-def _check_variant(variant: str, found: dict[str, Any]) -> None:
-    if variant not in VARIANTS or set(found) != _VARIANT or not found["runs"]:
-        raise ValueError(f"{variant} has {sorted(found)}; expected {sorted(_VARIANT)}")
+def _check_named(name: str, found: dict[str, Any]) -> None:
+    if set(found) != _VARIANT or not found["runs"]:
+        raise ValueError(f"{name} has {sorted(found)}; expected {sorted(_VARIANT)}")
     seeds = [run["seed"] for run in found["runs"]]
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{variant} has a seed more than once: {spoken(seeds)}")
+        raise ConfigError(f"{name} has a seed more than once: {spoken(seeds)}")
     for run in found["runs"]:
         try:
-            _check_run(variant, run)
+            _check_run(name, run)
         except (ConfigError, KeyError, TypeError) as error:
-            raise ConfigError(f"the run of {variant}, seed {run['seed']}: {error}") from error
+            raise ConfigError(f"the run of {name}, seed {run['seed']}: {error}") from error
 
 
-def _check_run(variant: str, run: dict[str, Any]) -> None:
+def _check_run(name: str, run: dict[str, Any]) -> None:
     """Accepts a run that is whole and says the same everywhere."""
     if set(run) != _RUN:
         raise ConfigError(f"it has {sorted(run)}; expected {sorted(_RUN)}")
     config, curves = _config_of(run), run["curves"]
-    if (config.variant, config.seed) != (variant, run["seed"]):
-        raise ConfigError(f"it has the config of {config.variant}, seed {config.seed}")
+    if (config.name, config.seed) != (name, run["seed"]):
+        raise ConfigError(f"it has the config of {config.name}, seed {config.seed}")
     for curve in CURVES:
         if len(curves[curve]) != config.epochs:
             raise ConfigError(
@@ -285,16 +291,16 @@ def _check_run(variant: str, run: dict[str, Any]) -> None:
         "final_test_loss": curves["test_loss"][-1],
         "final_train_accuracy": curves["train_accuracy"][-1],
     }
-    for name, end in ends.items():
-        if run[name] != end:
-            raise ConfigError(f"{name} is {run[name]}, but by its curve {end}")
+    for figure, end in ends.items():
+        if run[figure] != end:
+            raise ConfigError(f"{figure} is {run[figure]}, but by its curve {end}")
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
-    """What runs of different networks have in common."""
-    names = ("dataset", "recipe", "batch_size", "limit_train")
-    plain = TrainConfig(**{name: getattr(config, name) for name in (*names, "variant", "seed")})
-    return {**{name: getattr(config, name) for name in names}, "as in the recipe": config == plain}
+    """What all runs of a file have in common."""
+    shared = {name: getattr(config, name) for name in ("dataset", "limit_train", "holdout", "fold")}
+    plain = by_name(config.name, seed=config.seed, **shared)
+    return {**shared, "as in the recipe": config == plain}
 
 
 def _place(run: dict[str, Any]) -> tuple[str, int]:
@@ -325,13 +331,17 @@ def _rounded(value: Any) -> Any:
 def _to_json(results: dict[str, Any]) -> str:
     """The file's content: a line for each run, so that a difference shows what was added."""
     variants = []
-    for variant in sorted(results["variants"], key=VARIANTS.index):
-        found = dict(results["variants"][variant])
+    for name in sorted(results["variants"], key=_place_in_file):
+        found = dict(results["variants"][name])
         runs = ",\n".join(f"   {json.dumps(run)}" for run in found.pop("runs"))
         head = json.dumps(found)[1:-1]
-        variants.append(f'  "{variant}": {{{head}, "runs": [\n{runs}\n  ]}}')
+        variants.append(f'  "{name}": {{{head}, "runs": [\n{runs}\n  ]}}')
     joined = ",\n".join(variants)
     return f'{{\n "format": {json.dumps(results["format"])},\n "variants": {{\n{joined}\n }}\n}}\n'
+
+
+def _place_in_file(name: str) -> tuple[int, str]:
+    return NETWORKS.index(by_name(name).variant), name
 
 
 @contextlib.contextmanager

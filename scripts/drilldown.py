@@ -1,8 +1,9 @@
 """Trains all seven networks over many seeds, and says what came of it.
 
 `python scripts/drilldown.py --seeds 10` writes docs/results.json, docs/results.md, docs/figures/
-and the table in README.md. A seed that is in results.json is finished; all others are trained, and
-put there as soon as they are.
+and the table in README.md; with `--ablate gap` it trains gap with one thing changed at a time, and
+writes docs/ablation.md. A seed that is in results.json is finished; all others are trained, and put
+there as soon as they are.
 """
 
 import argparse
@@ -22,17 +23,32 @@ from command import Signals, failed, hush, remember_compiled
 from display import Tally, make_display
 from rich.console import Console
 
-from jaxmnist import VARIANTS, TrainConfig, data, findings, records, results, train_seeds
-from jaxmnist.config import DATASETS, ConfigError, SeedsConfig, check_name, parse_seeds
+from jaxmnist import RECIPES, VARIANTS, TrainConfig, data, findings, records, results, train_seeds
+from jaxmnist.config import (
+    ABLATIONS,
+    DATASETS,
+    ConfigError,
+    SeedsConfig,
+    by_name,
+    parse_seeds,
+)
 from jaxmnist.description import describe
 from jaxmnist.plots import drilldown
-from jaxmnist.results import IncompleteError
+from jaxmnist.results import IncompleteError, Rung
 from jaxmnist.seeds import SeedDone
 from jaxmnist.training import Stopped
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS, REPORT, FIGURES, RUNS = "results.json", "results.md", "figures", "runs"
+ABLATION = "ablation.md"
+# What else README.md has a line for, once it is trained.
+OTHER_RECIPES = [
+    TrainConfig(variant, recipe=recipe).name
+    for recipe in RECIPES
+    for variant in RECIPES[recipe]
+    if recipe != TrainConfig.recipe
+]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +71,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--seeds", default="10", help="of each network: how many, as 10, or which, as 3,7,11"
     )
     parser.add_argument(
-        "--variants", default=",".join(VARIANTS), help="those to train, as skeleton,gap; all seven"
+        "--variants",
+        default=",".join(VARIANTS),
+        help="those to train, as skeleton,gap, or gap/record for another recipe; all seven",
+    )
+    parser.add_argument(
+        "--ablate", choices=ABLATIONS, help="train this one with one thing changed at a time"
     )
     parser.add_argument(
         "--compare",
@@ -85,8 +106,9 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
         for line in compared(found, arguments.compare):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return 0
+    write = write_ablation if arguments.ablate else write_report
     if arguments.report:
-        write_report(arguments, console)
+        write(arguments, console)
         return 0
     failures = train(arguments, console, signals)
     for failure in failures:
@@ -94,7 +116,7 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
     if failures:
         return 1
     try:
-        write_report(arguments, console)
+        write(arguments, console)
     except IncompleteError as incomplete:
         console.print(f"no report yet: {incomplete}", highlight=False, soft_wrap=True)
     return 0
@@ -104,7 +126,7 @@ def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[st
     """A sentence for each pair of networks, and a table of all."""
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     for name in names:
-        check_name("compare", name, VARIANTS)
+        by_name(name)
     for one, other in pairs:
         if one == other:
             raise ConfigError(f"compare has {one} twice; expected two networks")
@@ -122,36 +144,33 @@ def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> 
     # All that could be refused in the end, before hours are spent.
     for config in configs:
         results.check_same(results.read(file), config, "this command")
-    for text in texts(arguments.out):
+    for text in [ablation_text(arguments.out)] if arguments.ablate else texts(arguments.out):
         findings.fill(text, "")
     remember_compiled()
     failures = []
     for config in configs:
         found = results.read(file)  # others may add to it, too
-        missing = results.missing(found, config.variant, seeds)
+        missing = results.missing(found, config.name, seeds)
         if not arguments.quiet:
             finished = f"{len(seeds) - len(missing)} of {len(seeds)} seeds finished"
-            console.print(f"{config.variant}: {finished}", highlight=False, soft_wrap=True)
+            console.print(f"{config.name}: {finished}", highlight=False, soft_wrap=True)
         if missing:
             try:
                 failures += train_variant(arguments, console, signals, config, missing)
             except ConfigError as error:
-                folder = arguments.out / RUNS / config.variant
-                failures.append(f"{config.variant}: {error} (what was begun is in {folder})")
+                folder = run_folder(arguments.out, config)
+                failures.append(f"{config.name}: {error} (what was begun is in {folder})")
     return failures
 
 
 def wanted(arguments: argparse.Namespace) -> list[TrainConfig]:
     """What is to be trained, the cheapest network first."""
-    variants = arguments.variants.split(",")
-    for variant in variants:
-        check_name("variants", variant, VARIANTS)
-    return [
-        TrainConfig(
-            variant, arguments.dataset, epochs=arguments.epochs, limit_train=arguments.limit_train
-        )
-        for variant in sorted(variants, key=mflop_per_image)
+    names = ABLATIONS[arguments.ablate] if arguments.ablate else arguments.variants.split(",")
+    same = ("dataset", "epochs", "limit_train")
+    configs = [
+        by_name(name, **{field: getattr(arguments, field) for field in same}) for name in names
     ]
+    return sorted(configs, key=lambda config: mflop_per_image(config.variant))
 
 
 def train_variant(
@@ -162,8 +181,8 @@ def train_variant(
     seeds: Sequence[int],
 ) -> list[str]:
     """Trains one network with each of the seeds; returns why some failed."""
-    file, folder = arguments.out / RESULTS, arguments.out / RUNS / config.variant
-    seeds = sorted({*seeds, *begun_seeds(folder, config.variant, results.read(file))})
+    file, folder = arguments.out / RESULTS, run_folder(arguments.out, config)
+    seeds = sorted({*seeds, *begun_seeds(folder, config.name, results.read(file))})
     tally = Tally(seeds, config.epochs)
     with make_display(console, arguments.quiet, tally) as display:
 
@@ -187,16 +206,21 @@ def train_variant(
     signals.training = False
     if signals.should_stop():
         raise KeyboardInterrupt
-    return [f"{config.variant}, seed {seed}: {why}" for seed, why in done.failures.items()]
+    return [f"{config.name}, seed {seed}: {why}" for seed, why in done.failures.items()]
 
 
-def begun_seeds(folder: Path, variant: str, found: dict[str, Any]) -> list[int]:
+def run_folder(out: Path, config: TrainConfig) -> Path:
+    """Where the runs of a network and recipe are, until they are in the results."""
+    return out / RUNS / config.name.replace("/", "-")
+
+
+def begun_seeds(folder: Path, name: str, found: dict[str, Any]) -> list[int]:
     """The seeds that a stopped drill-down has begun; what is in the results needs no run folder."""
     if not folder.is_dir():
         return []
     with records.locked(folder):
         begun = [int(path.name.removeprefix("seed")) for path in records.seed_folders(folder)]
-        unfinished = results.missing(found, variant, begun)
+        unfinished = results.missing(found, name, begun)
         for seed in set(begun) - set(unfinished):
             shutil.rmtree(records.seed_folder(folder, seed))
         # It names the seeds of then; those that go on have a config of their own.
@@ -213,18 +237,29 @@ def mflop_per_image(variant: str) -> float:
 
 def texts(out: Path) -> list[Path]:
     """The texts with a block for results: the report, and README.md if this is docs/."""
-    report = out / REPORT
-    if not report.exists():
-        records.write(report, f"# Results\n\n{findings.BEGIN}\n{findings.END}\n")
+    report = text_of(out / REPORT, "Results")
     return [report, ROOT / "README.md"] if out.resolve() == DOCS.resolve() else [report]
+
+
+def ablation_text(out: Path) -> Path:
+    """The text with a block for an ablation."""
+    return text_of(out / ABLATION, "Ablation")
+
+
+def text_of(file: Path, title: str) -> Path:
+    """A text that has a block for results: as it is, or made with nothing else."""
+    if not file.exists():
+        records.write(file, f"# {title}\n\n{findings.BEGIN}\n{findings.END}\n")
+    return file
 
 
 def write_report(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the tables and figures of what is in the results."""
     found = results.read(arguments.out / RESULTS)
     rungs = results.ladder(found)
+    recipes = results.ladder(found, [name for name in OTHER_RECIPES if name in found["variants"]])
     images = data.load(rungs[0].dataset, arguments.data_dir, arguments.idx_dir).train_images
-    blocks = (findings.results_block(rungs), findings.readme_block(rungs))
+    blocks = (findings.results_block(rungs, recipes), findings.readme_block([*rungs, *recipes]))
     filled = {
         text: findings.fill(text, block)
         for text, block in zip(texts(arguments.out), blocks, strict=False)
@@ -232,10 +267,21 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     for text, content in filled.items():
         records.write(text, content)
     drilldown.draw_all(rungs, images, arguments.out / FIGURES, results.digest(found))
+    say_written(console, arguments.out / REPORT, [*rungs, *recipes])
+
+
+def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
+    """Writes the tables of an ablation, of what is in the results."""
+    rungs = results.ladder(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
+    text = ablation_text(arguments.out)
+    records.write(text, findings.fill(text, findings.ablation_block(rungs)))
+    say_written(console, text, rungs)
+
+
+def say_written(console: Console, report: Path, rungs: Sequence[Rung]) -> None:
+    """Says where the report is, and how many runs are in it."""
     count = sum(len(rung.runs) for rung in rungs)
-    console.print(
-        f"{count} runs: {arguments.out / REPORT}", highlight=False, markup=False, soft_wrap=True
-    )
+    console.print(f"{count} runs: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,14 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import jaxmnist
-from jaxmnist import VARIANTS, records, results, training
+from jaxmnist import VARIANTS, findings, records, results, training
+from jaxmnist.config import ABLATIONS, NETWORKS
+from jaxmnist.seeds import SeedDone
 from tests.test_results import finished, write_ladder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -206,7 +209,7 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     assert [row.split(" | ")[0] for row in rows] == ["| `dropout` → `gap`", "| `skeleton` → `gap`"]
     assert run("--compare", "dropuot", "gap")[::2] == (
         2,
-        f"error: compare is 'dropuot'; expected one of {', '.join(VARIANTS)}. Did you mean "
+        f"error: variant is 'dropuot'; expected one of {', '.join(NETWORKS)}. Did you mean "
         "dropout?\n",
     )
     assert (
@@ -215,10 +218,64 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     assert not (out / "results.md").exists()
 
 
+def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, script, monkeypatch):
+    out.mkdir()
+    for name in ABLATIONS["gap"]:
+        for seed in range(3 if name != "gap/no_dropout" else 2):
+            final = {"gap": 99.4, "gap_late_pool": 99.1 + seed / 100}.get(name, 99.0)
+            run_ = finished(accuracies=[98.0, final + seed / 100], name=name, seed=seed)
+            results.add(out / "results.json", run_, 1.25)
+    asked = []
+
+    def train_seeds(config, seeds, *, out, report, **_):
+        asked.append((config.name, list(seeds), out.name))
+        for seed in seeds:
+            done = finished(accuracies=[98.0, 99.0], name=config.name, seed=seed)
+            report(SeedDone(done))
+        return SimpleNamespace(failures={})
+
+    monkeypatch.setattr(script, "train_seeds", train_seeds)
+    words = ("--ablate", "gap", "--epochs", "2", "--seeds", "3", "--quiet")
+    assert run(*words) == (0, f"36 runs: {out / 'ablation.md'}\n", "")
+    assert asked == [("gap/no_dropout", [2], "gap-no_dropout")]
+    report = (out / "ablation.md").read_text()
+    assert report.startswith("# Ablation\n")
+    # Late pooling differs by -0.3, -0.29 and -0.28: a loss, and less of one than all others.
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:13]
+    assert sorted(row[1] for row in rows) == sorted(f"`{name}`" for name in ABLATIONS["gap"][1:])
+    assert rows[-1][:4] == [
+        *("| the average one layer later", "`gap_late_pool`"),
+        *("99.12 ± 0.02", "\N{MINUS SIGN}0.29"),
+    ]
+    assert "- `gap_late_pool` lost 0.29 points on `gap`, in 3 of 3 seeds, " in report
+    # What the file has is enough; and networks and recipes of it are compared as any others are.
+    monkeypatch.setattr(script, "train_seeds", None)
+    (out / "ablation.md").unlink()
+    assert run("--ablate", "gap", "--report")[0] == 0
+    assert (out / "ablation.md").read_text() == report
+    assert run("--compare", "gap", "gap_late_pool")[1].startswith("`gap_late_pool` lost 0.29")
+
+
+def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
+    out.mkdir()
+    monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
+    write_ladder(out / "results.json", dataset="kmnist")
+    for seed, final in enumerate((99.5, 99.4)):
+        fast = finished("gap/fast", seed, [99.0, final], dataset="kmnist")
+        results.add(out / "results.json", fast, 1.25)
+    assert run("--report") == (0, f"16 runs: {out / 'results.md'}\n", "")
+    assert "| `gap/fast` | 2 | **99.45 ± 0.07** |" in (out / "results.md").read_text()
+    rungs = results.ladder(results.read(out / "results.json"), ["gap", "gap/fast"])
+    gap, fast = findings.readme_block(rungs).splitlines()[2:]
+    assert gap.startswith("| `gap` | width where it pays, ")
+    assert fast.startswith("| `gap --recipe fast` | a recipe of our own, few epochs | 7,364 |")
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("--variants", "gap,dropuot"), r"variants is 'dropuot'; .* Did you mean dropout\?"),
+        (("--variants", "gap,dropuot"), r"variant is 'dropuot'; .* Did you mean dropout\?"),
+        (("--variants", "gap/recrod"), r"change of the recipe is 'recrod'; expected one of .*"),
         (("--seeds", "0"), "seeds is empty; expected at least one"),
         (("--seeds", "1,1"), "seeds has 1 more than once; each seed is one run"),
         (("--seeds", "some"), "seeds is 'some'; expected how many, as 8, or which, as 3,7,11"),

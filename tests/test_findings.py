@@ -33,7 +33,7 @@ def cells(block, start, heading=""):
 
 
 def compared(rungs, *pairs):
-    by_name = {rung.variant: rung for rung in rungs}
+    by_name = {rung.name: rung for rung in rungs}
     return findings.compare([(by_name[one], by_name[other]) for one, other in pairs])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig, results
+from jaxmnist.config import by_name
 
 ENVIRONMENT = {
     "compile_seconds": 2.5,
@@ -22,8 +23,9 @@ ENVIRONMENT = {
 }
 
 
-def finished(variant="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> Run:
+def finished(name="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> Run:
     """A run that ends with such test accuracies, one an epoch, without having been trained."""
+    trained = by_name(name, seed=seed, **{"epochs": len(accuracies), **config})
     rows = [
         {
             "epoch": epoch,
@@ -36,14 +38,13 @@ def finished(variant="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> 
         for epoch, accuracy in enumerate(accuracies)
     ]
     summary = {
-        "parameters": 6379786 if variant == "skeleton" else 7364,
+        "parameters": 6379786 if name == "skeleton" else 7364,
         "final_test_accuracy": [accuracies[-1]],
         "best_test_accuracy": [max(accuracies)],
         "final_test_loss": [rows[-1]["test_loss"]],
         "final_train_accuracy": [rows[-1]["train_accuracy"]],
         **ENVIRONMENT,
     }
-    trained = TrainConfig(variant, seed=seed, **{"epochs": len(accuracies), **config})
     return Run(trained, None, rows, summary, Path("run"))  # type: ignore[arg-type]
 
 
@@ -124,7 +125,7 @@ def test_many_add_at_once(file):
 def test_a_ladder(file):
     write_ladder(file, {"skeleton": 1})
     rungs = results.ladder(results.read(file))
-    assert [rung.variant for rung in rungs] == list(VARIANTS)
+    assert [rung.name for rung in rungs] == list(VARIANTS)
     assert [len(rung.runs) for rung in rungs] == [1, 2, 2, 2, 2, 2, 2]
     gap = rungs[-1]
     assert (gap.parameters, gap.mflop_per_image, gap.epochs, gap.dataset) == (7364, 7, 2, "mnist")
@@ -196,9 +197,9 @@ def test_any_seeds_will_do_if_all_have_them(file):
         ),
         ({"dataset": "kmnist"}, "dataset is 'mnist', not 'kmnist' as in the new one"),
         ({"accuracies": (99.0,)}, "epochs is 3, not 1 as in the new one"),
-        ({"variant": "dropout", "limit_train": 600}, "limit_train is None, not 600 as in"),
+        ({"name": "dropout", "limit_train": 600}, "limit_train is None, not 600 as in"),
         (
-            {"variant": "dropout", "accuracies": [99.0] * 15},
+            {"name": "dropout", "accuracies": [99.0] * 15},
             "as in the recipe is False, not True",
         ),
     ],

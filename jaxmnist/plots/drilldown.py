@@ -88,7 +88,7 @@ def curves(rungs: Sequence[Rung]) -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title(f"{rung.variant}, n = {len(rung.runs)}", fontsize=9)
+        axes.set_title(f"{rung.name}, n = {len(rung.runs)}", fontsize=9)
         axes.grid(alpha=0.3)
     panels[-1].axis("off")
     panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
@@ -125,7 +125,7 @@ def cost(rungs: Sequence[Rung]) -> Figure:
             # Neighbours are close together: one's name is above left, the next one's below right.
             side, where = ("left", (7, -10)) if place % 2 else ("right", (-7, 4))
             axes.annotate(
-                rung.variant, (x, spread.mean), where, textcoords="offset points", ha=side, size=8
+                rung.name, (x, spread.mean), where, textcoords="offset points", ha=side, size=8
             )
     small.plot([], [], "s", color=BLACK, label="mean and 95 % interval, final epoch")
     small.plot([], [], "x", color=ORANGE, mew=2, label="published: one run, best epoch")
@@ -178,5 +178,5 @@ def _interval(axes: Axes, x: float, spread: Spread) -> None:
 
 
 def _name_rungs(axes: Axes, rungs: Sequence[Rung]) -> None:
-    axes.set_xticks(range(len(rungs)), [f"{r.variant}\nn = {len(r.runs)}" for r in rungs])
+    axes.set_xticks(range(len(rungs)), [f"{r.name}\nn = {len(r.runs)}" for r in rungs])
     axes.tick_params(axis="x", labelsize=8)
