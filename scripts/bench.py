@@ -30,6 +30,7 @@ START_STEPS = 10  # of the runs that show how long a start takes
 BATCH_SIZES = (32, 128, 512, 1024, 4096)
 IMAGE_COUNTS = (6_000, 15_000, 30_000, 60_000)
 EPOCHS = (1, 2, 4)
+GOALS = (99.0, 99.4)  # of the test accuracy, in percent: when does a whole training reach them?
 
 Times = dict[str, list[float]]  # by job, the seconds of each round
 
@@ -73,6 +74,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=counts,
         metavar="1,2,4,8",
         help="measure so many seeds at a time as well, in each of the ways to train them",
+    )
+    parser.add_argument(
+        "--whole",
+        type=lambda words: words.split(","),
+        metavar="notebook,fast",
+        help="train to the end as well, by these recipes, and by the notebook's in PyTorch if that "
+        "is a peer",
     )
     parser.add_argument(
         "--peer",
@@ -159,6 +167,8 @@ def measure(
         result["seeds"] = measure_seeds(work, arguments.seeds, arguments.rounds)
     if arguments.scaling:
         result["scaling"] = measure_scaling(work, arguments.rounds)
+    if arguments.whole:
+        result["whole"] = measure_whole(arguments, config, work, scratch)
     return result
 
 
@@ -247,26 +257,18 @@ def measure_start(
     """
     runs = []
     for number in range(1 + arguments.rounds):
-        words = [
+        words = training_command(
+            arguments,
+            scratch,
             *("--variant", config.variant),
             *("--dataset", config.dataset),
             *("--batch-size", str(config.batch_size)),
             *("--limit-train", str(START_STEPS * config.batch_size)),
             *("--epochs", "1"),
             *("--out", str(scratch / f"run{number}")),
-        ]
-        for option, path in (("--data-dir", arguments.data_dir), ("--idx-dir", arguments.idx_dir)):
-            words += [option, str(path)] if path is not None else []
-        begin = time.monotonic()
-        done = subprocess.run(
-            [*command("start"), str(scratch / "compiled"), *words],
-            capture_output=True,
-            text=True,
-            check=False,
         )
-        if done.returncode != 0:
-            raise ContenderError(f"the training command failed: {done.stderr.strip()}")
-        answer = json.loads(done.stdout.splitlines()[-1])
+        begin = time.monotonic()
+        answer = answer_of(words)
         runs.append((answer["first_step"] - begin, answer["peak_bytes"]))
     cold, *warm = runs
     return {
@@ -275,6 +277,67 @@ def measure_start(
         "warm_seconds": [seconds for seconds, _ in warm],
         "warm_peak_bytes": [peak for _, peak in warm],
     }
+
+
+def training_command(arguments: argparse.Namespace, scratch: Path, *words: str) -> list[str]:
+    """The training command with such words, on the images that all contenders have."""
+    for option, path in (("--data-dir", arguments.data_dir), ("--idx-dir", arguments.idx_dir)):
+        words += (option, str(path)) if path is not None else ()
+    return [*command("start"), str(scratch / "compiled"), *words]
+
+
+def answer_of(words: Sequence[str]) -> dict[str, Any]:
+    """What a training says at its end."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ContenderError(f"the training command failed: {done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_whole(
+    arguments: argparse.Namespace, config: TrainConfig, work: Mapping[str, Any], scratch: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Trains to the end, each round with its own seed, ours and PyTorch's in turn.
+
+    Returns:
+        By who trains, of each round: the seconds from the start of the process to its end, to the
+        first epochs that reached each of `GOALS` (null if none did), and the final test accuracy.
+    """
+    whole: dict[str, list[dict[str, Any]]] = {}
+    # In round -1 our programs are compiled: the cache is warm from then on.
+    for number in range(-1, arguments.rounds):
+        seed = number % arguments.rounds
+        for recipe in arguments.whole:
+            words = training_command(
+                arguments,
+                scratch,
+                *("--variant", config.variant),
+                *("--dataset", config.dataset),
+                *("--recipe", recipe),
+                *("--seed", str(seed)),
+                *("--out", str(scratch / f"{recipe.replace('/', '-')}{number}")),
+            )
+            trained = timed(words)
+            if number >= 0:
+                whole.setdefault(f"jaxmnist, {recipe}", []).append(trained)
+        if "pytorch" in arguments.peer and number >= 0:
+            recipe = {"epochs": config.epochs, "augment": config.augment, "seed": seed}
+            start = command("whole_pytorch", arguments.peer_python)
+            trained = timed([*start, json.dumps({**work, **recipe})])
+            whole.setdefault("pytorch, notebook", []).append(trained)
+    return whole
+
+
+def timed(words: Sequence[str]) -> dict[str, Any]:
+    """Times a training from its start."""
+    begin = time.monotonic()
+    epochs = answer_of(words)["epochs"]
+    end = time.monotonic()
+    reached = {
+        str(goal): next((clock - begin for clock, accuracy in epochs if accuracy >= goal), None)
+        for goal in GOALS
+    }
+    return {"seconds": end - begin, "reached": reached, "final_test_accuracy": epochs[-1][1]}
 
 
 def measure_seeds(work: Mapping[str, Any], seeds: Sequence[int], rounds: int) -> dict[str, Any]:

@@ -209,6 +209,7 @@ def measured(bench, small_idx_dir, tmp_path_factory):
         peer=["flax"],
         scaling=False,
         seeds=None,
+        whole=["notebook"],
         data_dir=None,
         idx_dir=small_idx_dir,
     )
@@ -243,7 +244,57 @@ def test_every_figure_has_its_place_in_the_tables(parts, measured):
         "gap: peers",
         "gap: jaxmnist's time over the best",
         "gap: every layer alone",
+        "gap: from the start of the process",
     ]
+
+
+def test_whole_trainings_are_timed_from_the_start_of_the_process(measured):
+    (trained,) = measured["whole"]["jaxmnist, notebook"]
+    assert trained["reached"] == {"99.0": None, "99.4": None}
+    assert 0 < trained["final_test_accuracy"] < 99
+    assert trained["seconds"] > measured["start"]["warm_seconds"][0] / 2
+
+
+def test_a_goal_is_reached_when_an_epoch_that_has_it_is_done(bench, monkeypatch):
+    monkeypatch.setattr(bench.time, "monotonic", iter([100.0, 160.0]).__next__)
+    epochs = [[110.0, 98.9], [120.5, 99.0], [130.0, 98.0], [140.0, 99.41]]
+    monkeypatch.setattr(bench, "answer_of", lambda words: {"epochs": epochs})
+    assert bench.timed(["train"]) == {
+        "seconds": 60.0,
+        "reached": {"99.0": 20.5, "99.4": 40.0},
+        "final_test_accuracy": 99.41,
+    }
+
+
+def test_whole_trainings_in_a_table(parts):
+    def run(seconds, first, final):
+        return {
+            "seconds": seconds,
+            "reached": {"99.0": first, "99.4": None},
+            "final_test_accuracy": final,
+        }
+
+    whole = {"jaxmnist, fast": [run(30.0, 10.0, 99.3), run(32.0, 14.0, 99.5)]}
+    table = parts("benchmark.tables").whole_table("gap", {"whole": whole})
+    assert [next(iter(column.cells)) for column in table.columns] == [
+        *("jaxmnist, fast", "2", "12.0 s (10.0 to 14.0)", "not in all"),
+        *("31.0 s (30.0 to 32.0)", "99.40 % (99.30 to 99.50)"),
+    ]
+
+
+def test_the_pytorch_peer_trains_to_the_end(bench, small_idx_dir, tmp_path):
+    pytest.importorskip("torch")
+    images = small_images(bench, small_idx_dir, tmp_path)
+    config = TrainConfig("gap", batch_size=100)
+    work = {
+        "layers": describe("gap"),
+        "learning_rate": config.learning_rate,
+        "schedule": config.schedule,
+        "augment": True,
+        **{"batch_size": 100, "epochs": 2, "seed": 0, "images": str(images)},
+    }
+    found = bench.timed([*bench.command("whole_pytorch"), json.dumps(work)])
+    assert 0 < found["final_test_accuracy"] < 99
 
 
 def test_scaling_trains_epochs(bench, small_idx_dir, tmp_path):

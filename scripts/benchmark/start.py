@@ -1,7 +1,7 @@
-"""A short run of `scripts/train.py`'s own parts, which tells when its first step was done.
+"""A run of `scripts/train.py`'s own parts, which tells when its first step and epochs were done.
 
-Prints JSON: the monotonic clock, in seconds, when the first chunk of steps was done; the peak
-memory of the whole run, in bytes.
+Prints JSON: the monotonic clock, in seconds, when the first chunk of steps was done; the same for
+each epoch, with its test accuracy in percent; the peak memory of the whole run, in bytes.
 """
 
 import argparse
@@ -25,10 +25,13 @@ def main() -> None:
     parser.add_argument("compilation_cache")
     known, words = parser.parse_known_args()
     first: list[float] = []
+    epochs: list[tuple[float, float]] = []
 
     def watch(event: training.Event) -> None:
         if isinstance(event, training.Progress):
             first.append(time.monotonic())
+        if isinstance(event, training.EpochDone):
+            epochs.append((time.monotonic(), event.rows[0]["test_accuracy"]))
 
     arguments = train.parse(words)
     keep_compiled_programs(Path(known.compilation_cache))
@@ -41,7 +44,7 @@ def main() -> None:
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024
-    print(json.dumps({"first_step": first[0], "peak_bytes": peak * unit}))
+    print(json.dumps({"first_step": first[0], "epochs": epochs, "peak_bytes": peak * unit}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tables of what was measured, for people."""
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmark.networks import forward_bytes, forward_flop
@@ -19,6 +19,8 @@ def tables(variant: str, result: dict[str, Any]) -> list[Table]:
         found.append(seeds_table(variant, result))
     if "scaling" in result:
         found.append(scaling_table(variant, result))
+    if "whole" in result:
+        found.append(whole_table(variant, result))
     return found
 
 
@@ -121,6 +123,26 @@ def scaling_table(variant: str, result: dict[str, Any]) -> Table:
         for count, seconds in by_count.items()
     ]
     return _table(f"{variant}: scaling", ("what", "count", "ms", "ms each"), rows)
+
+
+def whole_table(variant: str, result: dict[str, Any]) -> Table:
+    """How long whole trainings take, from the start of the process."""
+    goals = list(next(iter(result["whole"].values()))[0]["reached"])
+    rows = []
+    for who, runs in result["whole"].items():
+        finals = [run["final_test_accuracy"] for run in runs]
+        reached = [[run["reached"][goal] for run in runs] for goal in goals]
+        rows.append(
+            (
+                who,
+                str(len(runs)),
+                *(_seconds(times) if None not in times else "not in all" for times in reached),
+                _seconds([run["seconds"] for run in runs]),
+                f"{fmean(finals):.2f} %" + _range(finals, 1, ".2f"),
+            )
+        )
+    columns = ("", "n", *(f"to {goal} %" for goal in goals), "to the end", "final test accuracy")
+    return _table(f"{variant}: from the start of the process; medians (range)", columns, rows)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
