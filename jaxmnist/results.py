@@ -229,6 +229,25 @@ def check_same(results: dict[str, Any], config: TrainConfig, whose: str) -> None
                 )
 
 
+def named(results: dict[str, Any], names: Sequence[str]) -> list[Rung]:
+    """What has these names, each with all the runs that it has.
+
+    Args:
+        results: what `read` returned.
+        names: of those that are wanted.
+
+    Raises:
+        IncompleteError: there is no run of one; the message names each.
+        ConfigError: a run is of another config.
+    """
+    found = results["variants"]
+    _refuse_without([f"run of {name}" for name in names if name not in found])
+    rungs = [Rung(name, **found[name]) for name in names]
+    for rung in rungs:
+        check_same(results, _config_of(rung.runs[0]), f"that of {rung.name}, seed {rung.seeds[0]}")
+    return rungs
+
+
 def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Rung]:
     """The networks, from the first to the last, if no run is missing.
 
@@ -240,24 +259,26 @@ def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Run
         Each with its runs: of the same seeds, but that `COSTLY` may have the first of them only.
 
     Raises:
-        IncompleteError: a network or a seed is missing; the message names each.
-        ConfigError: a run is of another config.
+        IncompleteError: as `named`, or a seed is missing; the message names each.
+        ConfigError: as `named`.
     """
-    found = results["variants"]
-    rungs = [Rung(name, **found[name]) for name in names if name in found]
+    rungs = named(results, names)
     seeds = sorted({seed for rung in rungs for seed in rung.seeds})
-    gone = [f"run of {name}" for name in names if name not in found]
+    gone = []
     for rung in rungs:
-        check_same(results, _config_of(rung.runs[0]), f"that of {rung.name}, seed {rung.seeds[0]}")
         wanted = seeds[: len(rung.seeds)] if rung.name == COSTLY else seeds
         if lacking := missing(results, rung.name, wanted):
             gone.append(f"seed {spoken(lacking)} of {rung.name}")
+    _refuse_without(gone)
+    return rungs
+
+
+def _refuse_without(gone: Sequence[str]) -> None:
     if gone:
         raise IncompleteError(
             f"there is no finished {', no finished '.join(gone)}; scripts/drilldown.py trains what "
             "is missing"
         )
-    return rungs
 
 
 def _check_named(name: str, found: dict[str, Any]) -> None:

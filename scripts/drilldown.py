@@ -130,7 +130,7 @@ def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[st
     for one, other in pairs:
         if one == other:
             raise ConfigError(f"compare has {one} twice; expected two networks")
-    rungs = dict(zip(names, results.ladder(found, names), strict=True))
+    rungs = dict(zip(names, results.named(found, names), strict=True))
     comparisons = findings.compare([(rungs[one], rungs[other]) for one, other in pairs])
     return [*map(findings.sentence, comparisons), "", findings.steps_table(comparisons)]
 
@@ -257,7 +257,7 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the tables and figures of what is in the results."""
     found = results.read(arguments.out / RESULTS)
     rungs = results.ladder(found)
-    recipes = results.ladder(found, [name for name in OTHER_RECIPES if name in found["variants"]])
+    recipes = results.named(found, [name for name in OTHER_RECIPES if name in found["variants"]])
     images = data.load(rungs[0].dataset, arguments.data_dir, arguments.idx_dir).train_images
     blocks = (findings.results_block(rungs, recipes), findings.readme_block([*rungs, *recipes]))
     filled = {
@@ -272,7 +272,7 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
 
 def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the tables of an ablation, of what is in the results."""
-    rungs = results.ladder(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
+    rungs = results.named(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
     text = ablation_text(arguments.out)
     records.write(text, findings.fill(text, findings.ablation_block(rungs)))
     say_written(console, text, rungs)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import (
+    ABLATIONS,
     CHANGES,
     DATASETS,
     NETWORKS,
@@ -17,6 +18,7 @@ from jaxmnist.config import (
     Recipe,
     SeedsConfig,
     TrainConfig,
+    by_name,
     parse_config,
     parse_seeds,
     spoken,
@@ -296,3 +298,32 @@ def test_an_absurd_number_of_seeds_is_refused_at_once():
 )
 def test_numbers_in_words(numbers, words):
     assert spoken(numbers) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "recipe"),
+    [
+        ("gap", "gap", "notebook"),
+        ("gap/fast", "gap", "fast"),
+        ("gap/no_dropout", "gap", "notebook/no_dropout"),
+        ("gap/record/notebook_augmentation", "gap", "record/notebook_augmentation"),
+        ("gap_late_pool/affine/no_dropout", "gap_late_pool", "notebook/affine/no_dropout"),
+    ],
+)
+def test_a_name_says_what_differs_from_the_notebooks(name, variant, recipe):
+    config = TrainConfig(variant, recipe=recipe, seed=3)
+    assert config.name == name
+    assert by_name(name, seed=3) == config
+
+
+def test_an_ablation_changes_one_thing_at_a_time():
+    for variant, names in ABLATIONS.items():
+        whole, *changed = (by_name(name) for name in names)
+        assert whole == TrainConfig(variant)
+        for config in changed:
+            before, after = (each.recipe_of_variant._asdict() for each in (whole, config))
+            differing = {field for field, value in before.items() if after[field] != value}
+            # The rate of the schedule is its peak: at a constant rate it is another one.
+            expected = [{"schedule", "learning_rate"}, set(), *({field} for field in before)]
+            assert differing in expected
+            assert bool(differing) == (config.variant == variant)

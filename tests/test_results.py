@@ -160,14 +160,23 @@ def refused(file, words, variants=VARIANTS):
 
 
 def test_a_missing_network_or_seed_is_named(file):
-    write_ladder(file, {"dropout": 0, "fc_layer": 3, "gap": 1})
+    write_ladder(file, {"dropout": 0, "fc_layer": 3, "gap": 1, "skeleton": 0})
+    refused(file, "there is no finished run of skeleton, no finished run of dropout")
     refused(
         file,
-        "there is no finished run of dropout, no finished seed 2 of less_params, no finished seed "
-        "2 of batch_norm, no finished seed 2 of augmentation, no finished seed 1, 2 of gap",
+        "there is no finished seed 2 of batch_norm, no finished seed 1, 2 of gap",
+        ["fc_layer", "batch_norm", "gap"],
     )
     assert len(results.ladder(results.read(file), ["less_params", "batch_norm"])) == 2
     refused(file, "there is no finished seed 1 of gap", ["gap", "batch_norm"])
+
+
+def test_by_name_each_comes_with_the_seeds_that_it_has(file):
+    write_ladder(file, {"gap": 1})
+    found = results.read(file)
+    assert [rung.seeds for rung in results.named(found, ["gap", "dropout"])] == [[0], [0, 1]]
+    with pytest.raises(results.IncompleteError, match="^there is no finished run of gap/fast;"):
+        results.named(found, ["gap", "gap/fast"])
 
 
 def test_skeleton_may_have_fewer_seeds_but_no_others(file):
