@@ -175,7 +175,7 @@ def test_by_name_each_comes_with_the_seeds_that_it_has(file):
     write_ladder(file, {"gap": 1})
     found = results.read(file)
     assert [rung.seeds for rung in results.named(found, ["gap", "dropout"])] == [[0], [0, 1]]
-    with pytest.raises(results.IncompleteError, match="^there is no finished run of gap/fast;"):
+    with pytest.raises(results.IncompleteError, match=r"^there is no finished run of gap/fast;"):
         results.named(found, ["gap", "gap/fast"])
 
 
