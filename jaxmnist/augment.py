@@ -261,6 +261,25 @@ def _sample(images: jax.Array, places: jax.Array, fill: int) -> jax.Array:
     return jnp.where(inside, pixels, fill).astype(jnp.uint8).reshape(images.shape)
 
 
+class AffineAndLight(NamedTuple):
+    """One affine map an image, and then what `augment` does to its brightness and contrast."""
+
+    affine: Affine
+    light: Parameters  # its brightness and contrast
+
+
+def draw_affine_and_light(key: jax.Array, count: int) -> AffineAndLight:
+    """Draws both for each of `count` images, from the notebooks' ranges."""
+    affine_key, light_key = jax.random.split(key)
+    return AffineAndLight(draw_affine(affine_key, count), draw_parameters(light_key, count))
+
+
+def bilinear_and_light(images: jax.Array, p: AffineAndLight) -> jax.Array:
+    """As `bilinear`, then brightness and contrast as in `augment`; uint8 `[N, 28, 28]` both."""
+    mapped = jnp.round(bilinear(images, p.affine)).astype(jnp.uint8)
+    return _jitter(mapped, p.light.brightness, p.light.contrast, p.light.brightness_first)
+
+
 class Augmentation(NamedTuple):
     """What is done to training images: `apply(images, draw(key, count))`."""
 
@@ -281,6 +300,7 @@ AUGMENTATIONS = {
         lambda images, p: _jitter(images, p.brightness, p.contrast, p.brightness_first),
     ),
     "bilinear": Augmentation(draw_affine, bilinear),
+    "bilinear_and_light": Augmentation(draw_affine_and_light, bilinear_and_light),
     "weak_bilinear": Augmentation(functools.partial(draw_affine, strength=0.7), bilinear),
     "strong_bilinear": Augmentation(functools.partial(draw_affine, strength=1.3), bilinear),
 }

@@ -90,6 +90,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "affine": {"augmentation": "affine"},
     "jitter": {"augmentation": "jitter"},
     "notebook_augmentation": {"augmentation": "notebook"},
+    "bilinear": {"augmentation": "bilinear"},
+    "bilinear_and_light": {"augmentation": "bilinear_and_light"},
     "weak_bilinear": {"augmentation": "weak_bilinear"},
     "strong_bilinear": {"augmentation": "strong_bilinear"},
     "no_augmentation": {"augment": False},
@@ -147,7 +149,7 @@ class TrainConfig:
             augmentation, gap.
         dataset: mnist, fashion_mnist or kmnist.
         recipe: where the defaults of the fields below come from, and the rest of the training:
-            notebook is the original's, record is the best for gap, fast the quickest to 99.4 %.
+            notebook is the original's, record and fast are ours for gap (docs/recipes.md).
         epochs: passes over the training images.
         batch_size: images a step.
         learning_rate: the constant rate, or the peak of the one-cycle schedule.
@@ -223,9 +225,9 @@ class TrainConfig:
     def name(self) -> str:
         """The variant, and how its recipe differs from the notebook's: gap/no_dropout, gap/record.
 
-        `by_name` has the way back.
+        Fields that differ from the recipe's are no part of it. `by_name` has the way back.
         """
-        beyond = [part for part in self.recipe.split("/") if part != "notebook"]
+        beyond = [part for part in self.recipe.split("/") if part != TrainConfig.recipe]
         return "/".join([self.variant, *beyond])
 
     @property
@@ -357,18 +359,20 @@ def parse_config(text: str) -> TrainConfig | SeedsConfig:
 
 
 def by_name(name: str, **fields: Any) -> TrainConfig:
-    """The config of such a name.
+    """The config that a `TrainConfig.name` names.
 
     Args:
-        name: as `TrainConfig.name`: a variant, and after slashes a recipe, changes, or both.
-        fields: all others of the config.
+        name: a variant, and after slashes a recipe, changes, or both.
+        fields: the other fields, as of `TrainConfig`.
 
     Raises:
         ConfigError: there is no such variant, recipe or change, or as `TrainConfig`.
     """
     variant, *recipe = name.split("/")
+    if recipe:
+        check_name("recipe or change of it", recipe[0], [*RECIPES, *CHANGES])
     if not recipe or recipe[0] not in RECIPES:
-        recipe.insert(0, "notebook")
+        recipe.insert(0, TrainConfig.recipe)
     return TrainConfig(variant, recipe="/".join(recipe), **fields)
 
 

@@ -26,8 +26,8 @@ IDEAS = {
     "gap/rotation": "rotation, no other augmentation",
     "gap/affine": "shift, scale and shear, no other augmentation",
     "gap/jitter": "brightness and contrast, no other augmentation",
-    "gap/constant_rate": "rate of 0.01 throughout",
-    "gap/constant_momentum": "momentum of 0.9 throughout",
+    "gap/constant_rate": "a rate of 0.01 and momentum of 0.9 throughout",
+    "gap/constant_momentum": "momentum of 0.9 throughout, the rate as it was",
     "gap_late_pool": "the average one layer later",
     "gap/batches_of_64": "64 images a step",
     "gap/batches_of_256": "256 images a step",
@@ -141,7 +141,7 @@ def readme_block(rungs: Sequence[Rung]) -> str:
         final, best = _of(rung, "final_test_accuracy"), _of(rung, "best_test_accuracy")
         rows.append(
             [
-                f"`{_typed(rung)}`",
+                f"`{_options(rung)}`",
                 IDEAS[rung.name],
                 f"{rung.parameters:,}",
                 f"{rung.mflop_per_image:.2f}",
@@ -195,7 +195,7 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
         "Seconds: the fastest epoch of all seeds, evaluation apart, on so many cores for each "
         "seed; seeds train side by side, and what else the machine does only ever adds.",
         "## Where it was run",
-        _conditions(rungs),
+        _conditions([*rungs, *recipes]),
     ]
     return "\n\n".join(parts)
 
@@ -221,7 +221,7 @@ def ablation_block(rungs: Sequence[Rung]) -> str:
 
 
 def fill(file: Path, block: str) -> str:
-    """The text of README.md or docs/results.md with another block between its two markers.
+    """The text of a document with another block between its two markers.
 
     Args:
         file: the text as it is.
@@ -277,22 +277,24 @@ def _accuracies(rungs: Sequence[Rung]) -> str:
 
 def _changes(comparisons: Sequence[Comparison]) -> str:
     """Of an ablation, what was changed and what came of it, the greatest loss first."""
-    header = ["what is changed", "name", "test %, final epoch", "points", "95 % interval", "p"]
-    return _table(
-        header,
-        [
+    header = ["what is changed", "name", "test %, final epoch", "n", "points", "95 % interval", "p"]
+    whole = comparisons[0].first
+    final = _of(whole, "final_test_accuracy")
+    rows = [["nothing", f"`{whole.name}`", _mean(final), str(final.n), "", "", ""]]
+    for comparison in sorted(comparisons, key=lambda each: each.final.spread.mean):
+        spread = comparison.final.spread
+        rows.append(
             [
                 IDEAS[comparison.second.name],
                 f"`{comparison.second.name}`",
                 _mean(_of(comparison.second, "final_test_accuracy")),
-                _number(comparison.final.spread.mean, "+.2f"),
-                _interval(comparison.final.spread, "+.2f"),
+                str(spread.n),
+                _number(spread.mean, "+.2f"),
+                _interval(spread, "+.2f"),
                 "-" if comparison.p is None else _p(comparison.p).removeprefix("= "),
             ]
-            for comparison in sorted(comparisons, key=lambda each: each.final.spread.mean)
-        ],
-        left=2,
-    )
+        )
+    return _table(header, rows, left=2)
 
 
 def _training(rungs: Sequence[Rung]) -> str:
@@ -421,7 +423,7 @@ def _published_step(comparison: Comparison) -> float | None:
     return None if before is None or after is None else after.best - before.best
 
 
-def _typed(rung: Rung) -> str:
+def _options(rung: Rung) -> str:
     """What follows `--variant` on the command line."""
     config = by_name(rung.name)
     plain = config.recipe == TrainConfig.recipe

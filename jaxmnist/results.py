@@ -18,6 +18,7 @@ from jaxmnist import records
 from jaxmnist.config import (
     FORMAT,
     NETWORKS,
+    RECIPES,
     VARIANTS,
     ConfigError,
     TrainConfig,
@@ -186,8 +187,9 @@ def add(path: Path, run: Run, mflop_per_image: float) -> None:
 
 
 def digest(results: dict[str, Any]) -> str:
-    """The SHA-256 of the file with these results; figures made from them carry it."""
-    return hashlib.sha256(_to_json(results).encode()).hexdigest()
+    """The SHA-256 of a file with the seven networks alone; figures made from them carry it."""
+    seven = {name: found for name, found in results["variants"].items() if name in VARIANTS}
+    return hashlib.sha256(_to_json({**results, "variants": seven}).encode()).hexdigest()
 
 
 def missing(results: dict[str, Any], name: str, seeds: Sequence[int]) -> list[int]:
@@ -229,8 +231,8 @@ def check_same(results: dict[str, Any], config: TrainConfig, whose: str) -> None
                 )
 
 
-def named(results: dict[str, Any], names: Sequence[str]) -> list[Rung]:
-    """What has these names, each with all the runs that it has.
+def rungs_of(results: dict[str, Any], names: Sequence[str]) -> list[Rung]:
+    """What was trained under these names, each with all the runs that it has.
 
     Args:
         results: what `read` returned.
@@ -259,10 +261,10 @@ def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Run
         Each with its runs: of the same seeds, but that `COSTLY` may have the first of them only.
 
     Raises:
-        IncompleteError: as `named`, or a seed is missing; the message names each.
-        ConfigError: as `named`.
+        IncompleteError: as `rungs_of`, or a seed is missing; the message names each.
+        ConfigError: as `rungs_of`.
     """
-    rungs = named(results, names)
+    rungs = rungs_of(results, names)
     seeds = sorted({seed for rung in rungs for seed in rung.seeds})
     gone = []
     for rung in rungs:
@@ -271,6 +273,24 @@ def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Run
             gone.append(f"seed {spoken(lacking)} of {rung.name}")
     _refuse_without(gone)
     return rungs
+
+
+def other_recipes(results: dict[str, Any]) -> list[Rung]:
+    """The networks that were trained by a recipe of our own, as far as there are runs.
+
+    Args:
+        results: what `read` returned.
+
+    Raises:
+        ConfigError: as `rungs_of`.
+    """
+    names = [
+        TrainConfig(variant, recipe=recipe).name
+        for recipe in RECIPES
+        for variant in RECIPES[recipe]
+        if recipe != TrainConfig.recipe
+    ]
+    return rungs_of(results, [name for name in names if name in results["variants"]])
 
 
 def _refuse_without(gone: Sequence[str]) -> None:
@@ -315,6 +335,20 @@ def _check_run(name: str, run: dict[str, Any]) -> None:
     for figure, end in ends.items():
         if run[figure] != end:
             raise ConfigError(f"{figure} is {run[figure]}, but by its curve {end}")
+
+
+def check_together(configs: Sequence[TrainConfig]) -> None:
+    """Accepts configs whose runs may be in one file.
+
+    Raises:
+        ConfigError: they are not of the same images, or only some are as in their recipes.
+    """
+    for config in configs[1:]:
+        if _shared(config) != _shared(configs[0]):
+            raise ConfigError(
+                f"{configs[0].name} would be {_shared(configs[0])} and {config.name} "
+                f"{_shared(config)}; such runs do not mix: train them into one --out each"
+            )
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:

@@ -79,8 +79,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--whole",
         type=lambda words: words.split(","),
         metavar="notebook,fast",
-        help="train to the end as well, by these recipes, and by the notebook's in PyTorch if that "
-        "is a peer",
+        default=[],
+        help="train to the end as well, by these recipes as they are, and by the notebook's in "
+        "PyTorch if that is a peer",
     )
     parser.add_argument(
         "--peer",
@@ -117,6 +118,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.rounds < 1:
         raise ConfigError(f"rounds is {arguments.rounds}; expected a whole number of at least 1")
     variants = VARIANTS if arguments.variant == "all" else (arguments.variant,)
+    for variant in variants:
+        for recipe in arguments.whole:
+            TrainConfig(variant, recipe=recipe)  # what cannot be trained is refused at once
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         images = write_images(arguments, Path(scratch))
@@ -290,7 +294,8 @@ def answer_of(words: Sequence[str]) -> dict[str, Any]:
     """What a training says at its end."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ContenderError(f"the training command failed: {done.stderr.strip()}")
+        last = " ".join(done.stderr.splitlines()[-1:])
+        raise ContenderError(f"{Path(words[1]).stem} failed: {last}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -304,6 +309,8 @@ def measure_whole(
         first epochs that reached each of `GOALS` (null if none did), and the final test accuracy.
     """
     whole: dict[str, list[dict[str, Any]]] = {}
+    plain = TrainConfig(config.variant, config.dataset)
+    notebook = {name: getattr(plain, name) for name in ("batch_size", "epochs", "augment")}
     # In round -1 our programs are compiled: the cache is warm from then on.
     for number in range(-1, arguments.rounds):
         seed = number % arguments.rounds
@@ -321,9 +328,8 @@ def measure_whole(
             if number >= 0:
                 whole.setdefault(f"jaxmnist, {recipe}", []).append(trained)
         if "pytorch" in arguments.peer and number >= 0:
-            recipe = {"epochs": config.epochs, "augment": config.augment, "seed": seed}
             start = command("whole_pytorch", arguments.peer_python)
-            trained = timed([*start, json.dumps({**work, **recipe})])
+            trained = timed([*start, json.dumps({**work, **notebook, "seed": seed})])
             whole.setdefault("pytorch, notebook", []).append(trained)
     return whole
 

@@ -1,4 +1,4 @@
-"""Trains all seven networks over many seeds, and says what came of it.
+"""Trains networks over many seeds, all seven by default, and says what came of it.
 
 `python scripts/drilldown.py --seeds 10` writes docs/results.json, docs/results.md, docs/figures/
 and the table in README.md; with `--ablate gap` it trains gap with one thing changed at a time, and
@@ -23,7 +23,7 @@ from command import Signals, failed, hush, remember_compiled
 from display import Tally, make_display
 from rich.console import Console
 
-from jaxmnist import RECIPES, VARIANTS, TrainConfig, data, findings, records, results, train_seeds
+from jaxmnist import VARIANTS, TrainConfig, data, findings, records, results, train_seeds
 from jaxmnist.config import (
     ABLATIONS,
     DATASETS,
@@ -42,13 +42,6 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS, REPORT, FIGURES, RUNS = "results.json", "results.md", "figures", "runs"
 ABLATION = "ablation.md"
-# What else README.md has a line for, once it is trained.
-OTHER_RECIPES = [
-    TrainConfig(variant, recipe=recipe).name
-    for recipe in RECIPES
-    for variant in RECIPES[recipe]
-    if recipe != TrainConfig.recipe
-]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,15 +63,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", default="10", help="of each network: how many, as 10, or which, as 3,7,11"
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--variants",
         default=",".join(VARIANTS),
         help="those to train, as skeleton,gap, or gap/record for another recipe; all seven",
     )
-    parser.add_argument(
+    what.add_argument(
         "--ablate", choices=ABLATIONS, help="train this one with one thing changed at a time"
     )
-    parser.add_argument(
+    what.add_argument(
         "--compare",
         nargs=2,
         action="append",
@@ -124,13 +118,12 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
 
 def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
     """A sentence for each pair of networks, and a table of all."""
+    pairs = [(by_name(one).name, by_name(other).name) for one, other in pairs]
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    for name in names:
-        by_name(name)
     for one, other in pairs:
         if one == other:
             raise ConfigError(f"compare has {one} twice; expected two networks")
-    rungs = dict(zip(names, results.named(found, names), strict=True))
+    rungs = dict(zip(names, results.rungs_of(found, names), strict=True))
     comparisons = findings.compare([(rungs[one], rungs[other]) for one, other in pairs])
     return [*map(findings.sentence, comparisons), "", findings.steps_table(comparisons)]
 
@@ -142,8 +135,10 @@ def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> 
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / RESULTS
     # All that could be refused in the end, before hours are spent.
+    results.check_together(configs)
+    found = results.read(file)
     for config in configs:
-        results.check_same(results.read(file), config, "this command")
+        results.check_same(found, config, "this command")
     for text in [ablation_text(arguments.out)] if arguments.ablate else texts(arguments.out):
         findings.fill(text, "")
     remember_compiled()
@@ -257,7 +252,7 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the tables and figures of what is in the results."""
     found = results.read(arguments.out / RESULTS)
     rungs = results.ladder(found)
-    recipes = results.named(found, [name for name in OTHER_RECIPES if name in found["variants"]])
+    recipes = results.other_recipes(found)
     images = data.load(rungs[0].dataset, arguments.data_dir, arguments.idx_dir).train_images
     blocks = (findings.results_block(rungs, recipes), findings.readme_block([*rungs, *recipes]))
     filled = {
@@ -272,7 +267,7 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
 
 def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the tables of an ablation, of what is in the results."""
-    rungs = results.named(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
+    rungs = results.rungs_of(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
     text = ablation_text(arguments.out)
     records.write(text, findings.fill(text, findings.ablation_block(rungs)))
     say_written(console, text, rungs)

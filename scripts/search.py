@@ -56,7 +56,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help="what is changed, as fast, or fast/rate_0.2")
     parser.add_argument(
-        "--changes", default=",".join(CHANGES), help="those to try, as rate_0.2,no_decay; all"
+        "--changes",
+        default=",".join(CHANGES),
+        help="those to try, as rate_0.2,no_decay/no_average; each alone",
     )
     parser.add_argument("--variant", default="gap")
     parser.add_argument("--seeds", default="100,101", help="as in scripts/train.py")
@@ -74,7 +76,8 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> No
     """Trains what is missing, and prints the comparison."""
     changes = arguments.changes.split(",")
     for change in changes:
-        check_name("changes", change, CHANGES)
+        for part in change.split("/"):
+            check_name("changes", part, CHANGES)
     recipes = [arguments.recipe, *(f"{arguments.recipe}/{change}" for change in changes)]
     remember_compiled()
     for recipe in recipes if not arguments.report else ():

@@ -266,6 +266,37 @@ def test_a_goal_is_reached_when_an_epoch_that_has_it_is_done(bench, monkeypatch)
     }
 
 
+def test_whole_trainings_take_turns_each_round_with_a_seed(bench, monkeypatch, tmp_path):
+    started = []
+
+    def timed(words):
+        started.append(words)
+        return len(started)
+
+    monkeypatch.setattr(bench, "timed", timed)
+    arguments = bench.parse(["--whole", "fast,record/no_decay", "--peer", "--rounds", "2"])
+    config = TrainConfig("gap", batch_size=64)
+    whole = bench.measure_whole(arguments, config, {"images": "i.npz", "batch_size": 64}, tmp_path)
+    # The first two compile, and are not counted.
+    assert whole == {
+        "jaxmnist, fast": [3, 6],
+        "jaxmnist, record/no_decay": [4, 7],
+        "pytorch, notebook": [5, 8],
+    }
+    seeds = [words[words.index("--seed") + 1] for words in started if "--seed" in words]
+    assert seeds == ["1", "1", "0", "0", "1", "1"]
+    # The notebook's own batches, whatever the steps that are timed have.
+    assert [json.loads(started[place][-1]) for place in (4, 7)] == [
+        {"images": "i.npz", "batch_size": 128, "epochs": 15, "augment": True, "seed": seed}
+        for seed in (0, 1)
+    ]
+
+
+def test_a_recipe_that_is_not_there_is_refused_before_anything_is_timed(bench, capsys):
+    assert bench.main(["--variant", "dropout", "--whole", "fast"]) == 2
+    assert "error: recipe is 'fast', which is for gap, not for dropout" in capsys.readouterr().err
+
+
 def test_whole_trainings_in_a_table(parts):
     def run(seconds, first, final):
         return {
@@ -277,7 +308,7 @@ def test_whole_trainings_in_a_table(parts):
     whole = {"jaxmnist, fast": [run(30.0, 10.0, 99.3), run(32.0, 14.0, 99.5)]}
     table = parts("benchmark.tables").whole_table("gap", {"whole": whole})
     assert [next(iter(column.cells)) for column in table.columns] == [
-        *("jaxmnist, fast", "2", "12.0 s (10.0 to 14.0)", "not in all"),
+        *("jaxmnist, fast", "2", "12.0 s (10.0 to 14.0)", "in 0 of 2"),
         *("31.0 s (30.0 to 32.0)", "99.40 % (99.30 to 99.50)"),
     ]
 

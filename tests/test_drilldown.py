@@ -241,11 +241,12 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
     report = (out / "ablation.md").read_text()
     assert report.startswith("# Ablation\n")
     # Late pooling differs by -0.3, -0.29 and -0.28: a loss, and less of one than all others.
-    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:13]
-    assert sorted(row[1] for row in rows) == sorted(f"`{name}`" for name in ABLATIONS["gap"][1:])
-    assert rows[-1][:4] == [
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:14]
+    assert rows[0][:4] == ["| nothing", "`gap`", "99.41 ± 0.01", "3"]
+    assert sorted(row[1] for row in rows) == sorted(f"`{name}`" for name in ABLATIONS["gap"])
+    assert rows[-1][:5] == [
         *("| the average one layer later", "`gap_late_pool`"),
-        *("99.12 ± 0.02", "\N{MINUS SIGN}0.29"),
+        *("99.12 ± 0.02", "3", "\N{MINUS SIGN}0.29"),
     ]
     assert "- `gap_late_pool` lost 0.29 points on `gap`, in 3 of 3 seeds, " in report
     # What the file has is enough; and networks and recipes of it are compared as any others are.
@@ -253,7 +254,9 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
     (out / "ablation.md").unlink()
     assert run("--ablate", "gap", "--report")[0] == 0
     assert (out / "ablation.md").read_text() == report
-    assert run("--compare", "gap", "gap_late_pool")[1].startswith("`gap_late_pool` lost 0.29")
+    for name in ("gap", "gap/notebook"):
+        said = run("--compare", name, "gap_late_pool")[1]
+        assert said.startswith("`gap_late_pool` lost 0.29 points on `gap`, ")
 
 
 def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
@@ -277,7 +280,10 @@ def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
     ("words", "error"),
     [
         (("--variants", "gap,dropuot"), r"variant is 'dropuot'; .* Did you mean dropout\?"),
-        (("--variants", "gap/recrod"), r"change of the recipe is 'recrod'; expected one of .*"),
+        (
+            ("--variants", "gap/recrod"),
+            r"recipe or change of it is 'recrod'; .* Did you mean record\?",
+        ),
         (("--seeds", "0"), "seeds is empty; expected at least one"),
         (("--seeds", "1,1"), "seeds has 1 more than once; each seed is one run"),
         (("--seeds", "some"), "seeds is 'some'; expected how many, as 8, or which, as 3,7,11"),

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist import VARIANTS, ConfigError, TrainConfig, findings, results
+from jaxmnist import RECIPES, VARIANTS, ConfigError, TrainConfig, findings, results
+from jaxmnist.config import ABLATIONS
 from jaxmnist.results import PUBLISHED
 from tests.test_results import finished, write_ladder
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-AGAIN = "it is stale; python scripts/drilldown.py --report writes it anew"
+AGAIN = "it is stale; python scripts/drilldown.py --report (--ablate gap) writes it anew"
 
 
 def ladder(tmp_path, finals, seeds=3):
@@ -243,9 +244,15 @@ def published():
 
 
 def test_what_is_published_is_not_stale(published):
+    found = results.read(DOCS / "results.json")
+    recipes = results.other_recipes(found)
     for file, block in (
-        (ROOT / "README.md", findings.readme_block(published)),
-        (DOCS / "results.md", findings.results_block(published)),
+        (ROOT / "README.md", findings.readme_block([*published, *recipes])),
+        (DOCS / "results.md", findings.results_block(published, recipes)),
+        (
+            DOCS / "ablation.md",
+            findings.ablation_block(results.rungs_of(found, ABLATIONS["gap"])),
+        ),
     ):
         assert findings.fill(file, block) == file.read_text(), f"{AGAIN}: {file}"
 
@@ -266,3 +273,13 @@ def test_the_figures_are_of_these_results_and_all_are_shown(published):
 def test_the_published_results_are_of_the_original_recipe(published):
     assert [rung.published for rung in published] == [PUBLISHED[variant] for variant in VARIANTS]
     assert [rung.parameters for rung in published] == [6379786, 4572, 4652, 4708, 6124, 6124, 7364]
+
+
+def test_every_line_of_a_table_says_what_it_is():
+    own = [
+        TrainConfig(variant, recipe=recipe).name
+        for recipe in RECIPES
+        for variant in RECIPES[recipe]
+    ]
+    ablated = [name for names in ABLATIONS.values() for name in names]
+    assert {*own, *ablated} == set(findings.IDEAS)

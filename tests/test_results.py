@@ -171,12 +171,31 @@ def test_a_missing_network_or_seed_is_named(file):
     refused(file, "there is no finished seed 1 of gap", ["gap", "batch_norm"])
 
 
+def test_configs_that_do_not_mix_are_refused_before_any_is_trained():
+    whole, short = by_name("gap", epochs=15), by_name("gap/fast", epochs=15)
+    results.check_together([whole, by_name("skeleton"), by_name("gap/no_dropout")])
+    words = r"gap would be \{.*'as in the recipe': True\} and gap/fast \{.*False\}; .*--out each"
+    with pytest.raises(ConfigError, match=words):
+        results.check_together([whole, short])
+
+
+def test_what_is_trained_otherwise_has_lines_after_its_network(file):
+    for name in ("gap/record", "gap_late_pool", "gap/affine", "gap", "gap/fast"):
+        results.add(file, finished(name, accuracies=[99.0] * by_name(name).epochs), 1.0)
+    found = results.read(file)
+    assert list(found["variants"]) == [
+        *("gap", "gap/affine", "gap/fast", "gap/record", "gap_late_pool")
+    ]
+    assert [rung.name for rung in results.other_recipes(found)] == ["gap/fast", "gap/record"]
+    assert results.rungs_of(found, ["gap/fast"])[0].published is None
+
+
 def test_by_name_each_comes_with_the_seeds_that_it_has(file):
     write_ladder(file, {"gap": 1})
     found = results.read(file)
-    assert [rung.seeds for rung in results.named(found, ["gap", "dropout"])] == [[0], [0, 1]]
+    assert [rung.seeds for rung in results.rungs_of(found, ["gap", "dropout"])] == [[0], [0, 1]]
     with pytest.raises(results.IncompleteError, match=r"^there is no finished run of gap/fast;"):
-        results.named(found, ["gap", "gap/fast"])
+        results.rungs_of(found, ["gap", "gap/fast"])
 
 
 def test_skeleton_may_have_fewer_seeds_but_no_others(file):
@@ -203,6 +222,10 @@ def test_any_seeds_will_do_if_all_have_them(file):
         (
             {"dropout": 0.1, "batch_size": 64},
             "batch_size is 128, not 64, dropout is 0.05, not 0.1 as",
+        ),
+        (
+            {"name": "gap/fast", "holdout": 100, "accuracies": [99.0] * 6},
+            "holdout is None, not 100, as in the recipe is False, not True as",
         ),
         ({"dataset": "kmnist"}, "dataset is 'mnist', not 'kmnist' as in the new one"),
         ({"accuracies": (99.0,)}, "epochs is 3, not 1 as in the new one"),

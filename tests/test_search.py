@@ -64,6 +64,6 @@ def test_runs_of_other_lengths_are_not_compared(search, tmp_path):
 
 
 def test_changes_that_do_not_exist(search, command):
-    status, _, errors = command("search", "fast", "--changes", "rate_0.22")
+    status, _, errors = command("search", "fast", "--changes", "no_decay/rate_0.22")
     assert status == 2
     assert re.match(r"error: changes is 'rate_0.22'; .* Did you mean rate_0.2\?", errors)

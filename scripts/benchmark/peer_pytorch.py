@@ -46,9 +46,7 @@ def prepare(work: dict[str, Any]) -> Offer:
     for form, (compiled, memory_format) in FORMS.items():
         trainer = Trainer(work, compiled, memory_format)
         jobs[f"step: {form}"] = trainer.training(batches(arrays, batch_size))
-        jobs[f"augmented step: {form}"] = trainer.training(
-            (augment(images), labels) for images, labels in batches(arrays, batch_size)
-        )
+        jobs[f"augmented step: {form}"] = trainer.training(batches(arrays, batch_size, augment))
         jobs[f"evaluation: {form}"] = trainer.evaluation(arrays)
     if importlib.util.find_spec("torchvision") is not None:
         trainer = Trainer(work, False, torch.contiguous_format)
@@ -103,7 +101,7 @@ class Trainer:
                 correct, loss_sum = torch.zeros((), dtype=torch.int64), torch.zeros(())
                 for start in range(0, len(arrays["test_images"]), EVAL_BATCH):
                     chosen = slice(start, start + EVAL_BATCH)
-                    images, labels = normalise(arrays, "test", chosen)
+                    images, labels = normalised(arrays, "test", chosen)
                     logits = self._network(images.to(memory_format=self._memory_format))
                     loss_sum += F.cross_entropy(logits, labels, reduction="sum")
                     correct += (logits.argmax(1) == labels).sum()
@@ -151,24 +149,37 @@ def make_layer(layer: dict[str, Any]) -> nn.Module:
             raise ValueError(f"unknown layer {kind}")
 
 
-def normalise(arrays: dict[str, torch.Tensor], part: str, chosen: Any) -> tuple[Any, Any]:
-    """Images and labels as the networks take them."""
-    pixels = arrays[f"{part}_images"][chosen].float().div_(255)
-    images = pixels.sub_(arrays["mean"]).div_(arrays["std"])
-    return images.unsqueeze(1), arrays[f"{part}_labels"][chosen].long()
+def unchanged(images: torch.Tensor) -> torch.Tensor:
+    """The images of a recipe that does not augment."""
+    return images
 
 
-def batches(arrays: dict[str, torch.Tensor], batch_size: int) -> Batches:
+def normalised(
+    arrays: dict[str, torch.Tensor],
+    part: str,
+    chosen: Any,
+    change: Callable[[torch.Tensor], torch.Tensor] = unchanged,
+) -> tuple[Any, Any]:
+    """Images, changed from 0 to 1 and normalised after that, and labels."""
+    images = change(arrays[f"{part}_images"][chosen].unsqueeze(1).float().div_(255))
+    return images.sub_(arrays["mean"]).div_(arrays["std"]), arrays[f"{part}_labels"][chosen].long()
+
+
+def batches(
+    arrays: dict[str, torch.Tensor],
+    batch_size: int,
+    change: Callable[[torch.Tensor], torch.Tensor] = unchanged,
+) -> Batches:
     """Shuffled batches from tensors, without a DataLoader: the fastest way there is."""
     count = len(arrays["train_images"])
     while True:
         order = torch.randperm(count)
         for start in range(0, count - batch_size + 1, batch_size):
-            yield normalise(arrays, "train", order[start : start + batch_size])
+            yield normalised(arrays, "train", order[start : start + batch_size], change)
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """The recipe's augmentation on a batch of tensors: one look-up for both maps, two blends."""
+    """The recipe's augmentation on a batch of tensors from 0 to 1: one look-up, two blends."""
     count = len(images)
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -185,8 +196,8 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     grid = F.affine_grid(rows.view(count, 2, 3), list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, mode="nearest", align_corners=False)
     brightness, contrast = (uniform(0.6, 1.4).view(-1, 1, 1, 1) for _ in range(2))
-    images = images * brightness
-    return torch.lerp(images.mean(dim=(1, 2, 3), keepdim=True), images, contrast)
+    images = (images * brightness).clamp_(0, 1)
+    return torch.lerp(images.mean(dim=(1, 2, 3), keepdim=True), images, contrast).clamp_(0, 1)
 
 
 class Notebook(torch.utils.data.Dataset):

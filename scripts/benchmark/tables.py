@@ -136,12 +136,12 @@ def whole_table(variant: str, result: dict[str, Any]) -> Table:
             (
                 who,
                 str(len(runs)),
-                *(_seconds(times) if None not in times else "not in all" for times in reached),
+                *(_reached(times) for times in reached),
                 _seconds([run["seconds"] for run in runs]),
                 f"{fmean(finals):.2f} %" + _range(finals, 1, ".2f"),
             )
         )
-    columns = ("", "n", *(f"to {goal} %" for goal in goals), "to the end", "final test accuracy")
+    columns = ("", "n", *(f"to {goal} %" for goal in goals), "to the end", "mean final accuracy")
     return _table(f"{variant}: from the start of the process; medians (range)", columns, rows)
 
 
@@ -152,6 +152,13 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _reached(seconds: Sequence[float | None]) -> str:
+    reached = [each for each in seconds if each is not None]
+    if len(reached) < len(seconds):
+        return f"in {len(reached)} of {len(seconds)}"
+    return _seconds(reached)
 
 
 def _seconds(seconds: Sequence[float]) -> str:

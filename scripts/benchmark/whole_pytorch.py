@@ -1,4 +1,7 @@
-"""A whole training by the notebook's recipe in PyTorch, from tensors, the fastest input it has.
+"""A whole training by the notebook's recipe in PyTorch, with the fastest input it has.
+
+Eager and contiguous, its best form for `gap`. The augmentation is that of whole batches of tensors:
+as strong as the notebook's, but both its maps in one, and brightness always before contrast.
 
 Prints JSON: the monotonic clock, in seconds, when each epoch was done, with its test accuracy in
 percent.
@@ -11,7 +14,7 @@ import time
 
 import numpy as np
 import torch
-from peer_pytorch import Trainer, augment, batches
+from peer_pytorch import Trainer, augment, batches, unchanged
 
 
 def main() -> None:
@@ -24,10 +27,8 @@ def main() -> None:
     trainer = Trainer(
         {**work, "total_steps": steps * work["epochs"]}, False, torch.contiguous_format
     )
-    train = trainer.training(
-        (augment(images) if work["augment"] else images, labels)
-        for images, labels in batches(arrays, work["batch_size"])
-    )
+    change = augment if work["augment"] else unchanged
+    train = trainer.training(batches(arrays, work["batch_size"], change))
     evaluate = trainer.evaluation(arrays)
     epochs = []
     for _ in range(work["epochs"]):
