@@ -207,6 +207,28 @@ def test_bilinear_shifts_by_halves(expected):
     np.testing.assert_array_equal(augment.bilinear(images, half), between)
 
 
+def test_light_falls_on_the_mapped_image(expected):
+    """A shift by a pixel, the nearest of the notebooks' maps and a bilinear one do the same."""
+    images = expected["images"]
+    light = augment.draw_parameters(jax.random.key(2), len(images))
+    still = jnp.zeros(len(images))
+    shift = jnp.tile(jnp.array([1.0, 0.0]), (len(images), 1))
+    moved = augment.AffineAndLight(augment.Affine(still, shift, 1 + still, still), light)
+    plain = light._replace(
+        rotation=still, angle=still, translate=shift, scale=1 + still, shear=still
+    )
+    lit = augment.bilinear_and_light(images, moved)
+    assert lit.dtype == jnp.uint8
+    np.testing.assert_array_equal(lit, augment.apply_parameters(images, plain))
+
+
+def test_maps_and_light_are_drawn_apart():
+    drawn = augment.draw_affine_and_light(jax.random.key(1), COUNT)
+    correlation = np.corrcoef(drawn.affine.scale, drawn.light.brightness)[0, 1]
+    assert abs(correlation) < 0.05
+    assert 0.6 <= float(drawn.light.contrast.min()) < 0.61
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 def test_affine_maps_are_drawn_from_their_ranges(strength):
     drawn = augment.draw_affine(jax.random.key(1), COUNT, strength)
