@@ -123,6 +123,7 @@ ABLATIONS = {
         "gap/rotation",
         "gap/affine",
         "gap/jitter",
+        "gap/bilinear_and_light",
         "gap/constant_rate",
         "gap/constant_momentum",
         "gap_late_pool",

@@ -26,6 +26,7 @@ IDEAS = {
     "gap/rotation": "rotation, no other augmentation",
     "gap/affine": "shift, scale and shear, no other augmentation",
     "gap/jitter": "brightness and contrast, no other augmentation",
+    "gap/bilinear_and_light": "one bilinear map in place of two to the nearest pixel",
     "gap/constant_rate": "a rate of 0.01 and momentum of 0.9 throughout",
     "gap/constant_momentum": "momentum of 0.9 throughout, the rate as it was",
     "gap_late_pool": "the average one layer later",

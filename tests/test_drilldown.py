@@ -236,12 +236,12 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
 
     monkeypatch.setattr(script, "train_seeds", train_seeds)
     words = ("--ablate", "gap", "--epochs", "2", "--seeds", "3", "--quiet")
-    assert run(*words) == (0, f"36 runs: {out / 'ablation.md'}\n", "")
+    assert run(*words) == (0, f"39 runs: {out / 'ablation.md'}\n", "")
     assert asked == [("gap/no_dropout", [2], "gap-no_dropout")]
     report = (out / "ablation.md").read_text()
     assert report.startswith("# Ablation\n")
     # Late pooling differs by -0.3, -0.29 and -0.28: a loss, and less of one than all others.
-    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:14]
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:15]
     assert rows[0][:4] == ["| nothing", "`gap`", "99.41 ± 0.01", "3"]
     assert sorted(row[1] for row in rows) == sorted(f"`{name}`" for name in ABLATIONS["gap"])
     assert rows[-1][:5] == [
