@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import jax
 import platformdirs
 
 from jaxmnist.config import ConfigError
+from jaxmnist.training import Stopped
 
 # Ample: what is compiled for `gap` takes 0.6 MB.
 CACHE_BYTES = 16 << 20
@@ -67,6 +68,18 @@ class Signals:
             os.write(STDOUT, SHOW_CURSOR)
         if not self.training:
             raise KeyboardInterrupt
+
+
+def until_stopped(run: Callable[[Signals], int], debug: bool) -> int:
+    """Runs a command that goes on where it was stopped; returns its exit status."""
+    with Signals() as signals:
+        try:
+            return run(signals)
+        except (Stopped, KeyboardInterrupt):
+            print("stopped; to go on, run the same command again", file=sys.stderr)
+            return signals.status
+        except Exception as error:
+            return failed(error, debug)
 
 
 def failed(error: Exception, debug: bool) -> int:

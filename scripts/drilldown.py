@@ -19,7 +19,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from benchmark.networks import forward_flop
-from command import Signals, failed, hush, remember_compiled
+from command import Signals, hush, remember_compiled, until_stopped
 from display import Tally, make_display
 from rich.console import Console
 
@@ -36,7 +36,6 @@ from jaxmnist.description import describe
 from jaxmnist.plots import drilldown
 from jaxmnist.results import IncompleteError, Rung
 from jaxmnist.seeds import SeedDone
-from jaxmnist.training import Stopped
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -47,14 +46,7 @@ ABLATION = "ablation.md"
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     arguments = parse(argv)
-    with Signals() as signals:
-        try:
-            return run(arguments, Console(), signals)
-        except (Stopped, KeyboardInterrupt):
-            print("stopped; to go on, run the same command again", file=sys.stderr)
-            return signals.status
-        except Exception as error:
-            return failed(error, arguments.debug)
+    return until_stopped(lambda signals: run(arguments, Console(), signals), arguments.debug)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -18,7 +18,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # What follows takes a second to import, in which Ctrl-C should not print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from command import Signals, failed, hush, remember_compiled
+from command import Signals, hush, remember_compiled, until_stopped
 from display import Tally, make_display
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +27,6 @@ from jaxmnist import TrainConfig, stats, train_seeds
 from jaxmnist.config import CHANGES, check_name, parse_seeds
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedDone
-from jaxmnist.training import Stopped
 
 ROOT = Path(__file__).parent.parent
 OUT, RUNS = ROOT / "docs" / "search.jsonl", ROOT / "runs" / "search"
@@ -40,15 +39,7 @@ Line = dict[str, Any]
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     arguments = parse(argv)
-    with Signals() as signals:
-        try:
-            run(arguments, Console(), signals)
-            return 0
-        except (Stopped, KeyboardInterrupt):
-            print("stopped; to go on, run the same command again", file=sys.stderr)
-            return signals.status
-        except Exception as error:
-            return failed(error, arguments.debug)
+    return until_stopped(lambda signals: run(arguments, Console(), signals), arguments.debug)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -72,8 +63,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> None:
-    """Trains what is missing, and prints the comparison."""
+def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> int:
+    """Trains what is missing, and prints the comparison; returns the exit status."""
     changes = arguments.changes.split(",")
     for change in changes:
         for part in change.split("/"):
@@ -84,6 +75,7 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> No
         for fold in range(arguments.folds):
             train(arguments, console, signals, config_of(arguments, recipe, fold))
     console.print(table(arguments, recipes))
+    return 0
 
 
 def config_of(arguments: argparse.Namespace, recipe: str, fold: int) -> TrainConfig:
