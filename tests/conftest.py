@@ -170,19 +170,23 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+# For programs that run for a moment, and are compared only with others of their kind.
+COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false"
+
+
 @pytest.fixture
 def start(tmp_path, small_idx_dir, cache):
     """Starts the command; what is still running afterwards is killed."""
     started = []
 
-    def start(*words, folder=tmp_path, devices=1):
+    def start(*words, folder=tmp_path, devices=1, flags=""):
         process = subprocess.Popen(
             [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
             cwd=folder,
             env={
                 **os.environ,
                 "XDG_CACHE_HOME": str(cache),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ import pytest
 import jaxmnist
 from jaxmnist import TrainConfig
 from jaxmnist.description import describe
-from tests.conftest import golden_batch, golden_variables
+from tests.conftest import COMPILED_QUICKLY, golden_batch, golden_variables
 from tests.test_description import PARAMETERS
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -180,7 +180,7 @@ def bench(parts):
         patch.setattr(module, "ROUND_SECONDS", 0.01)
         patch.setattr(module, "PAUSE_SECONDS", 0)
         # Nor is it worth waiting until the compiler has made its programs fast.
-        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("XLA_FLAGS", f"{COMPILED_QUICKLY} --xla_backend_optimization_level=0")
         yield module
 
 

@@ -1,5 +1,6 @@
 """The same run on one device and on many; `eight_devices.py` has what is measured."""
 
+import functools
 import json
 import re
 import subprocess
@@ -13,10 +14,15 @@ import pytest
 
 from jaxmnist import VARIANTS, ConfigError, TrainConfig, devices, load_run, train
 from jaxmnist.devices import Devices, choose_devices, fetch, lay
-from tests.conftest import finish
+from tests.conftest import COMPILED_QUICKLY, finish
 from tests.test_runs import plain
 
 PROGRAM = Path(__file__).parent / "eight_devices.py"
+
+
+@pytest.fixture
+def start(start):
+    return functools.partial(start, flags=COMPILED_QUICKLY)
 
 
 def measured(*words):

@@ -116,10 +116,12 @@ def test_a_removed_folder_ends_the_run_in_a_line(start, tmp_path):
 def test_a_second_process_is_refused_and_the_first_goes_on(start, whole, tmp_path):
     first = start(*WORDS)
     wait_for_line(first, "epoch 2/20")
+    first.send_signal(signal.SIGSTOP)  # or it may be at its end before the others begin
     for words in (["--resume", "--out", "run"], [*WORDS, "--overwrite"]):
         status, _, err = finish(start(*words))
         assert status == 2
         assert err.startswith("error: another process is training into run; wait for it")
+    first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
     assert_same_run(tmp_path / "run", whole)
 
