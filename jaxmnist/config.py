@@ -17,8 +17,8 @@ VARIANTS = (
     "augmentation",
     "gap",
 )
-# Other networks that are trained like these, to see what a part of one is worth.
-VARIATIONS = ("gap_without_norm", "gap_late_pool")
+# Other networks that are trained like gap, to see what a part of it is worth.
+VARIATIONS = ("gap_without_norm", "gap_late_pool", "gap_wide", "gap_two_pools")
 NETWORKS = VARIANTS + VARIATIONS
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
@@ -65,7 +65,7 @@ _RECORD = Recipe(
     average=0.999,
 )
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Recipe]] = {
     # The hyperparameters of the original notebooks, one entry a notebook.
     "notebook": {
         "skeleton": Recipe(epochs=19, learning_rate=0.01),
@@ -74,13 +74,11 @@ RECIPES = {
         "dropout": Recipe(epochs=15, learning_rate=0.01, dropout=0.2),
         "fc_layer": Recipe(epochs=15, learning_rate=0.01, dropout=0.05),
         "augmentation": Recipe(epochs=15, learning_rate=0.01, augment=True, dropout=0.05),
-        "gap": _GAP,
-        "gap_without_norm": _GAP,
-        "gap_late_pool": _GAP,
+        **dict.fromkeys(("gap", *VARIATIONS), _GAP),
     },
     # Ours; docs/recipes.md says how they were chosen.
     "fast": {"gap": _RECORD._replace(epochs=6, batch_size=64, average=0.998)},
-    "record": {"gap": _RECORD},
+    "record": dict.fromkeys(("gap", "gap_wide", "gap_two_pools"), _RECORD),
 }
 
 # Changes of a recipe, by the names that may follow its own: `notebook/constant_rate`. What a recipe
@@ -208,9 +206,10 @@ class TrainConfig:
         if type(self.augment) is not bool:
             raise ConfigError(f"augment is {self.augment!r}; expected True or False")
         _check_dropout(self.variant, self.dropout)
-        if self.variant == "gap" and self.batch_size == 1:
+        if self.variant in ("gap", "gap_two_pools") and self.batch_size == 1:
             raise ConfigError(
-                "batch_size is 1; gap normalises single numbers over the batch: use at least 2"
+                f"batch_size is 1; {self.variant} normalises single numbers over the batch: use at "
+                "least 2"
             )
 
     @property

@@ -248,12 +248,48 @@ class GapLatePool(Gap):
         return [*before, global_avg_pool, last]
 
 
+class GapWide(Gap):
+    """Spends what gap's 1x1 convolutions cost on wider ones of 3x3: 7,082 parameters."""
+
+    def layers(self) -> Sequence[Layer]:
+        rate = self.dropout_rate
+        return [
+            *conv_relu_norm(6),  # 26x26
+            *conv_relu_norm_drop(10, rate),  # 24x24
+            max_pool,  # 12x12
+            *conv_relu_norm_drop(14, rate),  # 10x10
+            *conv_relu_norm_drop(16, rate),  # 8x8
+            *conv_relu_norm_drop(20, rate),  # 6x6
+            global_avg_pool,
+            conv(10, kernel_size=1),
+        ]
+
+
+class GapTwoPools(Gap):
+    """Sees the whole image with gap's layers, and one pooling more for the average: 7,364."""
+
+    def layers(self) -> Sequence[Layer]:
+        rate = self.dropout_rate
+        return [
+            *conv_relu_norm(4),  # 26x26
+            *conv_relu_norm_drop(8, rate),  # 24x24
+            max_pool,  # 12x12
+            *conv_relu_norm_drop(10, rate, kernel_size=1),
+            *conv_relu_norm_drop(16, rate),  # 10x10
+            max_pool,  # 5x5
+            *conv_relu_norm_drop(16, rate),  # 3x3
+            *conv_relu_norm_drop(18, rate),  # 1x1
+            *conv_relu_norm_drop(16, rate, kernel_size=1),
+            conv(10, kernel_size=1),
+        ]
+
+
 _NETWORKS: dict[str, type[Network]] = dict(
     zip(
         NETWORKS,
         (
             *(Skeleton, LessParams, BatchNormalised, DroppedOut, FullyConnected, Augmented, Gap),
-            *(GapWithoutNorm, GapLatePool),
+            *(GapWithoutNorm, GapLatePool, GapWide, GapTwoPools),
         ),
         strict=True,
     )

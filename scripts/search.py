@@ -1,8 +1,8 @@
-"""Tries changes of a recipe on images held out of the training set: `scripts/search.py fast`.
+"""Compares networks and recipes on images held out of the training set.
 
-Every change is trained with the same seeds on the same folds as the recipe itself, and compared
-with it run by run, by the loss on what was held out; the test set is not read. Finished runs are
-lines of docs/search.jsonl: what is there is not trained again.
+`python scripts/search.py gap/record gap/record/no_decay` trains each with the same seeds on the
+same folds, and compares them with the first run by run, by the loss on what was held out; the test
+set is not read. Finished runs are lines of docs/search.jsonl: what is there is not trained again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmnist import TrainConfig, stats, train_seeds
-from jaxmnist.config import CHANGES, check_name, parse_seeds
+from jaxmnist.config import by_name, parse_seeds
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedDone
 
@@ -45,13 +45,9 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", help="what is changed, as fast, or fast/rate_0.2")
     parser.add_argument(
-        "--changes",
-        default=",".join(CHANGES),
-        help="those to try, as rate_0.2,no_decay/no_average; each alone",
+        "names", nargs="+", metavar="NAME", help="as gap/record or gap/record/rate_0.2/no_decay"
     )
-    parser.add_argument("--variant", default="gap")
     parser.add_argument("--seeds", default="100,101", help="as in scripts/train.py")
     parser.add_argument("--folds", type=int, default=2, help=f"of {HOLDOUT} images each")
     parser.add_argument("--epochs", type=int, help="in place of the recipe's")
@@ -65,24 +61,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> int:
     """Trains what is missing, and prints the comparison; returns the exit status."""
-    changes = arguments.changes.split(",")
-    for change in changes:
-        for part in change.split("/"):
-            check_name("changes", part, CHANGES)
-    recipes = [arguments.recipe, *(f"{arguments.recipe}/{change}" for change in changes)]
+    configs = [config_of(arguments, name) for name in arguments.names]
     remember_compiled()
-    for recipe in recipes if not arguments.report else ():
+    for config in configs if not arguments.report else ():
         for fold in range(arguments.folds):
-            train(arguments, console, signals, config_of(arguments, recipe, fold))
-    console.print(table(arguments, recipes))
+            train(arguments, console, signals, dataclasses.replace(config, fold=fold))
+    console.print(table(arguments.out, configs))
     return 0
 
 
-def config_of(arguments: argparse.Namespace, recipe: str, fold: int) -> TrainConfig:
-    """What is trained, with any seed."""
-    return TrainConfig(
-        arguments.variant, recipe=recipe, epochs=arguments.epochs, holdout=HOLDOUT, fold=fold
-    )
+def config_of(arguments: argparse.Namespace, name: str) -> TrainConfig:
+    """What is trained, with any seed, on the first fold."""
+    return by_name(name, epochs=arguments.epochs, holdout=HOLDOUT)
 
 
 def train(
@@ -94,7 +84,7 @@ def train(
     missing = [seed for seed in seeds if (config.fold, seed) not in finished]
     if not missing:
         return
-    console.print(f"{config.recipe}, fold {config.fold}, seeds {missing}", highlight=False)
+    console.print(f"{config.name}, fold {config.fold}, seeds {missing}", highlight=False)
     with make_display(console, True, Tally(missing, config.epochs)) as display:
 
         def report(event: Any) -> None:
@@ -103,7 +93,7 @@ def train(
                 add(arguments.out, event.run)
             display.show(event)
 
-        folder = RUNS / f"{config.recipe.replace('/', '-')}-{config.epochs}-{config.fold}"
+        folder = RUNS / f"{config.name.replace('/', '-')}-{config.epochs}-{config.fold}"
         done = train_seeds(
             config,
             missing,
@@ -118,7 +108,7 @@ def train(
     if signals.should_stop():
         raise KeyboardInterrupt
     for seed, why in done.failures.items():
-        print(f"note: {config.recipe}, seed {seed}: {why}", file=sys.stderr)
+        print(f"note: {config.name}, seed {seed}: {why}", file=sys.stderr)
 
 
 def read(file: Path) -> list[Line]:
@@ -147,37 +137,33 @@ def by_run(file: Path, config: TrainConfig, figure: str = "final_test_loss") -> 
     }
 
 
-def table(arguments: argparse.Namespace, recipes: Sequence[str]) -> Table:
-    """A line for each recipe that has runs, next to the first."""
-    base = config_of(arguments, recipes[0], 0)
-    shown = Table(title=f"{base.variant}, {base.epochs} epochs", title_justify="left")
-    for column in ("recipe", "n", "loss", "less the first", "p alone", "accuracy %", "s"):
-        shown.add_column(column, justify="left" if column == "recipe" else "right", overflow="fold")
-    first = by_run(arguments.out, base)
-    for recipe in recipes:
-        config = config_of(arguments, recipe, 0)
-        losses = by_run(arguments.out, config)
-        if not losses:
-            continue
-        accuracies, seconds = (
-            stats.describe(list(by_run(arguments.out, config, figure).values()))
-            for figure in ("final_test_accuracy", "train_seconds")
-        )
-        against = ("", "")
-        if recipe != recipes[0]:
-            difference = stats.compare(first, losses)
-            p = difference.p
-            against = (f"{difference.spread.mean:+.4f}", "-" if p is None else f"{p:.2f}")
-        loss = stats.describe(list(losses.values()))
-        shown.add_row(
-            recipe,
-            str(loss.n),
-            f"{loss.mean:.4f}",
-            *against,
-            f"{accuracies.mean:.2f}",
-            f"{seconds.mean:.0f}",
-        )
+def table(file: Path, configs: Sequence[TrainConfig]) -> Table:
+    """A line for each config that has runs: loss, less that of the first, p alone, accuracy."""
+    shown = Table()
+    for column in ("name", "epochs", "n", "loss", "difference", "p", "%", "s"):
+        shown.add_column(column, justify="left" if column == "name" else "right", overflow="fold")
+    first = by_run(file, configs[0])
+    for config in configs:
+        losses = by_run(file, config)
+        if losses:
+            accuracies, seconds = (
+                stats.describe(list(by_run(file, config, figure).values()))
+                for figure in ("final_test_accuracy", "train_seconds")
+            )
+            loss = stats.describe(list(losses.values()))
+            shown.add_row(
+                *(config.name, str(config.epochs), str(loss.n), f"{loss.mean:.4f}"),
+                *(("", "") if config == configs[0] else against(first, losses)),
+                *(f"{accuracies.mean:.2f}", f"{seconds.mean:.0f}"),
+            )
     return shown
+
+
+def against(first: dict[Any, float], losses: dict[Any, float]) -> tuple[str, str]:
+    """The mean difference of the runs that both have, and its p."""
+    difference = stats.compare(first, losses)
+    p = "-" if difference.p is None else f"{difference.p:.2f}"
+    return f"{difference.spread.mean:+.4f}", p
 
 
 if __name__ == "__main__":

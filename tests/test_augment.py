@@ -229,9 +229,11 @@ def test_maps_and_light_are_drawn_apart():
     assert 0.6 <= float(drawn.light.contrast.min()) < 0.61
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.7])
-def test_affine_maps_are_drawn_from_their_ranges(strength):
-    drawn = augment.draw_affine(jax.random.key(1), COUNT, strength)
+@pytest.mark.parametrize(
+    ("name", "strength"), [("bilinear", 1.0), ("weak_bilinear", 0.7), ("strong_bilinear", 1.3)]
+)
+def test_affine_maps_are_drawn_from_their_ranges(name, strength):
+    drawn = augment.AUGMENTATIONS[name].draw(jax.random.key(1), COUNT)
     chex.assert_shape(drawn.translate, (COUNT, 2))
     for values, middle, reach in (
         (drawn.angle, 0, 13),

@@ -115,14 +115,14 @@ def test_config_is_frozen():
     ("values", "message"),
     [
         ({"variant": "gpa"}, r"variant is 'gpa'; .*Did you mean gap\?"),
-        ({"variant": "xyz"}, r"variant is 'xyz'; expected one of skeleton, .*, gap_late_pool\.$"),
+        ({"variant": "xyz"}, r"variant is 'xyz'; expected one of skeleton, .*, gap_two_pools\.$"),
         ({"recipe": "recrod"}, r"recipe is 'recrod'; .*Did you mean record\?"),
         ({"recipe": 3}, r"recipe is 3; expected one of notebook, fast, record"),
         ({"recipe": "fast/rate_0.3"}, r"change of the recipe is 'rate_0.3'; .*mean rate_0\.2\?"),
         ({"recipe": "fast/"}, r"change of the recipe is ''; expected one of "),
         (
             {"variant": "dropout", "recipe": "record"},
-            r"recipe is 'record', which is for gap, not for dropout; expected notebook",
+            r"recipe is 'record', which is for gap, .*, not for dropout; expected notebook",
         ),
         ({"holdout": 0}, r"holdout is 0; expected a whole number of at least 1"),
         ({"holdout": 9, "fold": -1}, r"fold is -1; expected a whole number from 0"),

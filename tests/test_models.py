@@ -119,12 +119,18 @@ def test_equals_pytorch(variant):
 
 
 @pytest.mark.parametrize(
-    ("variation", "count"), [("gap_without_norm", 7188), ("gap_late_pool", 7364)]
+    ("variation", "count"),
+    [
+        ("gap_without_norm", 7188),
+        ("gap_late_pool", 7364),
+        ("gap_wide", 7082),
+        ("gap_two_pools", 7364),
+    ],
 )
 def test_parameters_of_the_variations_of_gap(variation, count):
     shapes = shapes_of(variation)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
-    assert ("batch_stats" in shapes) == (variation == "gap_late_pool")
+    assert ("batch_stats" in shapes) == (variation != "gap_without_norm")
 
 
 def test_variations_of_gap_differ_in_one_thing():

@@ -22,11 +22,11 @@ def search(monkeypatch, tmp_path):
 
 @pytest.fixture
 def words(small_idx_dir, tmp_path):
-    few = ["fast", "--changes", "rate_0.2", "--epochs", "2", "--seeds", "1", "--folds", "2"]
+    few = ["gap/fast", "gap/fast/rate_0.2", "--epochs", "2", "--seeds", "1", "--folds", "2"]
     return [*few, "--idx-dir", small_idx_dir, "--out", tmp_path / "search.jsonl"]
 
 
-def test_every_change_is_trained_on_every_fold_once(search, command, words, tmp_path, monkeypatch):
+def test_every_name_is_trained_on_every_fold_once(search, command, words, tmp_path, monkeypatch):
     status, said, errors = command("search", *words)
     assert (status, errors) == (0, "")
     lines = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
@@ -39,7 +39,7 @@ def test_every_change_is_trained_on_every_fold_once(search, command, words, tmp_
     ]
     one, other, *_ = lines
     assert one["final_test_loss"] != other["final_test_loss"]  # of other images
-    (row,) = re.findall(r"│ fast/rate_0.2 +│ +2 +│ +([\d.]+) +│ +([-+][\d.]+) +│", said)
+    (row,) = re.findall(r"│ gap/fast/rate_0.2 +│ +2 │ +2 +│ +([\d.]+) +│ +([-+][\d.]+) +│", said)
     loss, base = (
         sum(line["final_test_loss"] for line in two) / 2 for two in (lines[2:], lines[:2])
     )
@@ -63,7 +63,8 @@ def test_runs_of_other_lengths_are_not_compared(search, tmp_path):
     assert search.by_run(file, two) == {(0, 2): 0.2}
 
 
-def test_changes_that_do_not_exist(search, command):
-    status, _, errors = command("search", "fast", "--changes", "no_decay/rate_0.22")
+def test_names_that_do_not_exist(search, command):
+    status, _, errors = command("search", "gap/fast", "gap/fast/no_decay/rate_0.22")
     assert status == 2
-    assert re.match(r"error: changes is 'rate_0.22'; .* Did you mean rate_0.2\?", errors)
+    assert "rate_0.22'; expected one of" in errors
+    assert errors.endswith("Did you mean rate_0.2?\n")

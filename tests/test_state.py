@@ -45,12 +45,15 @@ def test_an_average_worked_by_hand():
     model = create_model("less_params")
     tx, _ = make_optimizer(TrainConfig("less_params"), 100)
     state = initial_state(model, tx, 0, 0.75)
-    bias = jnp.zeros(3)
-    state = state.replace(params={"w": bias}, average={"params": {"w": bias}, "batch_stats": {}})
+    zero = jnp.zeros(3)
+    average = {"params": {"w": zero}, "batch_stats": {"mean": zero}}
+    state = state.replace(**average, average=average)
     found = []
     for step in range(1, 7):
-        state = state.replace(step=jnp.int32(step), params={"w": bias + step}).averaged()
+        latest = {"params": {"w": zero + step}, "batch_stats": {"mean": zero - step}}
+        state = state.replace(step=jnp.int32(step), **latest).averaged()
         found.append(float(state.average["params"]["w"][0]))
+        chex.assert_trees_all_close(state.average["batch_stats"]["mean"], zero - found[-1])
     # (0 + 1) / 2, (0 + 1 + 2) / 3, (0 + ... + 3) / 4, and then 3/4 a + 1/4 x.
     assert found == pytest.approx([0.5, 1.0, 1.5, 2.125, 2.84375, 3.6328125])
     assert state.variables is state.average
