@@ -17,7 +17,7 @@ VARIANTS = (
     "augmentation",
     "gap",
 )
-# Other networks that are trained like gap, to see what a part of it is worth.
+# Networks next to gap, trained like it: two without a part of it, two with other shapes.
 VARIATIONS = ("gap_without_norm", "gap_late_pool", "gap_wide", "gap_two_pools")
 NETWORKS = VARIANTS + VARIATIONS
 
@@ -145,7 +145,8 @@ class TrainConfig:
 
     Args:
         variant: one of the seven networks: skeleton, less_params, batch_norm, dropout, fc_layer,
-            augmentation, gap.
+            augmentation, gap; or one that stands next to gap: gap_without_norm, gap_late_pool,
+            gap_wide, gap_two_pools.
         dataset: mnist, fashion_mnist or kmnist.
         recipe: where the defaults of the fields below come from, and the rest of the training:
             notebook is the original's, record and fast are ours for gap (docs/recipes.md).

@@ -266,7 +266,10 @@ class GapWide(Gap):
 
 
 class GapTwoPools(Gap):
-    """Sees the whole image with gap's layers, and one pooling more for the average: 7,364."""
+    """Pools a second time, so that the last 3x3 layer sees the whole image: 7,364 parameters.
+
+    What it gives is one pixel, and needs no average.
+    """
 
     def layers(self) -> Sequence[Layer]:
         rate = self.dropout_rate

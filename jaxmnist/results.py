@@ -276,7 +276,7 @@ def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Run
 
 
 def other_recipes(results: dict[str, Any]) -> list[Rung]:
-    """The networks that were trained by a recipe of our own, as far as there are runs.
+    """Those of the seven that were trained by a recipe of our own, as far as there are runs.
 
     Args:
         results: what `read` returned.
@@ -288,7 +288,7 @@ def other_recipes(results: dict[str, Any]) -> list[Rung]:
         TrainConfig(variant, recipe=recipe).name
         for recipe in RECIPES
         for variant in RECIPES[recipe]
-        if recipe != TrainConfig.recipe
+        if recipe != TrainConfig.recipe and variant in VARIANTS
     ]
     return rungs_of(results, [name for name in names if name in results["variants"]])
 

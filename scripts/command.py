@@ -71,7 +71,7 @@ class Signals:
 
 
 def until_stopped(run: Callable[[Signals], int], debug: bool) -> int:
-    """Runs a command that goes on where it was stopped; returns its exit status."""
+    """Runs a command that does not do again what it has finished; returns its exit status."""
     with Signals() as signals:
         try:
             return run(signals)

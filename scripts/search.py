@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
@@ -24,13 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmnist import TrainConfig, stats, train_seeds
-from jaxmnist.config import by_name, parse_seeds
+from jaxmnist.config import ConfigError, SeedsConfig, by_name, parse_seeds
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedDone
 
 ROOT = Path(__file__).parent.parent
 OUT, RUNS = ROOT / "docs" / "search.jsonl", ROOT / "runs" / "search"
 HOLDOUT = 5000
+FIRST_SEED = 100  # docs/results.json has those from 0 on, which are to choose nothing
 FIGURES = ("final_test_loss", "final_test_accuracy", "best_test_accuracy")
 
 Line = dict[str, Any]
@@ -48,7 +50,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "names", nargs="+", metavar="NAME", help="as gap/record or gap/record/rate_0.2/no_decay"
     )
-    parser.add_argument("--seeds", default="100,101", help="as in scripts/train.py")
+    parser.add_argument(
+        "--seeds", default="2", help=f"how many, from {FIRST_SEED} on, or which, as 100,107"
+    )
     parser.add_argument("--folds", type=int, default=2, help=f"of {HOLDOUT} images each")
     parser.add_argument("--epochs", type=int, help="in place of the recipe's")
     parser.add_argument("--report", action="store_true", help="train nothing")
@@ -61,29 +65,39 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> int:
     """Trains what is missing, and prints the comparison; returns the exit status."""
-    configs = [config_of(arguments, name) for name in arguments.names]
-    remember_compiled()
-    for config in configs if not arguments.report else ():
-        for fold in range(arguments.folds):
-            train(arguments, console, signals, dataclasses.replace(config, fold=fold))
+    if arguments.folds < 1:
+        raise ConfigError(f"folds is {arguments.folds}; expected a whole number of at least 1")
+    configs = [by_name(name, epochs=arguments.epochs, holdout=HOLDOUT) for name in arguments.names]
+    for number, config in enumerate(configs):
+        if config in configs[:number]:
+            raise ConfigError(f"{config.name} is there twice; expected each name once")
+    seeds = SeedsConfig(configs[0], parse_seeds(arguments.seeds, FIRST_SEED)).seeds
+    failures = []
+    if not arguments.report:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        remember_compiled()
+        for config in configs:
+            for fold in range(arguments.folds):
+                fold_of = dataclasses.replace(config, fold=fold)
+                failures += train(arguments, console, signals, fold_of, seeds)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
     console.print(table(arguments.out, configs))
-    return 0
-
-
-def config_of(arguments: argparse.Namespace, name: str) -> TrainConfig:
-    """What is trained, with any seed, on the first fold."""
-    return by_name(name, epochs=arguments.epochs, holdout=HOLDOUT)
+    return 1 if failures else 0
 
 
 def train(
-    arguments: argparse.Namespace, console: Console, signals: Signals, config: TrainConfig
-) -> None:
-    """Trains the seeds that are not in the file; each is put there as soon as it is finished."""
+    arguments: argparse.Namespace,
+    console: Console,
+    signals: Signals,
+    config: TrainConfig,
+    seeds: Sequence[int],
+) -> list[str]:
+    """Trains the seeds that are not in the file, which each is put into; returns what failed."""
     finished = by_run(arguments.out, config)
-    seeds = parse_seeds(arguments.seeds, 0)
     missing = [seed for seed in seeds if (config.fold, seed) not in finished]
     if not missing:
-        return
+        return []
     console.print(f"{config.name}, fold {config.fold}, seeds {missing}", highlight=False)
     with make_display(console, True, Tally(missing, config.epochs)) as display:
 
@@ -107,8 +121,10 @@ def train(
     signals.training = False
     if signals.should_stop():
         raise KeyboardInterrupt
-    for seed, why in done.failures.items():
-        print(f"note: {config.name}, seed {seed}: {why}", file=sys.stderr)
+    return [
+        f"{config.name}, fold {config.fold}, seed {seed}: {why}"
+        for seed, why in done.failures.items()
+    ]
 
 
 def read(file: Path) -> list[Line]:
@@ -138,31 +154,34 @@ def by_run(file: Path, config: TrainConfig, figure: str = "final_test_loss") -> 
 
 
 def table(file: Path, configs: Sequence[TrainConfig]) -> Table:
-    """A line for each config that has runs: loss, less that of the first, p alone, accuracy."""
+    """A line for each config, of the runs that the first has, too: loss, difference and its p."""
+    first = by_run(file, configs[0])
+    if not first:
+        raise ConfigError(
+            f"{file} has no finished run of {configs[0].name}, which is to be compared with; leave "
+            "--report out to train it"
+        )
     shown = Table()
     for column in ("name", "epochs", "n", "loss", "difference", "p", "%", "s"):
         shown.add_column(column, justify="left" if column == "name" else "right", overflow="fold")
-    first = by_run(file, configs[0])
     for config in configs:
-        losses = by_run(file, config)
+        losses, accuracies, seconds = (
+            [value for run, value in by_run(file, config, figure).items() if run in first]
+            for figure in ("final_test_loss", "final_test_accuracy", "train_seconds")
+        )
         if losses:
-            accuracies, seconds = (
-                stats.describe(list(by_run(file, config, figure).values()))
-                for figure in ("final_test_accuracy", "train_seconds")
-            )
-            loss = stats.describe(list(losses.values()))
             shown.add_row(
-                *(config.name, str(config.epochs), str(loss.n), f"{loss.mean:.4f}"),
-                *(("", "") if config == configs[0] else against(first, losses)),
-                *(f"{accuracies.mean:.2f}", f"{seconds.mean:.0f}"),
+                *(config.name, str(config.epochs), str(len(losses)), f"{fmean(losses):.4f}"),
+                *(("", "") if config == configs[0] else against(first, by_run(file, config))),
+                *(f"{fmean(accuracies):.2f}", f"{fmean(seconds):.0f}"),
             )
     return shown
 
 
 def against(first: dict[Any, float], losses: dict[Any, float]) -> tuple[str, str]:
-    """The mean difference of the runs that both have, and its p."""
+    """The mean difference of the runs that both have, and its p alone."""
     difference = stats.compare(first, losses)
-    p = "-" if difference.p is None else f"{difference.p:.2f}"
+    p = "-" if difference.p is None else f"{difference.p:.3f}"
     return f"{difference.spread.mean:+.4f}", p
 
 

@@ -133,6 +133,7 @@ def test_config_is_frozen():
         ({"epochs": 1.5}, r"epochs is 1\.5; expected a whole number"),
         ({"batch_size": -1}, r"batch_size is -1; expected a whole number of at least 1"),
         ({"batch_size": 1}, r"batch_size is 1; gap normalises single numbers .* use at least 2"),
+        ({"variant": "gap_two_pools", "batch_size": 1}, r"batch_size is 1; gap_two_pools normal"),
         ({"limit_train": 0}, r"limit_train is 0; expected a whole number of at least 1"),
         ({"learning_rate": 0}, r"learning_rate is 0; expected a finite number above 0"),
         ({"learning_rate": float("nan")}, r"learning_rate is nan; expected a finite number"),

@@ -144,3 +144,7 @@ def test_variations_of_gap_differ_in_one_thing():
     assert gap[pool:] == ["global_avg_pool", "Conv", "relu", "BatchNorm", "Dropout", "Conv"]
     late = [*gap[:pool], "Conv", "relu", "BatchNorm", "Dropout", "global_avg_pool", "Conv"]
     assert kinds("gap_late_pool") == late
+    second = [*gap[:pool], *gap[pool + 1 :]]
+    second.insert(gap.index("max_pool") + 9, "max_pool")
+    assert kinds("gap_two_pools") == second
+    assert kinds("gap_wide").count("Conv") == gap.count("Conv") - 2

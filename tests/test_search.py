@@ -1,7 +1,9 @@
 """The search among changes of a recipe, on a few small images."""
 
+import dataclasses
 import json
 import re
+from argparse import Namespace
 
 import pytest
 
@@ -32,10 +34,10 @@ def test_every_name_is_trained_on_every_fold_once(search, command, words, tmp_pa
     lines = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
     found = [(line["recipe"], line["holdout"], line["fold"], line["seed"]) for line in lines]
     assert found == [
-        ("fast", 100, 0, 0),
-        ("fast", 100, 1, 0),
-        ("fast/rate_0.2", 100, 0, 0),
-        ("fast/rate_0.2", 100, 1, 0),
+        ("fast", 100, 0, 100),
+        ("fast", 100, 1, 100),
+        ("fast/rate_0.2", 100, 0, 100),
+        ("fast/rate_0.2", 100, 1, 100),
     ]
     one, other, *_ = lines
     assert one["final_test_loss"] != other["final_test_loss"]  # of other images
@@ -48,7 +50,7 @@ def test_every_name_is_trained_on_every_fold_once(search, command, words, tmp_pa
     # What is in the file is finished, and a line more makes a run more.
     trained = []
     monkeypatch.setattr(search, "train_seeds", lambda config, seeds, **_: trained.append(seeds))
-    assert command("search", *words)[:2] == (0, said.split("seeds [0]\n")[-1])
+    assert command("search", *words)[:2] == (0, said.split("seeds [100]\n")[-1])
     assert trained == []
 
 
@@ -61,6 +63,45 @@ def test_runs_of_other_lengths_are_not_compared(search, tmp_path):
             lines.write(json.dumps(line) + "\n")
     two = TrainConfig(recipe="fast", epochs=2, holdout=100, fold=1, seed=5)
     assert search.by_run(file, two) == {(0, 2): 0.2}
+
+
+def test_a_seed_that_fails_is_named_and_the_others_are_compared(
+    search, command, words, tmp_path, monkeypatch
+):
+    trained = []
+
+    def train_seeds(config, seeds, report, **_):
+        """Fails in the second fold."""
+        trained.append((config.fold, tuple(seeds)))
+        if config.fold == 0:
+            figures = {**{name: [0.1] for name in search.FIGURES}, "train_seconds": 1.0}
+            done = dataclasses.replace(config, seed=seeds[0])
+            search.add(tmp_path / "search.jsonl", Namespace(config=done, summary=figures))
+        return Namespace(failures={} if config.fold == 0 else {seeds[0]: "no space left"})
+
+    monkeypatch.setattr(search, "train_seeds", train_seeds)
+    status, said, errors = command("search", *words)
+    assert (status, trained) == (1, [(0, (100,)), (1, (100,))] * 2)
+    assert errors == (
+        "error: gap/fast, fold 1, seed 100: no space left\n"
+        "error: gap/fast/rate_0.2, fold 1, seed 100: no space left\n"
+    )
+    assert re.search(r"│ gap/fast/rate_0.2 │ +2 │ 1 │ 0.1000 │ +\+0.0000 │ +- │", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gap/fast", "--report"], "search.jsonl has no finished run of gap/fast, which is to be "),
+        (["gap/fast", "gap", "gap/fast"], "gap/fast is there twice; expected each name once"),
+        (["gap/fast", "--folds", "0"], "folds is 0; expected a whole number of at least 1"),
+        (["gap/fast", "--seeds", "0"], "seeds is empty; expected at least one"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(search, command, tmp_path, words, message):
+    status, _, errors = command("search", *words, "--out", tmp_path / "search.jsonl")
+    assert status == 2
+    assert message in errors
 
 
 def test_names_that_do_not_exist(search, command):
