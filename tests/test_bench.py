@@ -292,7 +292,8 @@ def test_whole_trainings_take_turns_each_round_with_a_seed(bench, monkeypatch, t
     ]
 
 
-def test_a_recipe_that_is_not_there_is_refused_before_anything_is_timed(bench, capsys):
+def test_a_recipe_that_is_not_there_is_refused_before_anything_is_timed(bench, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "write_images", None)  # nothing is prepared
     assert bench.main(["--variant", "dropout", "--whole", "fast"]) == 2
     assert "error: recipe is 'fast', which is for gap, not for dropout" in capsys.readouterr().err
 

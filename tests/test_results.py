@@ -180,11 +180,12 @@ def test_configs_that_do_not_mix_are_refused_before_any_is_trained():
 
 
 def test_what_is_trained_otherwise_has_lines_after_its_network(file):
-    for name in ("gap/record", "gap_late_pool", "gap/affine", "gap", "gap/fast"):
+    names = ("gap/record", "gap_wide/record", "gap_late_pool", "gap/affine", "gap", "gap/fast")
+    for name in names:
         results.add(file, finished(name, accuracies=[99.0] * by_name(name).epochs), 1.0)
     found = results.read(file)
     assert list(found["variants"]) == [
-        *("gap", "gap/affine", "gap/fast", "gap/record", "gap_late_pool")
+        *("gap", "gap/affine", "gap/fast", "gap/record", "gap_late_pool", "gap_wide/record")
     ]
     assert [rung.name for rung in results.other_recipes(found)] == ["gap/fast", "gap/record"]
     assert results.rungs_of(found, ["gap/fast"])[0].published is None

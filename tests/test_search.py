@@ -98,7 +98,8 @@ def test_a_seed_that_fails_is_named_and_the_others_are_compared(
         (["gap/fast", "--seeds", "0"], "seeds is empty; expected at least one"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(search, command, tmp_path, words, message):
+def test_what_cannot_be_compared_is_refused(search, command, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr(search, "train_seeds", None)  # nothing is trained
     status, _, errors = command("search", *words, "--out", tmp_path / "search.jsonl")
     assert status == 2
     assert message in errors
