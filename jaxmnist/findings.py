@@ -102,7 +102,7 @@ def sentence(comparison: Comparison) -> str:
         tested += f" after correction for {comparison.together} comparisons ({alone} alone)"
     if comparison.p >= stats.LEVEL:
         return (
-            f"`{second}` and `{first}` cannot be told apart with {n} seeds: {points} points, "
+            f"`{second}` is not shown to differ from `{first}` with {n} seeds: {points} points, "
             f"higher in {final.gains} of {n} seeds, {tested}."
         )
     verb, count = ("gained", final.gains) if spread.mean > 0 else ("lost", final.losses)

@@ -203,8 +203,12 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     assert (status, err) == (0, "")
     first, second, _, header, _, *rows = said.splitlines()
     # Differences 0.3 and 0.33, and 0.6 and 0.66.
-    assert first.startswith("`gap` and `dropout` cannot be told apart with 2 seeds: +0.32 points, ")
-    assert second.startswith("`gap` and `skeleton` cannot be told apart with 2 seeds: +0.63 points")
+    assert first.startswith(
+        "`gap` is not shown to differ from `dropout` with 2 seeds: +0.32 points, "
+    )
+    assert second.startswith(
+        "`gap` is not shown to differ from `skeleton` with 2 seeds: +0.63 points"
+    )
     assert header.startswith("| step | n | points | 95 % interval | d | p |")
     assert [row.split(" | ")[0] for row in rows] == ["| `dropout` → `gap`", "| `skeleton` → `gap`"]
     assert run("--compare", "dropuot", "gap")[::2] == (

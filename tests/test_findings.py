@@ -56,7 +56,7 @@ def test_a_gain_and_a_loss_in_words(tmp_path):
 def test_what_cannot_be_told_apart_in_words(tmp_path):
     (comparison,) = compared(ladder(tmp_path, {"gap": [98.9, 99.0, 99.4]}), ("dropout", "gap"))
     assert findings.sentence(comparison) == (
-        "`gap` and `dropout` cannot be told apart with 3 seeds: +0.10 points, higher in 1 of 3 "
+        "`gap` is not shown to differ from `dropout` with 3 seeds: +0.10 points, higher in 1 of 3 "
         "seeds, 95 % interval \N{MINUS SIGN}0.56 to +0.76, p = 0.580."
     )
 
