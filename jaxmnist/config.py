@@ -17,7 +17,7 @@ VARIANTS = (
     "augmentation",
     "gap",
 )
-# Networks next to gap, trained like it: two without a part of it, two with other shapes.
+# Networks next to gap, trained like it: one without a part of it, three of other shapes.
 VARIATIONS = ("gap_without_norm", "gap_late_pool", "gap_wide", "gap_two_pools")
 NETWORKS = VARIANTS + VARIATIONS
 

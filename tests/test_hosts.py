@@ -69,6 +69,7 @@ def assert_same_state(folder, other, steps):
     """Both are after so many steps, and equal but for rounding."""
     one, two = (plain(load_run(each).state) for each in (folder, other))
     assert (int(one.step), int(two.step)) == (steps, steps)
+    chex.assert_trees_all_equal(one.key, two.key)
     chex.assert_trees_all_close(one.variables, two.variables, atol=1e-5)
     # A step takes a hundredth of the momentum, which is a sum of gradients.
     chex.assert_trees_all_close(one.opt_state, two.opt_state, atol=1e-4)
