@@ -34,6 +34,7 @@ def pictures(cell):
     return [output for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(notebook, small_idx_dir, tmp_path):
     (parameters,) = [
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])

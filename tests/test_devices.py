@@ -34,6 +34,7 @@ def measured(*words):
     return many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "recipe"), [*((name, "notebook") for name in VARIANTS), ("gap", "record")]
 )
@@ -55,6 +56,7 @@ def test_twenty_steps_are_those_of_one_device_and_each_does_its_part(variant, re
         assert 0.99 < line["share"] * line["devices"] < 1.07, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_is_that_of_one_device(variant):
     (line,) = measured("step", variant, "notebook")
@@ -62,6 +64,7 @@ def test_a_step_is_that_of_one_device(variant):
     assert line["difference"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["gap", "less_params"])
 def test_devices_share_seeds_first_and_then_batches(variant):
     """With a constant rate, too, of which JAX knows that it is the same for all seeds."""

@@ -17,6 +17,8 @@ from jaxmnist.export.targets import TARGETS, export
 from jaxmnist.predictions import make_predict
 from tests.conftest import trained_variables
 
+pytestmark = pytest.mark.slow
+
 PICTURES = {"confusion.png", "mistakes.png", "reliability.png"}
 
 

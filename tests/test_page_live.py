@@ -22,6 +22,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from jaxmnist import TrainConfig, data, imported, runs
 from tests.conftest import SCRIPTS, golden_variables, trained_variables
 
+pytestmark = pytest.mark.slow
+
 # Points of a stroke, from the middle of the paper, in sides of it.
 ONE = [(0.05, -0.35), (0.0, 0.0), (-0.03, 0.35)]
 THREE = [

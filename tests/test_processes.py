@@ -322,6 +322,7 @@ def test_a_killed_worker_is_named_and_the_others_finish(start, whole, tmp_path):
     assert_same_runs(tmp_path / "runs", whole)
 
 
+@pytest.mark.slow
 def test_a_program_that_is_not_guarded_may_use_processes(small_idx_dir, tmp_path):
     """`multiprocessing` would run it again in every process; a run here needs no main guard."""
     code = f"""

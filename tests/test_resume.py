@@ -14,6 +14,8 @@ import pytest
 import jaxmnist
 from tests.conftest import SCRIPT, finish, wait_for_line, wait_until
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 20  # of 18 steps
 WORDS = (
     f"--variant gap --dataset fashion_mnist --epochs {EPOCHS} --batch-size 32 "
