@@ -1,5 +1,6 @@
 """What several test files share: small images, a small run, and golden numbers drawn by name."""
 
+import gc
 import importlib
 import os
 import re
@@ -8,6 +9,11 @@ import sys
 import time
 import zlib
 from pathlib import Path
+
+# The programs of the tests run for a moment: compiling them is what takes time. XLA_FLAGS= in the
+# environment brings the compiler's defaults back; .ci/run tests both.
+COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", COMPILED_QUICKLY)
 
 import jax
 import numpy as np
@@ -50,6 +56,7 @@ def bounded_memory():
     """Frees the compiled programs of a test file when it is done."""
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 def drawn(name: str, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -187,10 +194,6 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-# For programs that run for a moment, and are compared only with others of their kind.
-COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false"
-
-
 @pytest.fixture
 def start(tmp_path, small_idx_dir, cache):
     """Starts the command; what is still running afterwards is killed."""
@@ -203,7 +206,9 @@ def start(tmp_path, small_idx_dir, cache):
             env={
                 **os.environ,
                 "XDG_CACHE_HOME": str(cache),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
+                # With the flags of this process, since the runs of both are compared to the bit.
+                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+                f"--xla_force_host_platform_device_count={devices} {flags}",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -128,6 +128,7 @@ def test_the_flax_peer_is_the_same_network(parts, variant):
     chex.assert_trees_all_close(plain.apply(theirs, images), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["skeleton", "gap"])
 def test_the_pytorch_peer_is_the_same_network(parts, variant):
     torch = pytest.importorskip("torch")
@@ -218,6 +219,7 @@ def measured(bench, small_idx_dir, tmp_path_factory):
     return bench.measure(arguments, config, images, scratch)
 
 
+@pytest.mark.slow
 def test_everything_is_measured(parts, measured):
     assert measured["failed"] == {}
     assert set(measured["seconds"]["ours"]) == {
@@ -237,6 +239,7 @@ def test_everything_is_measured(parts, measured):
     assert json.loads(json.dumps(measured)) == measured
 
 
+@pytest.mark.slow
 def test_every_figure_has_its_place_in_the_tables(parts, measured):
     titles = [str(table.title) for table in parts("benchmark.tables").tables("gap", measured)]
     assert [title.split(";")[0].split(" on ")[0] for title in titles] == [
@@ -248,6 +251,7 @@ def test_every_figure_has_its_place_in_the_tables(parts, measured):
     ]
 
 
+@pytest.mark.slow
 def test_whole_trainings_are_timed_from_the_start_of_the_process(measured):
     (trained,) = measured["whole"]["jaxmnist, notebook"]
     assert trained["reached"] == {"99.0": None, "99.4": None}
@@ -314,6 +318,7 @@ def test_whole_trainings_in_a_table(parts):
     ]
 
 
+@pytest.mark.slow
 def test_the_pytorch_peer_trains_to_the_end(bench, small_idx_dir, tmp_path):
     pytest.importorskip("torch")
     images = small_images(bench, small_idx_dir, tmp_path)
@@ -329,6 +334,7 @@ def test_the_pytorch_peer_trains_to_the_end(bench, small_idx_dir, tmp_path):
     assert 0 < found["final_test_accuracy"] < 99
 
 
+@pytest.mark.slow
 def test_scaling_trains_epochs(bench, small_idx_dir, tmp_path):
     work = {
         "variant": "less_params",
@@ -340,6 +346,7 @@ def test_scaling_trains_epochs(bench, small_idx_dir, tmp_path):
     assert (measured.failed, set(measured.times["epochs"])) == ({}, {"1", "2"})
 
 
+@pytest.mark.slow
 def test_seeds_are_measured_in_each_of_the_ways_to_train_them(
     bench, parts, small_idx_dir, tmp_path
 ):

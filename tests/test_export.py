@@ -104,6 +104,7 @@ def test_safetensors_hold_arrays_and_config(images, tmp_path):
     np.testing.assert_allclose(found, logits_of("batch_norm", images), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["skeleton", "gap"])
 def test_torch_and_back(variant, images, tmp_path):
     torch = pytest.importorskip("torch")
@@ -124,6 +125,7 @@ def test_torch_and_back(variant, images, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_torch_files_that_are_something_else(tmp_path):
     torch = pytest.importorskip("torch")
     file = tmp_path / "model.pt"
