@@ -10,11 +10,6 @@ import time
 import zlib
 from pathlib import Path
 
-# The programs of the tests run for a moment: compiling them is what takes time. XLA_FLAGS= in the
-# environment brings the compiler's defaults back; .ci/run tests both.
-COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", COMPILED_QUICKLY)
-
 import jax
 import numpy as np
 import pytest
@@ -22,6 +17,11 @@ from safetensors.numpy import load_file as load_safetensors
 
 import jaxmnist
 from jaxmnist.data import idx
+
+# The programs of the tests run for a moment: compiling them is what takes time. XLA_FLAGS= in the
+# environment brings the compiler's defaults back; .ci/run tests both.
+COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", COMPILED_QUICKLY)
 
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPTS = Path(__file__).parent.parent / "scripts"

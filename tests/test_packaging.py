@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 ROOT = Path(__file__).parent.parent
 
 
