@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 from rich.console import Console
 
-from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
+from jaxmnist import TrainConfig
+from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread, evaluated_images
 
 
 def shown(table) -> str:
@@ -51,3 +52,8 @@ def test_parameters_table():
     )
     assert "conv0/kernel │ 3 x 3 x 1 x 400 │   3,600" in text
     assert "3,605" in text.splitlines()[-2]
+
+
+def test_images_that_were_held_out_are_no_test_images():
+    assert evaluated_images(TrainConfig(), 10000) == "10,000 test images"
+    assert evaluated_images(TrainConfig(holdout=5000), 5000) == "5,000 held-out training images"
