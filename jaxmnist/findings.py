@@ -39,16 +39,17 @@ IDEAS = {
 SMALL = 0.02
 STEPS_LEGEND = (
     "Points are percentage points of the final epoch's test accuracy, second less first. Intervals "
-    "are 95 % intervals of the mean of each comparison alone, by Student's t, which takes the "
-    "differences for normally distributed. p is that of the exact sign-flip test of the mean over "
-    f"seeds (a random sample of the sign flips for more than {stats.MAX_EXACT} seeds), which takes "
-    "them for nothing; it is corrected for all comparisons of the table by Holm's method, and a "
-    f"difference is called shown if it is below {stats.LEVEL}. d is Cohen's d_z, the mean "
+    "are 95 % intervals of the mean of each comparison alone, by Student's t, which assumes that "
+    "the differences are normally distributed. p is that of the exact sign-flip test of the mean "
+    f"over seeds (for more than {stats.MAX_EXACT} seeds, of a random sample of the sign flips), "
+    "which assumes no distribution. It is corrected for all comparisons of the table by Holm's "
+    f"method; a difference counts as shown if p is below {stats.LEVEL}. d is Cohen's d_z, the mean "
     "difference over its standard deviation. *Order*: of all pairs of one run each, the share in "
-    "which the second network is the better one (ties count half): what a single run of each would "
-    "have shown. *Train less test* is the change of that difference, in points. The last column: "
-    f"about how many seeds it would take to find a difference of {SMALL} points, with a power of "
-    "80 % in a test of its own at 5 %, if the differences spread as they do here."
+    "which the second network is the better one (ties count half). This is what a single run of "
+    "each would have shown. *Train less test*: the change of train accuracy less test accuracy, in "
+    f"points. The last column: the number of seeds it takes to find a difference of {SMALL} points "
+    "with a power of 80 %, in a test of its own at 5 %, if the differences scatter as they do here "
+    "and are normally distributed."
 )
 
 
@@ -188,9 +189,9 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
     parts = [
         _accuracies([*rungs, *recipes]),
         "Mean ± standard deviation over the seeds (n - 1); the interval is the 95 % interval of "
-        "the mean, by Student's t, which takes seeds for normally distributed. The best epoch is "
-        "chosen on the test set: it is the optimistic figure that the original reports, here for "
-        f"comparison only. {_headlines()} *Inside* says whether the original's best epoch lies "
+        "the mean, by Student's t, which assumes that seeds are normally distributed. The best "
+        "epoch is chosen on the test set: it is the optimistic figure that the original reports, "
+        f"here for comparison only. {_headlines()} *Inside* says whether the original's best epoch lies "
         "between the lowest and the highest best epoch of our seeds.",
         "## What training looks like from inside",
         _training(rungs),

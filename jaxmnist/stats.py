@@ -165,7 +165,7 @@ def least_to_show(differences: Sequence[float], together: int = 1) -> float | No
     scatter = math.copysign(1, mean) * (np.asarray(differences, float) - mean)
 
     def shows(thousandths: int) -> bool:
-        return sign_flip_test(scatter + thousandths / 1000) * together < LEVEL
+        return sign_flip_test(list(scatter + thousandths / 1000)) * together < LEVEL
 
     # Beyond the largest deviation all differences have one sign.
     end = math.ceil(1000 * np.abs(scatter).max()) + 1

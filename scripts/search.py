@@ -187,9 +187,9 @@ def legend(configs: Sequence[TrainConfig]) -> str:
     return (
         f"loss and %: on {configs[0].holdout:,} held-out training images a fold. n: folds, "
         "of which each is the mean of its seeds, because they share its images. p: paired t-test "
-        "over folds, of each line alone. It takes the folds' differences for normally distributed. "
-        "Without that nothing can be shown with 2 folds (sign-flip test: p is at least 0.5), only "
-        f"with {stats.seeds_to_show()} or more."
+        "over folds, of each line alone. It assumes that the folds' differences are normally "
+        "distributed. Without that, 2 folds show nothing (sign-flip test: p is at least 0.5), and "
+        f"it takes at least {stats.seeds_to_show()} to show anything."
     )
 
 

@@ -36,7 +36,7 @@ from jaxmnist.config import (
 )
 from jaxmnist.devices import choose_devices
 from jaxmnist.optim import make_optimizer
-from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread, evaluated_images
+from jaxmnist.report import epochs_table, evaluated_images, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedRuns
 from jaxmnist.training import Stopped
@@ -311,8 +311,9 @@ def seeds_result(done: SeedRuns, seconds: float) -> str:
     best = [run.summary["best_test_accuracy"][0] for run in done.runs.values()]
     what = "none is finished"
     if accuracies:
+        images = evaluated_images(done.config.config, summary["test_count"])
         what = (
-            f"{spread(accuracies)} % of {evaluated_images(done.config.config, summary['test_count'])} "
+            f"{spread(accuracies)} % of {images} "
             f"({min(accuracies):.2f} to {max(accuracies):.2f}, best epochs {spread(best)} %)"
         )
     return (

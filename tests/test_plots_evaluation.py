@@ -78,7 +78,7 @@ def test_every_run_of_many_looks_different():
     runs = {f"run{number}": [row(1, 0, 90.0), row(2, 0, 91.0)] for number in range(30)}
     error, loss = curves.curves(runs).axes
     for axes in (error, loss):
-        looks = {(l.get_color(), l.get_marker(), l.get_linestyle()) for l in axes.lines}
+        looks = {(of.get_color(), of.get_marker(), of.get_linestyle()) for of in axes.lines}
         assert len(looks) == 60
 
 
