@@ -191,8 +191,8 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
         "Mean ± standard deviation over the seeds (n - 1); the interval is the 95 % interval of "
         "the mean, by Student's t, which assumes that seeds are normally distributed. The best "
         "epoch is chosen on the test set: it is the optimistic figure that the original reports, "
-        f"here for comparison only. {_headlines()} *Inside* says whether the original's best epoch lies "
-        "between the lowest and the highest best epoch of our seeds.",
+        f"here for comparison only. {_headlines()} *Inside* says whether the original's best "
+        "epoch lies between the lowest and the highest best epoch of our seeds.",
         "## What training looks like from inside",
         _training(rungs),
         "Train accuracy is the running one over the last epoch, with augmentation and dropout on, "

@@ -115,7 +115,7 @@ def test_the_table_says_what_its_p_rests_on(search, command):
     assert re.search(r"│ +6 │ 2 │ 0.0315 │ +\+0.0072 │ 0.294 │", said)
     legend = " ".join(said.split("┘")[1].split())
     assert "on 5,000 held-out training images a fold. n: folds, " in legend
-    assert "2 folds (sign-flip test: p is at least 0.5)" in legend
+    assert "2 folds show nothing (sign-flip test: p is at least 0.5)" in legend
 
 
 def published_lines():
