@@ -69,6 +69,7 @@ def test_curves_of_several_seeds_are_a_mean_and_a_band():
     assert (band.min(), band.max()) == pytest.approx((0.01, 10.0))
     np.testing.assert_allclose(alone.get_xydata(), [[1, 10.0]])
     assert alone.get_marker() == "o"
+    assert [of.get_fillstyle() for of in error.lines[2:]] == ["none", "full"]  # train and test
     names = [text.get_text() for text in error.get_legend().get_texts()]
     assert names == ["seeds, train", "seeds, test", "$one$, train", "$one$, test"]
     assert loss.lines[1].get_ydata().tolist() == [0.2, 0.2]

@@ -73,7 +73,9 @@ def _draw(
     if any(len(each) > 1 for each in of_seeds):
         low, high = ([end(each) for each in of_seeds] for end in (np.min, np.max))
         axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, lw=0)
-    # A single point is no line.
+    # A single point is no line: it needs a marker, and a hollow one where a line has dashes.
     marker = style["marker"] or ("o" if len(epochs) == 1 else "")
+    fill = "none" if line == "--" else "full"
     means = [each.mean() for each in of_seeds]
-    axes.plot(epochs, means, line, color=style["color"], marker=marker, markersize=4)
+    look = {"color": style["color"], "marker": marker, "fillstyle": fill, "markersize": 5}
+    axes.plot(epochs, means, line, **look)
