@@ -1,7 +1,7 @@
 """Devices: which of them train, and how programs and arrays are laid over them.
 
 A step written for one device knows the others by the name of an axis (`shards.py`). Here that name
-gets devices: a mesh under `jax.shard_map`, or the older `jax.pmap`, or none.
+gets devices: a mesh under `jax.shard_map`, or `jax.pmap` (jit and shard_map inside), or none.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ class Devices:
 
     Args:
         count: how many.
-        parallel: jit, which is `jax.jit` over `jax.shard_map`; or pmap, the older form, with the
-            same step and the same results: to be chosen for reading and comparing next to code
-            that is written so. JAX maintains it, but no longer develops it, and makes it of `jit`
-            and `shard_map` itself. Here it knows one process only, and no axis of seeds.
+        parallel: jit, which is `jax.jit` over `jax.shard_map`; or pmap, `jax.pmap`, with the same
+            step and the same results: to be chosen for reading and comparing next to code that is
+            written so. Since JAX 0.8 `jax.pmap` is jit and shard_map inside. Here it knows one
+            process only, and no axis of seeds.
     """
 
     count: int = 1

@@ -1,13 +1,15 @@
 """What the results of a drill-down say, as Markdown: tables, and sentences for students."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from jaxmnist import stats
 from jaxmnist.config import ConfigError, TrainConfig, by_name, spoken
-from jaxmnist.results import Rung
+from jaxmnist.results import PUBLISHED, Rung
 from jaxmnist.stats import Difference, Spread
 
 IDEAS = {
@@ -35,6 +37,20 @@ IDEAS = {
 }
 # A difference, in points, that decides nobody's choice: how many seeds would show it?
 SMALL = 0.02
+STEPS_LEGEND = (
+    "Points are percentage points of the final epoch's test accuracy, second less first. Intervals "
+    "are 95 % intervals of the mean of each comparison alone, by Student's t, which assumes that "
+    "the differences are normally distributed. p is that of the exact sign-flip test of the mean "
+    f"over seeds (for more than {stats.MAX_EXACT} seeds, of a random sample of the sign flips), "
+    "which assumes no distribution. It is corrected for all comparisons of the table by Holm's "
+    f"method; a difference counts as shown if p is below {stats.LEVEL}. d is Cohen's d_z, the mean "
+    "difference over its standard deviation. *Order*: of all pairs of one run each, the share in "
+    "which the second network is the better one (ties count half). This is what a single run of "
+    "each would have shown. *Train less test*: the change of train accuracy less test accuracy, in "
+    f"points. The last column: the number of seeds it takes to find a difference of {SMALL} points "
+    "with a power of 80 %, in a test of its own at 5 %, if the differences scatter as they do here "
+    "and are normally distributed."
+)
 
 
 class Comparison(NamedTuple):
@@ -87,14 +103,14 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
 
 
 def sentence(comparison: Comparison) -> str:
-    """What a comparison says, for somebody who has not heard of p-values."""
+    """Return in words what a comparison shows, for readers who do not know p-values."""
     first, second = comparison.first.name, comparison.second.name
     final, spread = comparison.final, comparison.final.spread
     points, n = _number(spread.mean, "+.2f"), spread.n
     if comparison.p is None:
-        why = "all differ by the same" if n > 1 else "one seed does not say how far others differ"
         return (
-            f"`{second}` less `{first}`: {points} points, n = {n}; nothing to judge by, for {why}."
+            f"`{second}` less `{first}`: {points} points, n = {n}; nothing to judge by, for one "
+            "seed does not show how far others differ."
         )
     tested = f"95 % interval {_interval(spread, '+.2f')}, p {_p(comparison.p)}"
     if comparison.together > 1 and final.p is not None:
@@ -103,7 +119,7 @@ def sentence(comparison: Comparison) -> str:
     if comparison.p >= stats.LEVEL:
         return (
             f"`{second}` is not shown to differ from `{first}` with {n} seeds: {points} points, "
-            f"higher in {final.gains} of {n} seeds, {tested}."
+            f"higher in {final.gains} of {n} seeds, {tested}{_too_few(comparison)}."
         )
     verb, count = ("gained", final.gains) if spread.mean > 0 else ("lost", final.losses)
     return (
@@ -112,8 +128,14 @@ def sentence(comparison: Comparison) -> str:
     )
 
 
+def _too_few(comparison: Comparison) -> str:
+    """Return a remark if no difference at all could be shown with so few seeds."""
+    least = stats.seeds_to_show(comparison.together)
+    return f"; it takes at least {least} seeds to show any" * (comparison.final.spread.n < least)
+
+
 def verdict(comparison: Comparison) -> str:
-    """Whether the step from one published figure to the next has the direction that seeds show."""
+    """Return whether the original's step has the direction that our seeds show."""
     step = _published_step(comparison)
     if step is None or comparison.p is None:
         return "not judged"
@@ -131,7 +153,7 @@ def readme_block(rungs: Sequence[Rung]) -> str:
         "adds",
         "parameters",
         "MFLOP",
-        "s an epoch (cores)",
+        "s an epoch, median (cores)",
         "seeds",
         "test %, final epoch",
         "best epoch",
@@ -167,9 +189,10 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
     parts = [
         _accuracies([*rungs, *recipes]),
         "Mean ± standard deviation over the seeds (n - 1); the interval is the 95 % interval of "
-        "the mean, by Student's t. The best epoch is chosen on the test set: it is the optimistic "
-        "figure that the original reports, here for comparison only. *Inside* says whether the "
-        "published figure lies between the lowest and the highest best epoch of our seeds.",
+        "the mean, by Student's t, which assumes that seeds are normally distributed. The best "
+        "epoch is chosen on the test set: it is the optimistic figure that the original reports, "
+        f"here for comparison only. {_headlines()} *Inside* says whether the original's best "
+        "epoch lies between the lowest and the highest best epoch of our seeds.",
         "## What training looks like from inside",
         _training(rungs),
         "Train accuracy is the running one over the last epoch, with augmentation and dropout on, "
@@ -178,13 +201,8 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
         "## What each step buys",
         "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
         steps_table(comparisons),
-        "Most steps change more than one thing: the figures are those of the whole step. Intervals "
-        "are of each comparison alone, p is that of the paired t-test, corrected for all of them "
-        "by Holm's method. d is Cohen's d_z, the mean difference over its standard deviation. "
-        "*Order*: of all pairs of one run each, the share in which the later network is the better "
-        "one (ties count half): what a single run of each would have shown. The last column: how "
-        f"many seeds it would take to find a difference of {SMALL} points, with a power of 80 % in "
-        "a test of its own at 5 %, if the differences of this step spread as they do here.",
+        "Most steps change more than one thing: the figures are those of the whole step. "
+        + STEPS_LEGEND,
         "## What the original claims",
         _claims(comparisons),
         "The original's steps are those between its best epochs, one run each; ours beside them "
@@ -193,8 +211,9 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
         "## What it costs",
         _costs(rungs),
         "MFLOP: additions and multiplications of the convolutions' forward pass for one image. "
-        "Seconds: the fastest epoch of all seeds, evaluation apart, on so many cores for each "
-        "seed; seeds train side by side, and what else the machine does only ever adds.",
+        "Seconds: the median over all epochs of all seeds, without evaluation, on the given number "
+        "of cores for each seed. Seeds train side by side on a shared machine; its other work is "
+        "part of these seconds.",
         "## Where it was run",
         _conditions([*rungs, *recipes]),
     ]
@@ -211,6 +230,7 @@ def ablation_block(rungs: Sequence[Rung]) -> str:
     comparisons = compare([(whole, rung) for rung in changed])
     parts = [
         _changes(comparisons),
+        _least(comparisons),
         "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
         "## All that is known of each",
         steps_table(comparisons),
@@ -296,6 +316,22 @@ def _changes(comparisons: Sequence[Comparison]) -> str:
             ]
         )
     return _table(header, rows, left=2)
+
+
+def _least(comparisons: Sequence[Comparison]) -> str:
+    """Return how small a difference these comparisons could have shown."""
+    found = [(stats.least_to_show(c.final.values, c.together), c) for c in comparisons]
+    least = sorted((points, c.second.name) for points, c in found if points is not None)
+    if not least:
+        needed = stats.seeds_to_show(comparisons[0].together)
+        return f"No difference at all can be shown with fewer than {needed} seeds."
+    (low, first), (high, last) = least[0], least[-1]
+    return (
+        f"With this test, these seeds and the correction for {comparisons[0].together} "
+        f"comparisons, the smallest mean difference that can be shown is {low:.2f} points "
+        f"(`{first}`) to {high:.2f} (`{last}`), {median(points for points, _ in least):.2f} in the "
+        "median over all changes: the more the differences of a change scatter, the larger it is."
+    )
 
 
 def _training(rungs: Sequence[Rung]) -> str:
@@ -399,8 +435,14 @@ def _conditions(rungs: Sequence[Rung]) -> str:
     )
 
 
-def _each(values, separator: str = ", ") -> str:
-    return separator.join(sorted(set(values)))
+def _each(values: Iterable[str], separator: str = ", ") -> str:
+    return separator.join(sorted(set(values), key=_by_numbers))
+
+
+def _by_numbers(text: str) -> list[str | int]:
+    """Return a key that sorts numbers in a text by their value: 5,622 before 14,040."""
+    parts = re.split(r"(\d[\d,]*)", text)
+    return [int(part.replace(",", "")) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _of(rung: Rung, figure: str) -> Spread:
@@ -408,7 +450,16 @@ def _of(rung: Rung, figure: str) -> Spread:
 
 
 def _published(rung: Rung) -> str:
-    return "-" if rung.published is None else f"{rung.published.best:.2f}"
+    return "-" if rung.published is None else f"{rung.published.headline:.2f}"
+
+
+def _headlines() -> str:
+    """Return which published figures are not those of a best epoch."""
+    return " ".join(
+        f"The published figure of `{name}` is not that of its best epoch, which has {of.best:.2f}."
+        for name, of in PUBLISHED.items()
+        if of.headline != of.best
+    )
 
 
 def _inside(rung: Rung, best: Spread) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
+from jaxmnist.config import TrainConfig
 from jaxmnist.records import Row
 from jaxmnist.runs import count_parameters
 
@@ -66,6 +67,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+
+def evaluated_images(config: TrainConfig, count: int) -> str:
+    """Return what images a run was tested on, as "10,000 test images"."""
+    kind = "test" if config.holdout is None else "held-out training"
+    return f"{count:,} {kind} images"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

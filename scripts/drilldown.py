@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
 
 
 def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """A sentence for each pair of networks, and a table of all."""
+    """Return a sentence for each pair of networks, a table of all, and what its columns are."""
     pairs = [(by_name(one).name, by_name(other).name) for one, other in pairs]
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     for one, other in pairs:
@@ -117,7 +117,8 @@ def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[st
             raise ConfigError(f"compare has {one} twice; expected two networks")
     rungs = dict(zip(names, results.rungs_of(found, names), strict=True))
     comparisons = findings.compare([(rungs[one], rungs[other]) for one, other in pairs])
-    return [*map(findings.sentence, comparisons), "", findings.steps_table(comparisons)]
+    sentences = map(findings.sentence, comparisons)
+    return [*sentences, "", findings.steps_table(comparisons), "", findings.STEPS_LEGEND]
 
 
 def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> list[str]:

@@ -1,7 +1,7 @@
 """Evaluates trained networks: `python scripts/evaluate.py runs/gap-seed0`.
 
 Prints how often a network is right, how sure it is and where it errs, and writes the same with
-pictures into the run's folder, in evaluation/. Several networks are compared, and evaluated
+pictures into the run's folder, in evaluation/DATASET/. Several networks are compared, and evaluated
 together as an ensemble: the mean of their log-probabilities.
 """
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxmnist import data, evaluation, predictions, records
+from jaxmnist import data, evaluation, predictions, records, stats
 from jaxmnist.config import DATASETS, ConfigError
 from jaxmnist.evaluation import Evaluation
 from jaxmnist.plots import evaluation as plots
@@ -34,7 +34,7 @@ from jaxmnist.runs import Run
 FILE = "evaluation.json"
 LEGEND = (
     "+: images that only it gets right, -: those that only the first network does; "
-    "p: McNemar's exact test of the two"
+    "p: McNemar's exact test of the two, corrected for all lines by Holm's method"
 )
 
 
@@ -163,7 +163,7 @@ def digits_table(figures: Evaluation) -> Table:
 
 
 def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
-    """A line for each network; beside each, how it differs from the first."""
+    """Return a line for each network, with its difference from the first."""
     *each, together = evaluated
     folder, names = relative_names([one.runs[0] for one in each])
     title = Text(f"Networks in {folder}", style="bold")
@@ -171,22 +171,31 @@ def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
     table.add_column("network", overflow="fold")
     for column in ("right %", "95 % interval", "loss", "ECE", "+", "-", "p"):
         table.add_column(column, justify="right", no_wrap=True)
-    first = evaluated[0].said
-    for place, (name, one) in enumerate(zip([*names, together.name], evaluated, strict=True)):
+    against = [("", "", ""), *differences(evaluated, labels)]
+    rows = zip([*names, together.name], evaluated, against, strict=True)
+    for name, one, difference in rows:
         figures = one.figures
-        against = ("", "", "")
-        if place:
-            gains, losses, p = evaluation.compare(first, one.said, labels)
-            against = (str(gains), str(losses), f"{p:.3f}" if p >= 0.001 else "<0.001")
         table.add_row(
             Text(name),
             f"{figures.accuracy:.2f}",
             f"{figures.low:.2f} to {figures.high:.2f}",
             f"{figures.loss:.4f}",
             f"{figures.calibration_error:.2f}",
-            *against,
+            *difference,
         )
     return table
+
+
+def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tuple[str, str, str]]:
+    """Return gains, losses and the corrected p-value of all but the first against the first."""
+    first, *others = evaluated
+    compared = [evaluation.compare(first.said, one.said, labels) for one in others]
+    corrected = stats.correct([p for _, _, p in compared])
+    return [
+        (str(gains), str(losses), "<0.001" if p < 0.001 else f"{p:.3f}")
+        for (gains, losses, _), p in zip(compared, corrected, strict=True)
+        if p is not None
+    ]
 
 
 def relative_names(runs: Sequence[Run]) -> tuple[str, list[str]]:

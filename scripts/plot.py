@@ -4,6 +4,7 @@ Of one run or many, finished or in training; of several seeds the mean and the r
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 from command import failed
 
 from jaxmnist import records
-from jaxmnist.config import ConfigError
+from jaxmnist.config import ConfigError, SeedsConfig
 from jaxmnist.plots.curves import curves
 from jaxmnist.plots.style import save
 
@@ -53,8 +54,19 @@ def run(arguments: argparse.Namespace) -> Path:
     empty = [name for name, of_run in rows.items() if not of_run]
     if empty:
         raise ConfigError(f"{empty[0]} has no finished epoch yet; there is nothing to draw")
-    save(lambda: curves(rows), [out], ", ".join(rows))
+    held_out = [str(path) for path in arguments.runs if is_held_out(path)]
+    save(lambda: curves(rows, held_out), [out], ", ".join(rows))
     return out
+
+
+def is_held_out(path: Path) -> bool:
+    """Return whether a run was tested on images held out of the training set."""
+    # Curves need no config: where it is not readable, the images are called test images.
+    with contextlib.suppress(ConfigError, OSError):
+        config = records.read_config(path)
+        config = config.config if isinstance(config, SeedsConfig) else config
+        return config.holdout is not None
+    return False
 
 
 if __name__ == "__main__":

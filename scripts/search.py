@@ -1,8 +1,9 @@
 """Compares networks and recipes on images held out of the training set.
 
 `python scripts/search.py gap/record gap/record/no_decay` trains each with the same seeds on the
-same folds, and compares them with the first run by run, by the loss on what was held out; the test
-set is not read. Finished runs are lines of docs/search.jsonl: what is there is not trained again.
+same folds, and compares them with the first fold by fold, by the loss on the held-out images; the
+test set is not read. Finished runs are lines of docs/search.jsonl: what is there is not trained
+again.
 """
 
 import argparse
@@ -10,7 +11,8 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +38,7 @@ FIRST_SEED = 100  # docs/results.json has those from 0 on, which are to choose n
 FIGURES = ("final_test_loss", "final_test_accuracy", "best_test_accuracy")
 
 Line = dict[str, Any]
+ByRun = Mapping[tuple[int, int], float]  # by fold and seed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,8 +146,8 @@ def add(file: Path, done: Run) -> None:
         lines.write(json.dumps(line) + "\n")
 
 
-def by_run(file: Path, config: TrainConfig, figure: str = "final_test_loss") -> dict[Any, float]:
-    """A figure of a config's runs, by fold and seed."""
+def by_run(file: Path, config: TrainConfig, figure: str = "final_test_loss") -> ByRun:
+    """Return a figure of a config's runs."""
     same = {**dataclasses.asdict(config), "fold": None, "seed": None}
     return {
         (line["fold"], line["seed"]): line[figure]
@@ -154,35 +157,66 @@ def by_run(file: Path, config: TrainConfig, figure: str = "final_test_loss") -> 
 
 
 def table(file: Path, configs: Sequence[TrainConfig]) -> Table:
-    """A line for each config, of the runs that the first has, too: loss, difference and its p."""
+    """Return a line for each config, of the runs that the first has, too."""
     first = by_run(file, configs[0])
     if not first:
         raise ConfigError(
             f"{file} has no finished run of {configs[0].name}, which is to be compared with; leave "
             "--report out to train it"
         )
-    shown = Table()
+    shown = Table(caption=legend(configs), caption_justify="left")
     for column in ("name", "epochs", "n", "loss", "difference", "p", "%", "s"):
         shown.add_column(column, justify="left" if column == "name" else "right", overflow="fold")
     for config in configs:
         losses, accuracies, seconds = (
-            [value for run, value in by_run(file, config, figure).items() if run in first]
+            {run: value for run, value in by_run(file, config, figure).items() if run in first}
             for figure in ("final_test_loss", "final_test_accuracy", "train_seconds")
         )
         if losses:
+            of_folds = over_folds(losses)
             shown.add_row(
-                *(config.name, str(config.epochs), str(len(losses)), f"{fmean(losses):.4f}"),
-                *(("", "") if config == configs[0] else against(first, by_run(file, config))),
-                *(f"{fmean(accuracies):.2f}", f"{fmean(seconds):.0f}"),
+                *(config.name, str(config.epochs), str(len(of_folds)), f"{fmean(of_folds):.4f}"),
+                *(("", "") if config == configs[0] else against(first, losses)),
+                *(f"{fmean(over_folds(accuracies)):.2f}", f"{fmean(seconds.values()):.0f}"),
             )
     return shown
 
 
-def against(first: dict[Any, float], losses: dict[Any, float]) -> tuple[str, str]:
-    """The mean difference of the runs that both have, and its p alone."""
-    difference = stats.compare(first, losses)
-    p = "-" if difference.p is None else f"{difference.p:.3f}"
-    return f"{difference.spread.mean:+.4f}", p
+def legend(configs: Sequence[TrainConfig]) -> str:
+    """Return what the columns are, and what their p-values rest on."""
+    return (
+        f"loss and %: on {configs[0].holdout:,} held-out training images a fold. n: folds, "
+        "of which each is the mean of its seeds, because they share its images. p: paired t-test "
+        "over folds, of each line alone. It assumes that the folds' differences are normally "
+        "distributed. Without that, 2 folds show nothing (sign-flip test: p is at least 0.5), and "
+        f"it takes at least {stats.seeds_to_show()} to show anything."
+    )
+
+
+def against(first: ByRun, other: ByRun) -> tuple[str, str]:
+    """Return the mean difference over folds and its p-value, as text.
+
+    Args:
+        first: by fold and seed, the loss of what is compared with.
+        other: that of the other config, of some of the same runs.
+    """
+    spread = stats.describe(over_folds({run: other[run] - first[run] for run in other}))
+    p = stats.paired_t_test(spread)
+    return f"{spread.mean:+.4f}", "-" if p is None else f"{p:.3f}"
+
+
+def over_folds(values: ByRun) -> list[float]:
+    """Return the mean of each fold's seeds.
+
+    The runs of a fold share its training and held-out images, so that they are not independent.
+
+    Args:
+        values: by fold and seed.
+    """
+    of_fold = defaultdict(list)
+    for (fold, _), value in values.items():
+        of_fold[fold].append(value)
+    return [fmean(of_seeds) for of_seeds in of_fold.values()]
 
 
 if __name__ == "__main__":

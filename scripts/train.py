@@ -36,7 +36,7 @@ from jaxmnist.config import (
 )
 from jaxmnist.devices import choose_devices
 from jaxmnist.optim import make_optimizer
-from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
+from jaxmnist.report import epochs_table, evaluated_images, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedRuns
 from jaxmnist.training import Stopped
@@ -63,7 +63,8 @@ class Arguments:
         checkpoint_every: epochs, as 2, or seconds, as 90s, from one checkpoint to the next.
         keep: how many checkpoints to keep, the newest ones.
         devices: how many share every batch, in equal parts; by default all there are.
-        parallel: the form of their program: jit (with shard_map), or the older pmap.
+        parallel: the form of their program: jit (with shard_map), or pmap, which is jit and
+            shard_map inside since JAX 0.8.
         coordinator: where several processes train together: HOST:PORT of the first one. On a TPU
             pod and under SLURM this is found without a word.
         num_processes: how many there are; 1: this one trains alone, whatever JAX would find.
@@ -310,8 +311,9 @@ def seeds_result(done: SeedRuns, seconds: float) -> str:
     best = [run.summary["best_test_accuracy"][0] for run in done.runs.values()]
     what = "none is finished"
     if accuracies:
+        images = evaluated_images(done.config.config, summary["test_count"])
         what = (
-            f"{spread(accuracies)} % of {summary['test_count']:,} test images "
+            f"{spread(accuracies)} % of {images} "
             f"({min(accuracies):.2f} to {max(accuracies):.2f}, best epochs {spread(best)} %)"
         )
     return (
@@ -325,7 +327,8 @@ def result(done: Run, seconds: float) -> str:
     summary = done.summary
     return (
         f"{summary['variant']}, seed {done.config.seed}: "
-        f"{summary['final_test_accuracy'][0]:.2f} % of {summary['test_count']:,} test images "
+        f"{summary['final_test_accuracy'][0]:.2f} % of "
+        f"{evaluated_images(done.config, summary['test_count'])} "
         f"(best epoch {summary['best_test_accuracy'][0]:.2f} %), "
         f"{summary['parameters']:,} parameters, {seconds:.0f} s, in {done.path}"
     )

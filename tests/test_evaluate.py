@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmnist import pictures, predictions
+from jaxmnist import evaluation, pictures, predictions
 from jaxmnist.data import idx
+from tests.conftest import SCRIPTS
 
 
 @pytest.fixture
@@ -72,12 +73,29 @@ def test_compares_runs_and_evaluates_them_together(command, small_seeds, small_i
     assert (status, err) == (0, "")
     names = re.findall(r"^  (\S+) +[\d.]+ +[\d.]+ to", out, re.MULTILINE)
     assert names == ["seed0", "seed1"]
+    assert "corrected for all lines by Holm's method" in out
     assert out.splitlines()[-1].startswith("ensemble of 2: ")
     place = small_seeds.path / "evaluation" / "kmnist-2views-ensemble"
     written = json.loads((place / "evaluation.json").read_text())
     assert [run["config"]["seed"] for run in written["runs"]] == [0, 1]
     each = small_seeds.path / "seed1" / "evaluation" / "kmnist-2views" / "evaluation.json"
     assert json.loads(each.read_text())["views"] == 2
+
+
+def test_many_networks_are_compared_with_a_correction(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import evaluate
+
+    labels = np.zeros(40, int)
+    networks = []
+    for wrong in (0, 6, 7, 40):  # each, of the first so many images
+        said = np.log(np.full((40, 10), 0.01) + 0.9 * np.eye(10)[(np.arange(40) < wrong) * 1])
+        networks.append(evaluate.Evaluated([], said, evaluation.evaluate(said, labels)))
+    # Alone p is 2 / 2^6, 2 / 2^7 and 2 / 2^40: times 1, 2 and 3 of the three.
+    assert evaluate.differences(networks, labels) == [
+        *[("0", "6", "0.031"), ("0", "7", "0.031"), ("0", "40", "<0.001")]
+    ]
+    assert evaluate.differences([networks[0], networks[2]], labels) == [("0", "7", "0.016")]
 
 
 def test_runs_of_different_images_need_a_word(command, small_seeds, small_run):
@@ -179,6 +197,20 @@ def test_plots_one_run_or_many(command, small_run, small_seeds, tmp_path):
     drawn = out.read_text()
     assert f"{small_seeds.path}, test" in drawn
     assert f"{small_run.path}, train" in drawn
+
+
+def test_plots_name_images_that_were_held_out(command, small_run, small_seeds, tmp_path):
+    for run in (small_run, small_seeds):
+        config = json.loads((run.path / "config.json").read_text())
+        config.update(holdout=100)
+        (run.path / "config.json").write_text(json.dumps(config))
+    (small_seeds.path / "config.json").unlink()  # it is not needed
+    out = tmp_path / "curves.svg"
+    assert command("plot", small_run.path, small_seeds.path, "--out", out)[0] == 0
+    drawn = out.read_text()
+    assert f"{small_run.path}, held out" in drawn
+    assert f"{small_run.path}, test" not in drawn
+    assert f"{small_seeds.path}, test" in drawn
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_cost_is_parameters_and_time(rungs):
     small, large, by_time = drilldown.cost(rungs).axes
     assert points(small, "s")[-1] == (7364, pytest.approx(98.63))
     assert [x for x, _ in points(large, "s")] == [6379786]
-    assert points(by_time, "s")[-1] == (6.0, pytest.approx(98.63))  # two epochs of 3 s
+    assert points(by_time, "s")[-1] == pytest.approx((7.1, 98.63))  # two epochs of 3.55 s
     assert {text.get_text() for text in by_time.texts} == {rung.name for rung in rungs}
 
 

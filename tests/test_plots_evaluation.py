@@ -69,9 +69,25 @@ def test_curves_of_several_seeds_are_a_mean_and_a_band():
     assert (band.min(), band.max()) == pytest.approx((0.01, 10.0))
     np.testing.assert_allclose(alone.get_xydata(), [[1, 10.0]])
     assert alone.get_marker() == "o"
+    assert [of.get_fillstyle() for of in error.lines[2:]] == ["none", "full"]  # train and test
     names = [text.get_text() for text in error.get_legend().get_texts()]
     assert names == ["seeds, train", "seeds, test", "$one$, train", "$one$, test"]
     assert loss.lines[1].get_ydata().tolist() == [0.2, 0.2]
+
+
+def test_every_run_of_many_looks_different():
+    runs = {f"run{number}": [row(1, 0, 90.0), row(2, 0, 91.0)] for number in range(30)}
+    error, loss = curves.curves(runs).axes
+    for axes in (error, loss):
+        looks = {(of.get_color(), of.get_marker(), of.get_linestyle()) for of in axes.lines}
+        assert len(looks) == 60
+
+
+def test_what_was_held_out_is_not_called_test():
+    runs = {"one": [row(1, 0, 90.0)], "other": [row(1, 0, 91.0)]}
+    legend = curves.curves(runs, held_out=["other"]).axes[0].get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["one, train", "one, test", "other, train", "other, held out"]
 
 
 def test_what_is_not_known_is_not_drawn():

@@ -1,7 +1,12 @@
 import jax.numpy as jnp
+import pytest
 from rich.console import Console
 
-from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
+from jaxmnist.config import SeedsConfig
+from jaxmnist.report import epochs_table, evaluated_images, parameters_table, seeds_table, spread
+from jaxmnist.seeds import SeedRuns
+from tests.conftest import SCRIPTS
+from tests.test_results import finished
 
 
 def shown(table) -> str:
@@ -51,3 +56,19 @@ def test_parameters_table():
     )
     assert "conv0/kernel │ 3 x 3 x 1 x 400 │   3,600" in text
     assert "3,605" in text.splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    ("holdout", "images"),
+    [(None, "10,000 test images"), (5000, "5,000 held-out training images")],
+)
+def test_images_that_were_held_out_are_no_test_images(monkeypatch, holdout, images):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import train
+
+    run = finished(holdout=holdout)
+    run.summary.update(variant="gap", seeds=[0], test_count=holdout or 10000)
+    assert evaluated_images(run.config, run.summary["test_count"]) == images
+    assert f": 99.40 % of {images} (best epoch" in train.result(run, 1.0)
+    seeds = SeedRuns(SeedsConfig(run.config, (0,)), {0: run}, {}, run.summary, run.path)
+    assert f": 99.40 % of {images} (99.40 to 99.40, best" in train.seeds_result(seeds, 1.0)

@@ -139,7 +139,10 @@ def test_seconds_are_of_the_place_where_most_runs_were(file):
         run.summary.update(cores=cores, device=device)
         results.add(file, run, 1.17)
     (rung,) = results.ladder(results.read(file), ["gap"])
-    assert (rung.cores, rung.seconds_per_epoch) == (1, 4.0)  # seed 1's first epoch
+    assert (rung.cores, rung.seconds_per_epoch) == (
+        1,
+        4.6,
+    )  # of 4 to 4.2 and 5 to 5.2
 
 
 def test_published_figures_are_of_the_published_recipe(file):
@@ -150,8 +153,10 @@ def test_published_figures_are_of_the_published_recipe(file):
         epochs = TrainConfig(variant).epochs
         results.add(file, finished(variant, 0, [99.0] * epochs), 1.0)
     published = [rung.published for rung in results.ladder(results.read(file))]
-    assert published[0] == (99.93, 99.28, 99.26)
-    assert published[-1] == (98.31, 99.42, 99.40)
+    assert published[0] == (99.93, 99.28, 99.35, 99.26)
+    assert published[-1] == (98.31, 99.42, 99.42, 99.40)
+    # All but the first publish their best epoch.
+    assert [of.headline == of.best for of in published] == [False, *[True] * 6]
 
 
 def refused(file, words, variants=VARIANTS):

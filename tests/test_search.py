@@ -4,11 +4,16 @@ import dataclasses
 import json
 import re
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_rel
 
 from jaxmnist import TrainConfig, data
+from jaxmnist.config import by_name
 from tests.conftest import SCRIPTS
+
+RECIPES = Path(__file__).parent.parent / "docs" / "recipes.md"
 
 
 @pytest.fixture
@@ -87,6 +92,56 @@ def test_a_seed_that_fails_is_named_and_the_others_are_compared(
         "error: gap/fast/rate_0.2, fold 1, seed 100: no space left\n"
     )
     assert re.search(r"│ gap/fast/rate_0.2 │ +2 │ 1 │ 0.1000 │ +\+0.0000 │ +- │", said)
+
+
+def test_the_seeds_of_a_fold_count_once(search):
+    first = {(0, 100): 0.020, (0, 101): 0.024, (1, 100): 0.022, (1, 101): 0.026, (2, 100): 0.021}
+    other = {(0, 100): 0.025, (0, 101): 0.031, (1, 100): 0.023, (1, 101): 0.025, (2, 100): 0.022}
+    # Differences of 5 and 7 thousandths in the first fold, 1 and -1 in the second, 1 in the third.
+    p = ttest_rel([0.006, 0.0, 0.001], [0, 0, 0]).pvalue
+    assert search.against(first, other) == ("+0.0023", f"{p:.3f}")
+    # Seeds more of the same folds are no more evidence: two folds are two differences.
+    twice = {(fold, seed + 7): loss for (fold, seed), loss in first.items()}
+    more = {(fold, seed + 7): loss for (fold, seed), loss in other.items()}
+    assert search.against({**first, **twice}, {**other, **more}) == ("+0.0023", f"{p:.3f}")
+    assert search.against(first, {(0, 100): 0.025, (0, 101): 0.031}) == ("+0.0060", "-")
+
+
+def test_the_table_says_what_its_p_rests_on(search, command):
+    words = ("gap/record", "gap/record/decay_1e-3", "--epochs", "6", "--report")
+    search.HOLDOUT = 5000
+    status, said, _ = command("search", *words)
+    assert status == 0
+    assert re.search(r"│ +6 │ 2 │ 0.0315 │ +\+0.0072 │ 0.294 │", said)
+    legend = " ".join(said.split("┘")[1].split())
+    assert "on 5,000 held-out training images a fold. n: folds, " in legend
+    assert "2 folds show nothing (sign-flip test: p is at least 0.5)" in legend
+
+
+def published_lines():
+    """The lines of docs/recipes.md on what was tried: epochs, name, difference and p."""
+    epochs, found = None, []
+    for line in RECIPES.read_text().splitlines():
+        if command := re.search(r"scripts/search.py .*gap/record", line):
+            epochs = int((re.search(r"--epochs (\d+)", line[command.start() :]) or [30, 30])[1])
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if epochs and line.startswith("| `") and cells[-2]:
+            name = cells[0].strip("`")
+            name = f"{name}/record" if name.startswith("gap_") else f"gap/record/{name}"
+            found.append((epochs, name, cells[-3].replace("\N{MINUS SIGN}", "-"), cells[-2]))
+    return found
+
+
+def test_what_is_published_of_the_search_is_not_stale(search):
+    lines = published_lines()
+    assert len(lines) == 18 + 3 + 2
+    for epochs, name, difference, p in lines:
+        first, losses = (
+            search.by_run(search.OUT, by_name(each, epochs=epochs, holdout=5000))
+            for each in ("gap/record", name)
+        )
+        found, found_p = search.against(first, losses)
+        assert (found, f"{float(found_p):.2f}") == (difference, p), name
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Statistics, worked by hand or read in tables."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import ttest_rel
+from scipy.stats import permutation_test, ttest_1samp
 
 from jaxmnist import stats
 
@@ -52,27 +54,92 @@ def test_a_comparison_worked_by_hand():
     found = stats.compare({0: 1, 1: 2, 2: 3}, {2: 3, 1: 4, 0: 2, 3: 9})  # differences 1, 2, 0
     assert (found.spread.n, found.spread.mean, found.spread.sd) == (3, 1, 1)
     assert (found.gains, found.losses, found.effect) == (2, 0, 1)
-    # With two degrees of freedom p is 1 - t/sqrt(2 + t^2); here t^2 is 3.
-    assert found.p == pytest.approx(1 - math.sqrt(3 / 5))
+    assert found.values == [1, 2, 0]
+    # Of the sums of +-1, +-2 and +-0 half are as far from 0 as 3.
+    assert found.p == 0.5
     assert found.order == 10 / 12  # of 3 x 4 pairs 9 are higher, and two equal
 
 
-@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=2, max_size=12))
-def test_p_is_that_of_the_paired_t_test(pairs):
-    first, second = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
-    found = stats.compare(first, second)
-    if found.spread.sd:
-        expected = ttest_rel(list(second.values()), list(first.values())).pvalue
-        assert found.p == pytest.approx(expected, abs=1e-12)
+# Charles Darwin's 15 pairs of maize plants, eighths of an inch. Fisher counts 863 of the 32,768
+# choices of signs whose sum is at least the one observed (The Design of Experiments, section 21).
+MAIZE = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+
+
+def test_fishers_example():
+    assert stats.sign_flip_test(MAIZE) == 2 * 863 / 2**15
+    assert stats.paired_t_test(stats.describe(MAIZE)) == pytest.approx(0.0497, abs=1e-4)
+
+
+@given(st.lists(st.integers(-9, 9), min_size=2, max_size=8))
+def test_p_is_the_share_of_all_choices_of_signs(differences):
+    signs = itertools.product((-1, 1), repeat=len(differences))
+    sums = [sum(s * d for s, d in zip(each, differences, strict=True)) for each in signs]
+    expected = np.mean([abs(total) >= abs(sum(differences)) for total in sums])
+    assert stats.sign_flip_test(differences) == expected
+    # Hundredths are not exact as floating-point numbers; means that are equal still count so.
+    assert stats.sign_flip_test([difference / 100 for difference in differences]) == expected
+
+
+def test_differences_that_all_have_one_sign_have_the_smallest_p():
+    for n in range(2, stats.MAX_EXACT + 1):
+        assert stats.sign_flip_test([-0.3] * n) == 2.0 ** (1 - n)
+    # One that lies far out does not hide that all are below zero, as it does in the t-test.
+    scattered = [-0.58, -0.7, -0.8, -0.9, -1.0, -1.0, -1.0, -1.1, -2.0, -5.23]
+    assert stats.sign_flip_test(scattered) == 2 / 2**10
+    assert stats.paired_t_test(stats.describe(scattered)) > 0.005
+
+
+def test_of_many_seeds_a_sample_of_the_signs_is_tried():
+    differences = np.random.default_rng(0).normal(0.1, 0.25, stats.MAX_EXACT + 4).round(2)
+    found = stats.sign_flip_test(differences)
+    assert found == stats.sign_flip_test(differences)  # the same sample each time
+    expected = ttest_1samp(differences, 0).pvalue
+    assert 0.001 < expected < 0.2
+    assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_the_exact_p_is_that_of_scipy():
+    exact = {"permutation_type": "samples", "n_resamples": 2**10}
+    expected = permutation_test((np.array(MAIZE[:10]),), np.sum, **exact).pvalue
+    assert stats.sign_flip_test(MAIZE[:10]) == expected
+
+
+@given(st.lists(st.integers(-99, 99), min_size=1, max_size=12))
+def test_the_paired_t_test(differences):
+    found = stats.paired_t_test(stats.describe(differences))
+    if len(set(differences)) > 1:
+        assert found == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=1e-12)
     else:
-        assert (found.p, found.effect) == (None, None)
+        assert found is None
 
 
-def test_differences_that_are_all_the_same_test_nothing():
+def test_differences_that_are_all_the_same():
     # Which they are as figures, though not as floating-point numbers.
     found = stats.compare({0: 98.17, 1: 98.24}, {0: 98.47, 1: 98.54})
     assert (found.spread.mean, found.spread.sd) == (0.3, 0)
-    assert (found.gains, found.effect, found.p) == (2, None, None)
+    assert (found.gains, found.effect, found.p) == (2, None, 0.5)
+    assert stats.compare({0: 98.0, 1: 99.0}, {0: 98.0, 1: 99.0}).p == 1
+
+
+def test_how_many_seeds_can_show_anything():
+    assert stats.seeds_to_show() == 6  # 2^-5 is 0.031, 2^-4 is 0.0625
+    assert stats.seeds_to_show(12) == 9
+    assert (
+        stats.sign_flip_test([1.0] * 9) * 12 < stats.LEVEL <= stats.sign_flip_test([1.0] * 8) * 12
+    )
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_the_least_difference_that_is_shown(direction):
+    differences = [direction * value for value in (0.1, 0.2, 0.15, 0.0, 0.3, -0.2, 0.1, 0.25)]
+    least = stats.least_to_show(differences)
+    assert least is not None
+    mean = np.mean(differences)
+    for points, is_shown in ((least, True), (least - 0.001, False)):
+        moved = differences - mean + direction * points
+        assert (stats.sign_flip_test(moved) < stats.LEVEL) is is_shown
+    assert stats.least_to_show(differences, 7) is None  # 8 seeds cannot, corrected for 7
+    assert stats.least_to_show([0.1] * 8) == 0.001
 
 
 @given(NUMBERS, NUMBERS)
@@ -80,8 +147,7 @@ def test_the_other_way_round_everything_turns_round(first, second):
     one, other = dict(enumerate(first)), dict(enumerate(second))
     there, back = stats.compare(one, other), stats.compare(other, one)
     assert back.spread.mean == -there.spread.mean
-    assert (back.p is None) == (there.p is None)
-    assert back.p is None or back.p == pytest.approx(there.p)
+    assert back.p == there.p
     assert back.order == pytest.approx(1 - there.order)
     ties = sum(one[seed] == other[seed] for seed in one if seed in other)
     assert (back.gains, back.losses) == (there.losses, there.gains)
@@ -111,6 +177,6 @@ def test_how_many_seeds_resolve_a_difference(effect, n):
     assert stats.seeds_to_resolve(-0.02, 0.02 / effect) == n
 
 
-def test_without_a_spread_two_seeds_resolve_everything():
-    assert stats.seeds_to_resolve(0.02, 0) == 2
-    assert stats.seeds_to_resolve(0.02, 1e-9) == 2
+def test_without_a_spread_as_many_as_the_test_needs():
+    assert stats.seeds_to_resolve(0.02, 0) == stats.seeds_to_show()
+    assert stats.seeds_to_resolve(0.02, 1e-9) == stats.seeds_to_show()

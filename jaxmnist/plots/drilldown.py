@@ -62,10 +62,10 @@ def accuracy(rungs: Sequence[Rung]) -> Figure:
         _dots(axes, place, values)
         _interval(axes, place + 0.18, stats.describe(values))
         if rung.published is not None:
-            axes.plot(place + 0.34, rung.published.best, "x", color=ORANGE, markersize=7, mew=2)
+            axes.plot(place + 0.34, rung.published.headline, "x", color=ORANGE, markersize=7, mew=2)
     axes.plot([], [], "o", color=BLUE, fillstyle="none", label="a seed, final epoch")
     axes.plot([], [], "s", color=BLACK, label="mean and 95 % interval")
-    axes.plot([], [], "x", color=ORANGE, mew=2, label="published: one run, best epoch")
+    axes.plot([], [], "x", color=ORANGE, mew=2, label="published, one run")
     _name_rungs(axes, rungs)
     axes.set_ylabel("test accuracy, %")
     axes.legend(loc="lower right")
@@ -118,7 +118,7 @@ def cost(rungs: Sequence[Rung]) -> Figure:
         spread = stats.describe(list(rung.by_seed("final_test_accuracy").values()))
         by_parameters = large if rung.parameters > LARGE else small
         if rung.published is not None:
-            by_parameters.plot(rung.parameters, rung.published.best, "x", color=ORANGE, mew=2)
+            by_parameters.plot(rung.parameters, rung.published.headline, "x", color=ORANGE, mew=2)
         seconds = rung.seconds_per_epoch * rung.epochs
         for axes, x in ((by_parameters, rung.parameters), (by_time, seconds)):
             _interval(axes, x, spread)
@@ -128,14 +128,14 @@ def cost(rungs: Sequence[Rung]) -> Figure:
                 rung.name, (x, spread.mean), where, textcoords="offset points", ha=side, size=8
             )
     small.plot([], [], "s", color=BLACK, label="mean and 95 % interval, final epoch")
-    small.plot([], [], "x", color=ORANGE, mew=2, label="published: one run, best epoch")
+    small.plot([], [], "x", color=ORANGE, mew=2, label="published, one run")
     small.legend(loc="lower right")
     small.set_ylabel("test accuracy, %")
     small.set_xlabel("parameters")
     large.set_xlabel("parameters, millions")
     sizes = [rung.parameters for rung in rungs if rung.parameters > LARGE]
     large.set_xticks(sizes, [f"{size / 1e6:.2f}" for size in sizes])
-    by_time.set_xlabel("fastest epoch x epochs of a run, s")
+    by_time.set_xlabel("median epoch x epochs of a run, s")
     by_time.set_xscale("log")
     for axes in (small, large, by_time):
         axes.margins(x=0.3, y=0.15)
