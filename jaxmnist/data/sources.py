@@ -179,10 +179,12 @@ def _pip_download(folder: Path, progress: Progress) -> Path:
 
 
 def _last_words(output: str) -> str:
-    """Return the last warnings and errors that pip printed, and its last line."""
+    """Return the indexes, the last warnings and errors, and the last line that pip printed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    indexes = [line for line in lines if line.startswith("Looking in")]
     complaints = [line for line in lines if line.lower().startswith(("error", "warning"))]
-    return " ".join(dict.fromkeys(complaints[-3:] + lines[-1:])) or "failed and printed nothing"
+    chosen = dict.fromkeys(indexes + complaints[-3:] + lines[-1:])
+    return ". ".join(chosen) or "it failed and printed nothing"
 
 
 def _watch(process: subprocess.Popen, folder: Path, progress: Progress) -> None:
