@@ -468,7 +468,17 @@ def test_a_home_directory_that_cannot_be_written_is_like_none(no_home, fetches, 
     monkeypatch.setenv("HOME", str(no_home / "home"))
     (no_home / "home").mkdir()
     assert data._choose_data_dir(None) == no_home / "home" / "tensorflow_datasets"
+
+    # What the system answers where the directory is another user's; root may read everything.
+    stat = os.stat
+
+    def refuse(path, **arguments):
+        if str(path).endswith("tensorflow_datasets"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **arguments)
+
     monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "stat", refuse)
     assert data._choose_data_dir(None) == no_home / f"jaxmnist-{os.getuid()}"
 
 

