@@ -172,32 +172,19 @@ def _in_words(error: OSError, folder: Path) -> str:
     return f"{error.filename or folder} cannot be read: {error.strerror or error}"
 
 
-def _read_or_prepare(dataset: str, data_dir: Path, published, progress) -> Files:
+def _read_or_prepare(
+    dataset: str, data_dir: Path, published: Mapping[str, str], progress: Progress
+) -> Files:
     """Return the files of a prepared data set; prepare it first if there is none."""
     # TFDS takes a while to import, which a start from the cache is spared.
     from jaxmnist.data import sources, tfds_mnist
 
     own = tfds_mnist.own_folder(dataset, data_dir)
     stock = tfds_mnist.stock_folder(dataset, data_dir)
-
-    def read(folder: Path) -> Files | None:
-        try:
-            files = tfds_mnist.read(folder, progress)
-            if files is not None:
-                idx.check(files, published, folder)
+    for folder in (own, stock):
+        files = _read_prepared(folder, published, progress, ours=folder == own)
+        if files is not None:
             return files
-        except DataError as error:
-            if folder == own:
-                _remove(own, error)
-            else:
-                _log.warning("passed over: %s", error)
-        except OSError as error:
-            _log.warning("passed over: %s", error)
-        return None
-
-    files = read(own) or read(stock)
-    if files is not None:
-        return files
     fetched = sources.fetch(dataset, progress)
     idx.check(fetched, published, "the network")
     try:
@@ -209,7 +196,29 @@ def _read_or_prepare(dataset: str, data_dir: Path, published, progress) -> Files
         advice = "make room there, or pass another --data-dir"
         _log.warning("%s could not be prepared in %s: %s; %s", dataset, data_dir, error, advice)
         return fetched
-    return read(own) or fetched
+    return _read_prepared(own, published, progress, ours=True) or fetched
+
+
+def _read_prepared(
+    folder: Path, published: Mapping[str, str], progress: Progress, ours: bool
+) -> Files | None:
+    """Return the files of a prepared data set, or None if no whole one can be read.
+
+    A damaged data set is removed if it is ours.
+    """
+    from jaxmnist.data import tfds_mnist
+
+    try:
+        files = tfds_mnist.read(folder, progress)
+        if files is not None:
+            idx.check(files, published, folder)
+        return files
+    except (DataError, OSError) as error:
+        if ours and isinstance(error, DataError):
+            _remove(folder, error)
+        else:
+            _log.warning("passed over: %s", error)
+        return None
 
 
 def _to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: object) -> Dataset:

@@ -178,13 +178,14 @@ def _first_line(error: BaseException) -> str:
 
 def _find_refusal(error: BaseException | None) -> BaseException | None:
     """Return the error, or its cause, in which the system failed and not the files; else None."""
+    # Not among the causes: TFDS tries to import TensorFlow, and does without.
+    if isinstance(error, ImportError):
+        return error
     while error is not None:
         numbered = isinstance(error, OSError) and error.errno is not None
         if numbered and not isinstance(error, idx.NOT_A_FILE):
             return error
-        if isinstance(error, ImportError | MemoryError):
-            return error
-        if any(words in str(error) for words in _REFUSALS):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _REFUSALS):
             return error
         error = error.__cause__ or error.__context__
     return None
