@@ -108,8 +108,12 @@ def needing(extra: str) -> Iterator[None]:
 def remember_compiled() -> None:
     """Keeps compiled programs in the user's cache folder; if that cannot be, it says why."""
     try:
-        keep_compiled_programs(platformdirs.user_cache_path("jaxmnist") / "compiled")
-    except OSError as error:
+        folder = platformdirs.user_cache_path("jaxmnist")
+        # Without a home directory platformdirs raises a RuntimeError, or returns ~/.cache as it is.
+        if not folder.is_absolute():
+            raise RuntimeError(f"{folder} is not an absolute path; is HOME set?")
+        keep_compiled_programs(folder / "compiled")
+    except (OSError, RuntimeError) as error:
         print(f"note: compiled programs are not kept: {error}", file=sys.stderr)
 
 

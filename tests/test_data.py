@@ -1,6 +1,15 @@
+import contextlib
+import errno
+import importlib
 import json
 import multiprocessing
+import os
+import pwd
+import re
+import resource
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +17,8 @@ import tensorflow_datasets as tfds
 
 from jaxmnist import ConfigError, data
 from jaxmnist.data import DataError, idx, ignore_progress, sources, tfds_mnist
-from tests.conftest import small_files
+from tests.conftest import SCRIPTS, small_files
+from tests.test_idx import qmnist_labels
 
 FILES = small_files(60, 30)
 
@@ -50,6 +60,28 @@ def test_idx_dir_is_read_and_nothing_is_kept(tmp_path, no_network, small_idx_dir
     loaded = data.load("fashion_mnist", tmp_path / "data", small_idx_dir)
     assert_loaded(loaded, small_files())
     assert not (tmp_path / "data").exists()
+
+
+def test_qmnist_is_read_as_mnist_of_other_pixels(tmp_path):
+    digits = idx.parse_labels(FILES[idx.TRAIN_LABELS], "")
+    files = {**FILES, idx.TRAIN_LABELS: qmnist_labels(digits)}
+    files[idx.TEST_LABELS] = qmnist_labels(idx.parse_labels(FILES[idx.TEST_LABELS], ""))
+    for name, own in zip(idx.NAMES, idx.QMNIST_NAMES, strict=True):
+        (tmp_path / own).write_bytes(files[name])
+    assert_loaded(data.load("mnist", idx_dir=tmp_path))
+    for name in idx.NAMES:
+        (tmp_path / name).write_bytes(files[name])
+    with pytest.raises(DataError, match="has QMNIST; expected kmnist; pass --dataset mnist"):
+        data.load("kmnist", idx_dir=tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, small_idx_dir, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match="images-idx3-ubyte cannot be read: Permission denied"):
+        data.load("kmnist", idx_dir=small_idx_dir)
 
 
 def test_the_first_load_prepares_and_the_second_reads_the_cache(tmp_path, fetches):
@@ -127,17 +159,154 @@ def test_a_prepared_data_set_without_its_description_is_made_again(tmp_path, fet
     assert_loaded(data.load("kmnist", tmp_path))
 
 
-def test_what_is_not_the_files_fault_removes_nothing(tmp_path, fetches, monkeypatch):
+def refusal(number):
+    return OSError(number, os.strerror(number), "a file")
+
+
+MACHINE = (errno.EMFILE, errno.EIO, errno.EACCES, errno.ENOMEM, errno.ESTALE)
+
+
+@pytest.mark.parametrize("number", MACHINE)
+def test_a_cache_that_the_system_cannot_read_is_passed_over(
+    tmp_path, fetches, monkeypatch, caplog, number
+):
     data.load("kmnist", tmp_path)
-    shutil.rmtree(tmp_path / "jaxmnist" / "arrays")
+    cache = tmp_path / "jaxmnist" / "arrays" / "kmnist"
+    before = {path.name: path.read_bytes() for path in cache.iterdir()}
+    read_bytes = Path.read_bytes
+
+    def refuse(path):
+        if path.parent == cache:
+            raise refusal(number)
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        assert_loaded(data.load("kmnist", tmp_path))
+    assert fetches == ["kmnist"]
+    assert f"passed over: a file cannot be read: {os.strerror(number)}" in caplog.text
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+    assert_loaded(data.load("kmnist", tmp_path))
+
+
+def chained(number):
+    """TFDS's error about its description, which has no number of its own."""
+    error = OSError("Could not read dataset info")
+    error.__cause__ = refusal(number)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *map(refusal, MACHINE),
+        chained(errno.EMFILE),
+        RuntimeError("open() failed: Too many open files; opening a file"),
+        RuntimeError("mmap() failed: Cannot allocate memory"),
+        ImportError("libx.so: cannot open shared object file"),
+    ],
+    ids=lambda error: str(error)[:30],
+)
+def test_a_data_set_that_the_system_cannot_read_is_passed_over(
+    tmp_path, fetches, monkeypatch, caplog, error
+):
+    tfds_mnist.prepare("kmnist", FILES, tmp_path, ignore_progress)
 
     def fail(folder):
-        raise PermissionError(13, "Permission denied", str(folder))
+        raise error
 
     monkeypatch.setattr(tfds, "builder_from_directory", fail)
-    with pytest.raises(PermissionError):
-        data.load("kmnist", tmp_path)
-    assert (tfds_mnist.own_folder("kmnist", tmp_path) / "dataset_info.json").exists()
+    assert_loaded(data.load("kmnist", tmp_path))
+    own = tfds_mnist.own_folder("kmnist", tmp_path)
+    assert f"passed over: {own} cannot be read: " in caplog.text
+    assert (own / "dataset_info.json").exists()
+
+
+def test_too_many_open_files_remove_nothing(tmp_path, fetches):
+    """The errors that TFDS and array_record really raise."""
+    tfds_mnist.prepare("kmnist", FILES, tmp_path, ignore_progress)
+    own = tfds_mnist.own_folder("kmnist", tmp_path)
+    tfds_mnist.read(own, ignore_progress)  # imports what it needs
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    reasons = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(2):
+            try:
+                tfds_mnist.read(own, ignore_progress)
+            except OSError as error:
+                reasons.append(str(error))
+            os.close(held.pop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in held:
+            os.close(number)
+    assert reasons
+    assert all(reason.startswith(f"{own} cannot be read: ") for reason in reasons)
+
+
+def damage(folder):
+    """Changes a byte of the cached labels; returns the cache."""
+    cache = folder / "jaxmnist" / "arrays" / "kmnist"
+    content = bytearray((cache / idx.TRAIN_LABELS).read_bytes())
+    content[-1] ^= 1
+    (cache / idx.TRAIN_LABELS).write_bytes(content)
+    return cache
+
+
+@pytest.mark.parametrize("kind", ["own", "stock"])
+def test_a_damaged_cache_in_a_read_only_folder_is_passed_over(
+    tmp_path, kind, request, no_network, monkeypatch, caplog
+):
+    if kind == "own":
+        tfds_mnist.prepare("kmnist", FILES, tmp_path, ignore_progress)
+    else:
+        request.getfixturevalue("stock")
+    data.load("kmnist", tmp_path)
+    damage(tmp_path)
+
+    # What mkdir raises there; the tests may be run by root, who may write everywhere.
+    def refuse(**arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "a folder")
+
+    monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert "passed over: train-labels-idx1-ubyte from" in caplog.text
+    assert "it cannot be removed: [Errno 30] Read-only file system" in caplog.text
+
+
+def test_a_damaged_cache_that_another_process_removes_first(tmp_path, fetches, monkeypatch):
+    data.load("kmnist", tmp_path)
+    cache = damage(tmp_path)
+    remove = data._remove
+
+    def beaten(folder, reason):
+        shutil.rmtree(cache)
+        remove(folder, reason)
+
+    monkeypatch.setattr(data, "_remove", beaten)
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert fetches == ["kmnist"]
+    assert not list(tmp_path.rglob(".new-*"))
+
+
+@pytest.mark.parametrize("name", ["", *idx.NAMES])
+def test_something_else_in_the_place_of_the_cache_is_replaced(tmp_path, fetches, name):
+    data.load("kmnist", tmp_path)
+    cache = tmp_path / "jaxmnist" / "arrays" / "kmnist"
+    content = (cache / idx.TRAIN_IMAGES).read_bytes()
+    if name:
+        (cache / name).unlink()
+        (cache / name).mkdir()
+    else:
+        shutil.rmtree(cache)
+        cache.write_text("a file")
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert (cache / idx.TRAIN_IMAGES).read_bytes() == content
 
 
 def test_preparing_prints_nothing_but_lets_progress_print(tmp_path, fetches, capsys):
@@ -255,14 +424,100 @@ def test_a_disk_that_does_not_take_the_cache_costs_only_time(tmp_path, stock, ca
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("No space left")])
-def test_a_disk_without_room_for_the_data_set_is_named(tmp_path, fetches, monkeypatch, error):
+def test_a_disk_without_room_for_the_data_set_is_named(
+    tmp_path, fetches, monkeypatch, caplog, error
+):
     def full(*arguments):
         raise error
 
     monkeypatch.setattr(tfds_mnist, "prepare", full)
-    with pytest.raises(DataError, match=r"could not be prepared in .*No space left.*--data-dir"):
-        data.load("kmnist", tmp_path)
+    assert_loaded(data.load("kmnist", tmp_path))
+    assert re.search(r"could not be prepared in .*No space left.*--data-dir", caplog.text)
     assert not list(tmp_path.rglob(".new-*"))
+
+
+@pytest.fixture
+def no_home(monkeypatch, tmp_path):
+    """A user who has only a number, as in a container; returns the folder for temporary files."""
+
+    def unknown(*arguments):
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "TFDS_DATA_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_without_a_home_directory_images_are_kept_with_temporary_files(no_home, fetches, caplog):
+    assert_loaded(data.load("kmnist"))
+    assert_loaded(data.load("kmnist"))
+    assert fetches == ["kmnist"]
+    folder = no_home / f"jaxmnist-{os.getuid()}"
+    assert f"images are kept in {folder} (--data-dir sets another folder)" in caplog.text
+    assert folder.stat().st_mode & 0o077 == 0
+    with pytest.raises(ConfigError, match=r"idx_dir is '~/idx', but that home .* a full path"):
+        data.load("kmnist", idx_dir="~/idx")
+
+
+def test_a_home_directory_that_cannot_be_written_is_like_none(no_home, fetches, monkeypatch):
+    monkeypatch.setenv("HOME", str(no_home / "home"))
+    (no_home / "home").mkdir()
+    assert data._choose_data_dir(None) == no_home / "home" / "tensorflow_datasets"
+
+    # What the system answers where the directory is another user's; root may read everything.
+    stat = os.stat
+
+    def refuse(path, **arguments):
+        if str(path).endswith("tensorflow_datasets"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **arguments)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "stat", refuse)
+    assert data._choose_data_dir(None) == no_home / f"jaxmnist-{os.getuid()}"
+
+
+def test_a_folder_of_another_user_is_not_trusted(no_home, monkeypatch):
+    (no_home / f"jaxmnist-{os.getuid() + 1}").mkdir()
+    number = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: number)
+    with pytest.raises(DataError, match="belongs to another user; pass --data-dir"):
+        data.load("kmnist")
+
+
+def test_without_a_home_directory_compiled_programs_are_not_kept(no_home, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.chdir(no_home)
+    command = importlib.import_module("command")
+    command.remember_compiled()
+    # What older versions of platformdirs return.
+    monkeypatch.setattr(
+        command.platformdirs, "user_cache_path", lambda name: Path("~/.cache") / name
+    )
+    command.remember_compiled()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("note: compiled programs are not kept: ") for line in lines)
+    assert list(no_home.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/data", "s3://bucket", "hdfs://host:9000/a", "gs:/a"])
+def test_an_address_is_no_folder(url, monkeypatch, tmp_path, fetches):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"data_dir is '{url}'; expected a folder on this"):
+        data.load("kmnist", data_dir=url)
+    with pytest.raises(ConfigError, match=r"idx_dir is .*; expected a folder on this machine"):
+        data.load("kmnist", idx_dir=Path(url))
+    monkeypatch.setenv("TFDS_DATA_DIR", url)
+    with pytest.raises(ConfigError, match=f"TFDS_DATA_DIR is '{url}'; .*--data-dir"):
+        data.load("kmnist")
+    assert list(tmp_path.iterdir()) == []
+    assert_loaded(data.load("kmnist", data_dir=tmp_path / "a:b"))
 
 
 def test_normalisation(small_idx_dir, tmp_path, monkeypatch):

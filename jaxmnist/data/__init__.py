@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 # The notebooks' constants for MNIST; those of the other data sets are computed.
 NORMALISATION = {"mnist": (0.1307, 0.3081)}
 _DIGESTS = "SHA256SUMS"
+# `Path` makes one slash of two.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 # Training images of each data set, as published.
 TRAIN_COUNT = 60_000
@@ -81,73 +83,142 @@ def load(
     Args:
         dataset: mnist, fashion_mnist or kmnist.
         data_dir: where TFDS keeps its data sets, and where ours is kept, in `jaxmnist/`; None:
-            the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        idx_dir: a folder with the four IDX files, raw or as .gz, to be used in place of all else.
+            the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets, else a folder for
+            temporary files.
+        idx_dir: a folder with the four IDX files, raw or as .gz, to be used in place of all else;
+            see `idx.read_folder`.
         progress: told what is being fetched or prepared, how much is done, and of how much.
 
     Returns:
         The arrays.
 
     Raises:
-        ConfigError: there is no such data set.
+        ConfigError: there is no such data set, or a folder is not one of this machine.
         DataError: it cannot be had, or is not what it should be.
-        OSError: the disk does not take it.
     """
     check_name("dataset", dataset, DATASETS)
-    published = idx.SHA256.get(dataset, {})
     if idx_dir is not None:
-        folder = Path(idx_dir).expanduser()
-        return _to_dataset(dataset, idx.read_folder(folder), published, folder)
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    data_dir = Path(data_dir).expanduser().absolute()
-    cache = data_dir / "jaxmnist" / "arrays" / dataset
+        return _read_idx_dir(dataset, _local_folder("idx_dir", idx_dir))
+    published = idx.SHA256.get(dataset, {})
+    folder = _choose_data_dir(data_dir).absolute()
+    cache = folder / "jaxmnist" / "arrays" / dataset
     cached = _read_cache(dataset, cache, published)
     if cached is not None:
         return cached
-    files = _read_or_prepare(dataset, data_dir, published, progress)
+    files = _read_or_prepare(dataset, folder, published, progress)
     _write_cache(files, cache)
-    return _to_dataset(dataset, files, published, data_dir)
+    return _to_dataset(dataset, files, published, folder)
 
 
-def _read_or_prepare(dataset: str, data_dir: Path, published, progress) -> Files:
-    """The files from a prepared data set, which is prepared first if there is none."""
+def _read_idx_dir(dataset: str, folder: Path) -> Dataset:
+    """Return the arrays of the IDX files in a folder."""
+    try:
+        place, files = idx.read_folder(folder, dataset)
+    except OSError as error:
+        raise DataError(_in_words(error, folder)) from error
+    published = idx.SHA256.get(dataset, {})
+    if idx.is_qmnist(files):
+        if dataset != "mnist":
+            raise DataError(f"{place} has QMNIST; expected {dataset}; pass --dataset mnist")
+        published = {}  # QMNIST has the digits of MNIST, but not the same pixels
+    return _to_dataset(dataset, files, published, place)
+
+
+def _choose_data_dir(data_dir: str | os.PathLike | None) -> Path:
+    """Return the folder of the data sets; without a home directory, one for temporary files."""
+    if data_dir:
+        return _local_folder("data_dir", data_dir)
+    named = os.environ.get("TFDS_DATA_DIR")
+    if named:
+        return _local_folder("TFDS_DATA_DIR", named)
+    with contextlib.suppress(RuntimeError):
+        folder = Path("~/tensorflow_datasets").expanduser()
+        # A container that is given only a user's number has / for a home directory.
+        if os.path.exists(folder) or os.access(folder.parent, os.W_OK):
+            return folder
+    folder = Path(tempfile.gettempdir()) / f"jaxmnist-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise DataError(f"{folder} belongs to another user; pass --data-dir")
+    _log.warning(
+        "no home directory can be written; images are kept in %s (--data-dir sets another folder)",
+        folder,
+    )
+    return folder
+
+
+def _local_folder(name: str, value: str | os.PathLike) -> Path:
+    """Return the path of a folder that the user names.
+
+    Raises:
+        ConfigError: it is an address, or starts with a home directory that does not exist.
+    """
+    if _URL.match(os.fspath(value)):
+        raise ConfigError(
+            f"{name} is {os.fspath(value)!r}; expected a folder on this machine; "
+            "pass one by --data-dir or --idx-dir"
+        )
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{name} is {os.fspath(value)!r}, but that home directory is not known; "
+            "expected a full path"
+        ) from error
+
+
+def _in_words(error: OSError, folder: Path) -> str:
+    """Return in words which file could not be read and why."""
+    return f"{error.filename or folder} cannot be read: {error.strerror or error}"
+
+
+def _read_or_prepare(
+    dataset: str, data_dir: Path, published: Mapping[str, str], progress: Progress
+) -> Files:
+    """Return the files of a prepared data set; prepare it first if there is none."""
     # TFDS takes a while to import, which a start from the cache is spared.
     from jaxmnist.data import sources, tfds_mnist
 
     own = tfds_mnist.own_folder(dataset, data_dir)
     stock = tfds_mnist.stock_folder(dataset, data_dir)
-
-    def read(folder: Path) -> Files | None:
-        try:
-            files = tfds_mnist.read(folder, progress)
-            if files is not None:
-                idx.check(files, published, folder)
+    for folder in (own, stock):
+        files = _read_prepared(folder, published, progress, ours=folder == own)
+        if files is not None:
             return files
-        except DataError as error:
-            if folder == own:
-                _remove(own, error)
-            else:
-                _log.warning("passed over: %s", error)
-            return None
+    fetched = sources.fetch(dataset, progress)
+    idx.check(fetched, published, "the network")
+    try:
+        with _folder_beside(own) as scratch:
+            tfds_mnist.prepare(dataset, fetched, scratch, progress)
+            _publish(tfds_mnist.own_folder(dataset, scratch), own)
+    # A full disk is an OSError here and array_record's RuntimeError there.
+    except (OSError, RuntimeError) as error:
+        advice = "make room there, or pass another --data-dir"
+        _log.warning("%s could not be prepared in %s: %s; %s", dataset, data_dir, error, advice)
+        return fetched
+    return _read_prepared(own, published, progress, ours=True) or fetched
 
-    files = read(own) or read(stock)
-    if files is None:
-        fetched = sources.fetch(dataset, progress)
-        idx.check(fetched, published, "the network")
-        try:
-            with _folder_beside(own) as scratch:
-                tfds_mnist.prepare(dataset, fetched, scratch, progress)
-                _publish(tfds_mnist.own_folder(dataset, scratch), own)
-        # A full disk is an OSError here and array_record's RuntimeError there.
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{dataset} could not be prepared in {data_dir}: {error}; "
-                "make room there, or pass another --data-dir"
-            ) from error
-        files = read(own)
-    if files is None:
-        raise DataError(f"{own} was prepared and is not whole; is the disk sound?")
-    return files
+
+def _read_prepared(
+    folder: Path, published: Mapping[str, str], progress: Progress, ours: bool
+) -> Files | None:
+    """Return the files of a prepared data set, or None if no whole one can be read.
+
+    A damaged data set is removed if it is ours.
+    """
+    from jaxmnist.data import tfds_mnist
+
+    try:
+        files = tfds_mnist.read(folder, progress)
+        if files is not None:
+            idx.check(files, published, folder)
+        return files
+    except (DataError, OSError) as error:
+        if ours and isinstance(error, DataError):
+            _remove(folder, error)
+        else:
+            _log.warning("passed over: %s", error)
+        return None
 
 
 def _to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: object) -> Dataset:
@@ -177,23 +248,37 @@ def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
 
 
 def _read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Dataset | None:
-    """The arrays from our own copy; a damaged copy is named and removed."""
-    if not cache.exists():
+    """Return the arrays of our own copy, or None if there is no whole one.
+
+    A damaged copy is removed. One that the system cannot read now is left alone.
+    """
+    if not os.path.exists(cache):
         return None
     try:
         lines = (cache / _DIGESTS).read_text().splitlines()
         kept = {name: digest for digest, name in (line.split() for line in lines)}
         if set(kept) != set(idx.NAMES):
             raise DataError(f"{cache / _DIGESTS} is damaged")
-        return _to_dataset(dataset, idx.read_folder(cache), published or kept, cache)
-    except (DataError, OSError, ValueError) as error:
+        files = {name: (cache / name).read_bytes() for name in idx.NAMES}
+        return _to_dataset(dataset, files, published or kept, cache)
+    except (DataError, ValueError, *idx.NOT_A_FILE) as error:
         _remove(cache, error)
-        return None
+    except OSError as error:
+        _log.warning("passed over: %s", _in_words(error, cache))
+    return None
 
 
 def _remove(folder: Path, reason: Exception) -> None:
-    """Removes a damaged folder of ours and says so."""
-    shutil.rmtree(folder)
+    """Remove a damaged folder of ours, and log it; a folder that must stay is passed over."""
+    try:
+        # Under another name first: a second process that removes it too finds nothing, or all.
+        with _folder_beside(folder) as scratch:
+            folder.rename(scratch / folder.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _log.warning("passed over: %s; it cannot be removed: %s", reason, error)
+        return
     _log.warning("removed: %s", reason)
 
 
@@ -216,7 +301,9 @@ def _write_cache(files: Files, cache: Path) -> None:
 def _folder_beside(final: Path) -> Iterator[Path]:
     """A scratch folder on the same disk as `final`, removed afterwards."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=final.parent) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix=".new-", dir=final.parent, ignore_cleanup_errors=True
+    ) as scratch:
         yield Path(scratch)
 
 

@@ -4,10 +4,14 @@ A data set is four files, held as bytes under their published names. Source of t
 http://yann.lecun.com/exdb/mnist/ ("FILE FORMATS FOR THE MNIST DATABASE").
 """
 
+import gzip
 import hashlib
+import io
+import os
+import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +22,27 @@ TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
+# QMNIST's files in the same order. https://github.com/facebookresearch/qmnist
+QMNIST_NAMES = (
+    "qmnist-train-images-idx3-ubyte",
+    "qmnist-train-labels-idx2-int",
+    "qmnist-test-images-idx3-ubyte",
+    "qmnist-test-labels-idx2-int",
+)
+# torchvision's folders, by data set.
+_TORCHVISION = {
+    "mnist": ("MNIST", "QMNIST"),
+    "fashion_mnist": ("FashionMNIST",),
+    "kmnist": ("KMNIST",),
+}
+_GZIP_MAGIC = b"\x1f\x8b"
+# uint8 in one dimension, and QMNIST's int32 in two.
+_LABELS_MAGIC, _QMNIST_LABELS_MAGIC = 2049, 3074
+
 # The largest file has 47 MB; a compressed one that grows beyond this is not one of ours.
 SIZE_LIMIT = 1 << 28
 
-# Of the decompressed files. The other data sets publish no digests.
+# Of the decompressed files. The other data sets publish no digests of these.
 SHA256 = {
     "mnist": {
         TRAIN_IMAGES: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -30,6 +51,31 @@ SHA256 = {
         TEST_LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     }
 }
+# Of the compressed files. Source: TFDS, url_checksums of its builders.
+_PACKED_SHA256 = {
+    "fashion_mnist": {
+        TRAIN_IMAGES: "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        TRAIN_LABELS: "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        TEST_IMAGES: "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        TEST_LABELS: "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+    "kmnist": {
+        TRAIN_IMAGES: "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+        TRAIN_LABELS: "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+        TEST_IMAGES: "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+        TEST_LABELS: "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+    },
+}
+# The data set and the name of every file with a known digest.
+_OWNERS = {
+    digest: (dataset, name)
+    for digests in (SHA256, _PACKED_SHA256)
+    for dataset, known in digests.items()
+    for name, digest in known.items()
+}
+
+# A file is missing, or something else has its name: the system itself is sound.
+NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 Files = Mapping[str, bytes]
 
@@ -41,42 +87,130 @@ class DataError(RuntimeError):
     """The images cannot be had, or are not what they should be."""
 
 
-def read_folder(folder: Path) -> dict[str, bytes]:
-    """Reads the four files of a folder, raw or as .gz.
+def read_folder(folder: Path, dataset: str) -> tuple[Path, dict[str, bytes]]:
+    """Read the four files of a data set from a folder.
+
+    A file may be raw or gzipped, which its content decides. Its name may have other separators
+    (`train-images.idx3-ubyte`) and another case, and a folder of that name may hold it. The files
+    may lie in `MNIST/raw`, as torchvision stores them. For mnist QMNIST's files are read, too.
+
+    Args:
+        folder: the folder itself, or torchvision's root.
+        dataset: mnist, fashion_mnist or kmnist.
+
+    Returns:
+        The folder in which the files were found, and the files under MNIST's names, decompressed.
 
     Raises:
-        DataError: a file is missing or cannot be read.
+        DataError: a file is missing, damaged, or known to be of another data set.
+        OSError: the system could not read a file.
     """
-    return {name: _read(folder, name) for name in NAMES}
+    place, paths = _find(folder, dataset)
+    return place, {name: _read(path, dataset, name) for name, path in paths.items()}
 
 
-def _read(folder: Path, name: str) -> bytes:
-    for path in (folder / name, folder / f"{name}.gz"):
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        return decompress(content, path) if path.suffix == ".gz" else content
-    raise DataError(f"{folder} has no {name} or {name}.gz; expected the four IDX files there")
+def _find(folder: Path, dataset: str) -> tuple[Path, dict[str, Path]]:
+    """Return the folder that has all four files, and their paths by MNIST's names."""
+    sets = (NAMES, QMNIST_NAMES) if dataset == "mnist" else (NAMES,)
+    most: tuple[Path, Sequence[str], list[Path | None]] = (folder, NAMES, [None] * 4)
+    for place in _places(folder, dataset):
+        for names in sets:
+            paths = [_find_file(place, name) for name in names]
+            found = {name: path for name, path in zip(NAMES, paths, strict=True) if path}
+            if len(found) == len(NAMES):
+                return place, found
+            if paths.count(None) < most[2].count(None):
+                most = (place, names, paths)
+    place, names, paths = most
+    missing = names[paths.index(None)]
+    raise DataError(
+        f"{place} has no {missing} or {missing}.gz; expected the four IDX files there "
+        f"({_describe(place)})"
+    )
+
+
+def _places(folder: Path, dataset: str) -> Iterator[Path]:
+    """Yield the folder, then those below it in which torchvision stores the data set."""
+    yield folder
+    yield from _entries(folder, "raw")
+    for name in _TORCHVISION[dataset]:
+        for below in _entries(folder, name):
+            yield below
+            yield from _entries(below, "raw")
+
+
+def _find_file(place: Path, name: str) -> Path | None:
+    """Return the file of a name, or the one in a folder of that name."""
+    for entry in _entries(place, name):
+        for path in [entry, *_entries(entry, name)]:
+            if path.is_file():
+                return path
+    return None
+
+
+def _entries(folder: Path, name: str) -> list[Path]:
+    """Return what a folder has under a name, in any spelling; files with .gz come last."""
+    try:
+        names = os.listdir(folder)
+    except NOT_A_FILE:
+        return []
+    # Hidden files are passed over: macOS writes a ._X beside many files X.
+    found = [each for each in names if _plain(each) == _plain(name) and each[0] != "."]
+    found.sort(key=lambda each: (each.lower().endswith("gz"), each != name, each))
+    return [folder / each for each in found]
+
+
+def _plain(name: str) -> str:
+    """Return a name without case, separators and .gz."""
+    return re.sub(r"[-._ ]", "", name.lower()).removesuffix("gz")
+
+
+def _describe(folder: Path, limit: int = 6) -> str:
+    """Return in words what is in a folder."""
+    if not folder.is_dir():
+        return "it is a file" if folder.exists() else "it does not exist"
+    names = sorted(os.listdir(folder))
+    more = ", ..." if len(names) > limit else ""
+    return f"it has {', '.join(names[:limit])}{more}" if names else "it is empty"
+
+
+def _read(path: Path, dataset: str, name: str) -> bytes:
+    """Read a file; refuse one that is known to be another."""
+    content = path.read_bytes()
+    forms = [content]
+    if content.startswith(_GZIP_MAGIC):
+        forms.append(decompress(content, path))
+    for form in forms:
+        owner, owned = _OWNERS.get(sha256(form), (dataset, name))
+        if (owner, owned) != (dataset, name):
+            raise DataError(
+                f"{path} is {owned} of {owner}; expected {name} of {dataset}; "
+                f"pass --dataset {owner}, or another --idx-dir"
+            )
+    return forms[-1]
+
+
+def is_qmnist(files: Files) -> bool:
+    """Return whether the labels are in QMNIST's format."""
+    magic = struct.pack(">I", _QMNIST_LABELS_MAGIC)
+    return all(files[name].startswith(magic) for name in (TRAIN_LABELS, TEST_LABELS))
 
 
 def decompress(content: bytes, origin: object) -> bytes:
-    """Unpacks a .gz, up to a size that no file of ours has.
+    """Decompress a gzip file, up to a size that no file of ours has.
 
     Raises:
-        DataError: it is damaged, or too large.
+        DataError: the file is damaged, or too large.
     """
-    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
-        raw = unpack.decompress(content, SIZE_LIMIT)
-    except zlib.error as error:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            raw = file.read(SIZE_LIMIT + 1)
+    except EOFError as error:
+        raise DataError(f"{origin} is cut short; fetch it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{origin} is damaged ({error}); fetch it again") from error
-    if unpack.unconsumed_tail:
+    if len(raw) > SIZE_LIMIT:
         raise DataError(f"{origin} unpacks to more than {SIZE_LIMIT} bytes; it is no IDX file")
-    if not unpack.eof:
-        raise DataError(f"{origin} is cut short; fetch it again")
     return raw
 
 
@@ -101,43 +235,52 @@ def sha256(content: bytes) -> str:
 
 
 def parse_images(content: bytes, origin: object) -> np.ndarray:
-    """uint8 `[N, 28, 28]` from an images file.
+    """Return uint8 `[N, 28, 28]` from an images file.
 
     Raises:
         DataError: it is something else, or its length is not what its header says.
     """
-    pixels, (count, height, width) = _parse(content, origin, magic=2051, dimensions=3)
-    if (height, width) != (28, 28):
+    pixels = _parse(content, origin, {2051: ("u1", 3)})
+    if pixels.shape[1:] != (28, 28):
+        height, width = pixels.shape[1:]
         raise DataError(f"{origin} has images of {height}x{width} pixels; expected 28x28")
-    return pixels.reshape(count, height, width)
+    return pixels
 
 
 def parse_labels(content: bytes, origin: object) -> np.ndarray:
-    """uint8 `[N]` from a labels file.
+    """Return uint8 `[N]` from a labels file, MNIST's or QMNIST's.
+
+    QMNIST has int32 `[N, 8]`: the digit, then who wrote it and where it is in NIST's collection.
 
     Raises:
         DataError: it is something else, or its length is not what its header says.
     """
-    labels, _ = _parse(content, origin, magic=2049, dimensions=1)
-    if labels.max() > 9:
-        raise DataError(f"{origin} has the label {labels.max()}; expected 0 to 9")
-    return labels
+    labels = _parse(content, origin, {_LABELS_MAGIC: ("u1", 1), _QMNIST_LABELS_MAGIC: (">i4", 2)})
+    digits = labels.reshape(len(labels), -1)[:, 0]
+    for digit in (digits.max(), digits.min()):
+        if not 0 <= digit <= 9:
+            raise DataError(f"{origin} has the label {digit}; expected 0 to 9")
+    return digits.astype(np.uint8, copy=False)
 
 
-def _parse(content, origin, magic, dimensions):
-    header = struct.calcsize(f">{1 + dimensions}I")
-    if len(content) < header:
+def _parse(content: bytes, origin: object, formats: Mapping[int, tuple[str, int]]) -> np.ndarray:
+    """Return the array of an IDX file; `formats` has type and dimensions by magic number."""
+    least = min(4 + 4 * dimensions for _, dimensions in formats.values())
+    if len(content) < least:
         raise DataError(f"{origin} has {len(content)} bytes, too few for an IDX file")
-    found, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
-    if found != magic:
-        raise DataError(f"{origin} begins with the number {found}; expected {magic}")
-    expected = header + int(np.prod(shape, dtype=object))
-    if len(content) != expected or not shape[0]:
+    (magic,) = struct.unpack_from(">I", content)
+    if magic not in formats:
+        raise DataError(f"{origin} begins with the number {magic}; expected {min(formats)}")
+    dtype, dimensions = formats[magic]
+    header = 4 + 4 * dimensions
+    shape = struct.unpack(f">{dimensions}I", content[4:header].ljust(4 * dimensions, b"\0"))
+    expected = header + int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+    if len(content) != expected or 0 in shape:
         raise DataError(
             f"{origin} has {len(content)} bytes; its header says {shape[0]} items, "
             f"{expected} bytes; it is cut short or damaged"
         )
-    return np.frombuffer(content, np.uint8, offset=header), shape
+    return np.frombuffer(content, dtype, offset=header).reshape(shape)
 
 
 def to_bytes(array: np.ndarray) -> bytes:

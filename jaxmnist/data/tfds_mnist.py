@@ -4,7 +4,9 @@ The stock builders need TensorFlow to encode their images. This one hands TFDS f
 and asks for the array_record format, which is read without TensorFlow too.
 """
 
+import errno
 import io
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +27,20 @@ _SPLITS = {
 }
 # Examples between two words of progress.
 BLOCK = 1000
+
+# What the system says when it refuses to read; array_record raises RuntimeErrors with these words.
+_REFUSALS = [
+    os.strerror(number)
+    for number in (
+        errno.EACCES,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EPERM,
+        errno.ESTALE,
+    )
+]
 
 _STOCK: dict[str, Any] = dict(
     zip(DATASETS, (mnist.MNIST, mnist.FashionMNIST, mnist.KMNIST), strict=True)
@@ -131,8 +147,9 @@ def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
 
     Raises:
         DataError: the data set is there but damaged.
+        OSError: the system could not read it.
     """
-    if not folder.exists():
+    if not os.path.exists(folder):
         return None
     try:
         builder = tfds.builder_from_directory(folder)
@@ -142,19 +159,36 @@ def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
         for split, (images_name, labels_name) in _SPLITS.items():
             images, labels = _read_split(builder, split, progress)
             files[images_name], files[labels_name] = idx.to_bytes(images), idx.to_bytes(labels)
+    except MemoryError:
+        raise
     # What a damaged file makes TFDS, array_record, protobuf and Pillow raise is not documented.
     except Exception as error:
-        if _is_the_machines(error):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the prepared data set in {folder} is damaged ({reason})") from error
+        refusal = _find_refusal(error)
+        if refusal is not None:
+            raise OSError(f"{folder} cannot be read: {_first_line(refusal)}") from error
+        raise DataError(
+            f"the prepared data set in {folder} is damaged ({_first_line(error)})"
+        ) from error
     return files
 
 
-def _is_the_machines(error: Exception) -> bool:
-    """Whether memory, rights or the disk failed, and not the files."""
-    numbered = isinstance(error, OSError) and error.errno is not None
-    return isinstance(error, MemoryError) or (numbered and not isinstance(error, FileNotFoundError))
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _find_refusal(error: BaseException | None) -> BaseException | None:
+    """Return the error, or its cause, in which the system failed and not the files; else None."""
+    # Not among the causes: TFDS tries to import TensorFlow, and does without.
+    if isinstance(error, ImportError):
+        return error
+    while error is not None:
+        numbered = isinstance(error, OSError) and error.errno is not None
+        if numbered and not isinstance(error, idx.NOT_A_FILE):
+            return error
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _REFUSALS):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _read_split(builder, split: str, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
