@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
+from command import run_main
+from output import make_console, print_table
 from rich.table import Table
 
 import jaxmnist
@@ -100,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
                 outcome = inflict(reference, Path(folder), chance)
             results.setdefault(fault, Counter())[outcome] += 1
             print(f"{number + 1}/{len(trials)} {fault}: {outcome}", file=sys.stderr)
-    Console().print(table(results))
+    print_table(make_console(), table(results))
     return int(any(counts["lost"] for counts in results.values()))
 
 
@@ -342,4 +343,4 @@ def table(results: dict[str, Counter[str]]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))
