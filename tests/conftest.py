@@ -179,7 +179,7 @@ def start(tmp_path, small_idx_dir, cache):
     """Starts the command; what is still running afterwards is killed."""
     started = []
 
-    def start(*words, folder=tmp_path, devices=1, flags=""):
+    def start(*words, folder=tmp_path, devices=1, flags="", script_errors=subprocess.PIPE):
         process = subprocess.Popen(
             [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
             cwd=folder,
@@ -189,7 +189,7 @@ def start(tmp_path, small_idx_dir, cache):
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
             },
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=script_errors,
             text=True,
         )
         started.append(process)
