@@ -142,6 +142,8 @@ def begin_seeds(path: Path, config: SeedsConfig, kept: dict[str, Any] | None = N
 def locked(path: Path) -> Iterator[None]:
     """Holds a folder for this process alone; the lock ends with the process, however that ends.
 
+    On a network file system (NFS) other hosts do not see the lock.
+
     Raises:
         ConfigError: another process holds it.
     """

@@ -211,8 +211,6 @@ def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
             return "lost"
         if done.err.count("\n") > 1:
             return "lost"
-        # Before the run has made its folder there is nothing to go on with.
-        (folder / "run").mkdir(exist_ok=True)
         words = [*reference.words, "--resume"]
     outcome = outcome_of([*reference.words, "--resume"], reference, folder)
     return "lost" if outcome == "refused" else outcome
@@ -314,7 +312,6 @@ def disk_filled(words_before: Sequence[str], sizes: range) -> Inflict:
             if not is_refused(finish(start(reference.words, folder, words_before)), 1):
                 return "lost"
             subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
-            (folder / "run").mkdir(exist_ok=True)
             outcome = outcome_of([*reference.words, "--resume"], reference, folder)
             return "lost" if outcome == "refused" else outcome
         finally:

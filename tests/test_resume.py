@@ -92,6 +92,7 @@ def test_a_signal_saves_stops_and_says_how_to_go_on(start, whole, tmp_path, numb
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_nobody_reads_what_it_prints(start, whole, tmp_path):
     process = start(*WORDS, script_errors=subprocess.STDOUT)
     wait_for_line(process, "epoch 2/20")
