@@ -38,27 +38,24 @@ def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
     """
     failed = False
 
-    def fail(error: Exception) -> None:
+    def attempt(method: Callable[..., Any], *arguments: Any) -> None:
         nonlocal failed
-        failed = True
-        print(f"note: {type(watcher).__name__} is off: {error}", file=sys.stderr)
+        try:
+            method(*arguments)
+        except Exception as error:
+            if not failed:
+                print(f"note: {type(watcher).__name__} is off: {error}", file=sys.stderr)
+            failed = True
 
     def show(event: Any) -> None:
-        try:
-            if not failed:
-                watcher.show(event)
-        except Exception as error:
-            fail(error)
+        if not failed:
+            attempt(watcher.show, event)
 
-    watcher.__enter__()
+    attempt(watcher.__enter__)
     try:
         yield show
     finally:
-        try:
-            watcher.__exit__(*sys.exc_info())
-        except Exception as error:
-            if not failed:
-                fail(error)
+        attempt(watcher.__exit__, *sys.exc_info())
 
 
 class TensorBoard:
