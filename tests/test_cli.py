@@ -381,7 +381,7 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("seeds", [(), ("--seeds", "2", "--seed", "3", "--seed-mapping", "loop")])
-@pytest.mark.parametrize("there", [None, "", ".DS_Store", "._x", ".config.json.new", "config.json"])
+@pytest.mark.parametrize("there", [None, "", ".DS_Store", ".config.json.new", "config.json"])
 def test_one_command_line_begins_goes_on_and_finishes(run, small_idx_dir, seeds, there):
     if there is not None:
         Path("below/here").mkdir(parents=True)
