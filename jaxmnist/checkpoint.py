@@ -33,8 +33,10 @@ DATA, TEMPORARY = "d", ".orbax-checkpoint-tmp"
 
 # Room for what Orbax writes beside the arrays: 0.1 to 0.2 MB, generously.
 METADATA_BYTES = 1 << 20
-# A record of 10,000 epochs is a third of this.
 MAX_RECORD_BYTES = 16 << 20
+# A run has a row an epoch, and its checkpoints have all rows. With this many, of 330 bytes at most,
+# a record can be read again.
+MAX_EPOCHS = 50_000
 
 _log = logging.getLogger(__name__)
 

@@ -179,6 +179,8 @@ class TrainConfig:
     fold: int = 0
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         check_name("variant", self.variant, NETWORKS)
         _check_recipe(self.recipe, self.variant)
         check_name("dataset", self.dataset, DATASETS)
@@ -304,8 +306,9 @@ class SeedsConfig:
             raise ConfigError("seeds is empty; expected at least one")
         if len(self.seeds) > MAX_SEEDS:
             raise ConfigError(f"there are more than {MAX_SEEDS} seeds; expected at most so many")
+        # Plain numbers, whatever scalars were given; each in range.
+        object.__setattr__(self, "seeds", tuple(self.of(seed).seed for seed in self.seeds))
         for number, seed in enumerate(self.seeds):
-            self.of(seed)
             if seed in self.seeds[:number]:
                 raise ConfigError(f"seeds has {seed} more than once; each seed is one run")
         object.__setattr__(self, "config", self.of(self.seeds[0]))
@@ -467,6 +470,11 @@ def _check_recipe(recipe: object, variant: str) -> None:
             f"recipe is {name!r}, which is for {', '.join(RECIPES[name])}, not for {variant}; "
             "expected notebook"
         )
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy or JAX as Python's own number; any other value as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _check_positive_int(field: str, value: object) -> None:

@@ -46,6 +46,12 @@ DERIVED_FOLDERS = (EVALUATION, EXPORT, PROFILE, TENSORBOARD) = (
 CURVES = "curves.png"
 # What `write` leaves if it is killed.
 _SCRATCH = tuple(f".{name}.new" for name in (CONFIG, METRICS, SUMMARY))
+# Files that an operating system, a file system or a notebook puts into any folder.
+_SYSTEM_FILES = re.compile(
+    r"\.DS_Store|\._.*|\.localized|Thumbs\.db|ehthumbs\.db|desktop\.ini|\.directory"
+    r"|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.Trash.*|\.Spotlight-V100|\.fseventsd|lost\+found"
+    r"|@eaDir|\.ipynb_checkpoints"
+)
 # A config has less than a thousand; nobody's file makes us read more than this.
 MAX_CONFIG_BYTES = 1 << 20
 # A thousand seeds of a thousand epochs have fewer.
@@ -100,7 +106,7 @@ def clear(path: Path) -> None:
     """Removes a run; whenever this is interrupted, what is left is a run or nothing."""
     for folder in seed_folders(path):
         clear(folder)
-        folder.rmdir()
+        shutil.rmtree(folder)  # with what the system put there
     remove_derived(path)
     for name in (TENSORBOARD, PROFILE, CHECKPOINTS):
         if (path / name).exists():
@@ -121,19 +127,22 @@ def remove_derived(path: Path) -> None:
     (path / CURVES).unlink(missing_ok=True)
 
 
-def begin_seeds(path: Path, config: SeedsConfig) -> None:
-    """Writes config.json of the runs of several seeds, which have no summary yet.
+def begin_seeds(path: Path, config: SeedsConfig, kept: dict[str, Any] | None = None) -> None:
+    """Writes config.json of the runs of several seeds, and removes a summary that is not kept.
 
     Raises:
         OSError: the disk does not take it.
     """
     write(path / CONFIG, config.to_json())
-    (path / SUMMARY).unlink(missing_ok=True)
+    if kept is None:
+        (path / SUMMARY).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds a folder for this process alone; the lock ends with the process, however that ends.
+
+    On a network file system (NFS) other hosts do not see the lock.
 
     Raises:
         ConfigError: another process holds it.
@@ -151,19 +160,48 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[list[str]]:
+    """Hold the folder of a run that goes on, or begins if there is none.
+
+    Args:
+        path: the folder; made if it is missing.
+
+    Yields:
+        A remark, if the folder has no run yet.
+
+    Raises:
+        ConfigError: another process holds the folder.
+        OSError: the folder cannot be made.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        yield [f"there is no run in {path} yet: this begins one"] if not _entries(path) else []
+
+
 def check_own(path: Path) -> None:
-    """Accepts a folder that is there and in which nothing leads elsewhere.
+    """Accepts a folder that is there and in which no link leads elsewhere.
 
     Raises:
         ConfigError: it is not there, or something in it is a link.
     """
     if not path.is_dir():
-        raise ConfigError(f"{path} does not exist; expected the folder of a run")
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise ConfigError(f"{path} {what}; expected the folder of a run")
     # Unlike rglob, this does not mind what vanishes meanwhile.
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             if (entry := Path(folder, name)).is_symlink():
                 raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
+
+
+def has_config(path: Path) -> bool:
+    """Return whether a folder has a config.json that a power cut has not left blank."""
+    file = path / CONFIG
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return bool(opened.read(MAX_CONFIG_BYTES).strip(b"\0"))
 
 
 def read_config(path: Path) -> TrainConfig | SeedsConfig:
@@ -257,10 +295,7 @@ def check_free(path: Path, overwrite: bool) -> None:
     Raises:
         ConfigError: it holds something that is not to be removed.
     """
-    if not path.is_dir():
-        return
-    found = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
-    if not found:
+    if not path.is_dir() or not _entries(path):
         return
     if not overwrite:
         raise ConfigError(
@@ -275,12 +310,18 @@ def check_is_run(path: Path) -> None:
     """Accepts a folder that holds a run, or those of several seeds, or nothing at all.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: it holds something else, or a link, which may lead to another run.
     """
+    found = _entries(path)
+    for name in sorted(found):
+        if (path / name).is_symlink():
+            raise ConfigError(
+                f"{path / name} is a link, and the files of a run are in its folder; remove the "
+                "link, or pass another --out"
+            )
     seeds = [folder for folder in seed_folders(path) if folder.is_dir()]
     for folder in seeds:
         check_is_run(folder)
-    found = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
     ours = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, CURVES, *DERIVED_FOLDERS}
     foreign = found - ours - {folder.name for folder in seeds}
     if foreign or (found and CONFIG not in found):
@@ -288,6 +329,12 @@ def check_is_run(path: Path) -> None:
             f"{path} holds {', '.join(sorted(foreign or found))}, which is not of a run; "
             "pass the --out of a run, or one that is not there yet"
         )
+
+
+def _entries(path: Path) -> set[str]:
+    """Return the names in a folder that are not a system's or left over from a killed process."""
+    names = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
+    return {name for name in names if not _SYSTEM_FILES.fullmatch(name)}
 
 
 def default_name(config: TrainConfig | SeedsConfig) -> str:
@@ -324,15 +371,25 @@ def _made(path: Path) -> bool:
 def write(path: Path, content: str) -> None:
     """Writes a file so that under its name there is the whole of it or nothing.
 
+    A file that has this content already is left untouched.
+
     Raises:
         OSError: the disk does not take it.
     """
     scratch = path.with_name(f".{path.name}.new")
     try:
-        scratch.write_text(content)
-        scratch.replace(path)
+        if not _has(path, content.encode()):
+            scratch.write_text(content)
+            scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _has(path: Path, content: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -366,7 +423,7 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Adds a line to a file; if the disk does not take the whole of it, none of it stays.
+    """Add a line to a file; after an error the file is as it was.
 
     Raises:
         OSError: the disk does not take it; the error names the file.
@@ -374,11 +431,20 @@ def append(path: Path, line: str) -> None:
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a") as file:
-            file.write(line + "\n")
+            # A process that was killed may have left a line without its end.
+            file.write(f"{'' if _ends_a_line(path, size) else chr(10)}{line}\n")
     except OSError as error:
         with contextlib.suppress(OSError):
             os.truncate(path, size)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _ends_a_line(path: Path, size: int) -> bool:
+    if not size or not path.is_file():
+        return True
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
 
 
 def make_row(

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from jaxmnist import checkpoint, data, hosts, records
-from jaxmnist.checkpoint import Checkpoint, CheckpointError
+from jaxmnist.checkpoint import MAX_EPOCHS, Checkpoint, CheckpointError
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig, steps_per_epoch
 from jaxmnist.devices import ONE, Devices
 from jaxmnist.metrics import Metrics
@@ -88,6 +88,16 @@ class Job(NamedTuple):
         return self._replace(config=dataclasses.replace(self.config, seed=seed))
 
 
+class Plan(NamedTuple):
+    """What a run does with a data set of some size."""
+
+    dataset: data.Dataset  # without the images held out, which are its test images
+    train_count: int  # images
+    steps: int  # an epoch
+    tx: optax.GradientTransformation
+    schedules: Schedules
+
+
 class Position(NamedTuple):
     """How far a run is: all that its future depends on, and its past in rows."""
 
@@ -134,25 +144,44 @@ def make_job(
     """
     environment = records.environment(devices.count)
     dataset = data.load(config.dataset, data_dir, idx_dir, progress)
-    if config.holdout is not None:
-        dataset = data.hold_out(dataset, config.holdout, config.fold)
-    train_images, test_images = to_devices(dataset, config.limit_train, devices)
-    steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
-    model = create_model(config.variant, config.dropout)
-    tx, schedules = make_optimizer(config, config.epochs * steps)
+    plan = make_plan(config, dataset)
+    train_images, test_images = to_devices(plan.dataset, config.limit_train, devices)
     return Job(
         config=config,
-        model=model,
-        tx=tx,
-        schedules=schedules,
+        model=create_model(config.variant, config.dropout),
+        tx=plan.tx,
+        schedules=plan.schedules,
         train_images=train_images,
         test_images=test_images,
-        images_digest=digest_of_images(dataset),
-        normalisation=(dataset.mean, dataset.std),
-        steps=steps,
+        images_digest=digest_of_images(plan.dataset),
+        normalisation=(plan.dataset.mean, plan.dataset.std),
+        steps=plan.steps,
         environment=environment,
         devices=devices,
     )
+
+
+def make_plan(config: TrainConfig, dataset: data.Dataset) -> Plan:
+    """Work out what a run does with a data set.
+
+    Args:
+        config: what to train.
+        dataset: the images; only their number matters.
+
+    Raises:
+        ConfigError: the config cannot be trained on this number of images.
+    """
+    if config.epochs > MAX_EPOCHS:
+        raise ConfigError(
+            f"epochs is {config.epochs}; expected at most {MAX_EPOCHS}: the rows of more do not "
+            "fit into a checkpoint"
+        )
+    if config.holdout is not None:
+        dataset = data.hold_out(dataset, config.holdout, config.fold)
+    count = count_images(len(dataset.train_images), config.limit_train)
+    steps = steps_per_epoch(count, config.batch_size)
+    tx, schedules = make_optimizer(config, config.epochs * steps)
+    return Plan(dataset, count, steps, tx, schedules)
 
 
 def to_devices(
@@ -227,11 +256,11 @@ def new_run(job: Job, out: str | os.PathLike | None, overwrite: bool) -> Iterato
 
 @contextlib.contextmanager
 def continued_run(job: Job, path: Path) -> Iterator[Begun]:
-    """Finds where the run in a folder stopped.
+    """Finds where the run in a folder stopped, or begins one where there is none.
 
     Args:
         job: what is run; it must go on with what is there.
-        path: the run's folder.
+        path: the run's folder; made if it is missing.
 
     Yields:
         The run, at its newest checkpoint that is whole, or at its first step if it was stopped
@@ -242,7 +271,7 @@ def continued_run(job: Job, path: Path) -> Iterator[Begun]:
         CheckpointError: there are checkpoints, and none is whole.
     """
     folder = path / records.CHECKPOINTS
-    with records.locked(path):
+    with records.claimed(path) as begins:
         if checkpoint.steps(folder):
             found, skipped = checkpoint.newest_whole(folder, lambda notes: _accept(job, notes))
             checkpoint.clean(folder, int(found.state.step))
@@ -251,9 +280,9 @@ def continued_run(job: Job, path: Path) -> Iterator[Begun]:
                 records.remove_derived(path)
             remarks = [*skipped, *_changes(found.notes["environment"], job.environment)]
         else:
-            _check_not_begun(job, path)
+            _check_not_begun(job.config, path)
             checkpoint.clean(folder, 0)
-            position, remarks = _first_position(job), []
+            position, remarks = _first_position(job), begins
         _write_files(path, job.config, position)
         yield Begun(path, path, position, remarks)
 
@@ -415,15 +444,29 @@ def _from_checkpoint(found: Checkpoint, total_steps: int) -> Position:
     return Position(state, metrics, found.notes["seconds"], found.notes["rows"], summary)
 
 
-def _check_not_begun(job: Job, path: Path) -> None:
+def check_continues(config: TrainConfig, path: Path) -> None:
+    """Accepts a folder whose run, if it has one, was begun with this config.
+
+    Raises:
+        ConfigError: it has another run, or something else.
+        CheckpointError: it has a finished run without its checkpoints.
+    """
+    notes = checkpoint.newest_notes(path / records.CHECKPOINTS)
+    if notes is not None:
+        config.check_continues(_config_of(notes))
+    elif path.is_dir() and not checkpoint.steps(path / records.CHECKPOINTS):
+        _check_not_begun(config, path)
+
+
+def _check_not_begun(config: TrainConfig, path: Path) -> None:
     """Accepts a run that was stopped before its first checkpoint."""
     if records.seed_folders(path):
         raise ConfigError(f"{path} has the runs of several seeds; pass their --seeds")
     records.check_is_run(path)
     if (path / records.SUMMARY).exists():
         raise CheckpointError(f"the run in {path} is finished, but its checkpoints are gone")
-    if (path / records.CONFIG).exists():
-        job.config.check_continues(records.read_config_of_run(path))
+    if records.has_config(path):
+        config.check_continues(records.read_config_of_run(path))
 
 
 def _accept(job: Job, notes: dict[str, Any]) -> TrainState:

@@ -12,7 +12,7 @@ import jax
 
 from jaxmnist import data, mesh, records, runs
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig
-from jaxmnist.devices import choose_devices
+from jaxmnist.devices import Devices, choose_devices
 from jaxmnist.processes import train_in_processes
 from jaxmnist.records import Row
 from jaxmnist.runs import Job, Run, count_parameters, finished_run, make_job
@@ -94,8 +94,8 @@ def train_seeds(
         data_dir: see `jaxmnist.data.load`.
         idx_dir: see `jaxmnist.data.load`.
         overwrite: as in `train`.
-        resume: whether the runs that are in `out` go on; those that are finished are not trained
-            again, and there may be more seeds than before.
+        resume: whether the runs that are in `out` go on, or begin where there are none; those that
+            are finished are not trained again, and there may be more seeds than before.
         seed_mapping: vmap (all in one program), loop (one after another), processes (a process
             for each core), or auto: the fastest here.
         checkpoint_every: as in `train`.
@@ -116,31 +116,49 @@ def train_seeds(
         Stopped: `should_stop` returned True; everything is saved.
         OSError: the disk does not take the runs.
     """
-    many = SeedsConfig(config, tuple(seeds))
     watch = Watch(checkpoint_every, keep, report, should_stop)
     check_arguments(out, overwrite, resume, watch)
-    _check_one_process()
-    chosen = choose_devices(devices, parallel)
-    mapping = mesh.choose_mapping(seed_mapping, len(many.seeds), chosen)
-    chosen.check_divides(many.config.batch_size, len(many.seeds) if mapping == "vmap" else 1)
+    many, mapping, chosen = choose(config, seeds, seed_mapping, devices, parallel)
     job = make_job(many.config, data_dir, idx_dir, data_progress, chosen)
     train_with = {
         "loop": train_each,
         "vmap": train_vmapped,
         "processes": functools.partial(train_in_processes, data_dir=data_dir, idx_dir=idx_dir),
     }[mapping]
-    folder = (
-        _continued(many, Path(out)) if resume and out else records.new_folder(many, out, overwrite)
-    )
-    with folder as (wished, path):
+    with _begun(many, out, overwrite, resume) as (wished, path, remarks):
         found = look_up(job, many.seeds, path)
-        records.begin_seeds(path, many)  # not before nothing refuses any more
+        kept = _kept_summary(many, found, path)
+        records.begin_seeds(path, many, kept)  # not before nothing refuses any more
         if set(found.steps) != set(found.ends):
             records.remove_derived(path)
         count, steps = len(job.train_images.pixels), found.steps
-        report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, found.remarks))
+        remarks += found.remarks
+        report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, remarks))
         ends = _train_rest(train_with, job, found, path, watch, report)
-        return _finish(job, many, mapping, path, ends)
+        if kept is None:
+            return _finish(job, many, mapping, path, ends)
+        finished = {seed: end for seed, end in ends.items() if isinstance(end, Run)}
+        return SeedRuns(many, finished, {}, kept, path)
+
+
+def choose(
+    config: TrainConfig,
+    seeds: Sequence[int],
+    seed_mapping: str,
+    devices: int | None,
+    parallel: str,
+) -> tuple[SeedsConfig, str, Devices]:
+    """Choose how several seeds are trained; Args and Raises as `train_seeds`.
+
+    Returns:
+        The config of all seeds, one of `mesh.MAPPINGS`, and the devices.
+    """
+    many = SeedsConfig(config, tuple(seeds))
+    _check_one_process()
+    chosen = choose_devices(devices, parallel)
+    mapping = mesh.choose_mapping(seed_mapping, len(many.seeds), chosen)
+    chosen.check_divides(many.config.batch_size, len(many.seeds) if mapping == "vmap" else 1)
+    return many, mapping, chosen
 
 
 def _check_one_process() -> None:
@@ -316,15 +334,40 @@ class _Log:
 
 
 @contextlib.contextmanager
-def _continued(many: SeedsConfig, path: Path) -> Iterator[tuple[Path, Path]]:
-    """Takes the folder of runs that go on; yields it twice, as it is the wished one."""
-    with records.locked(path):
-        _check_own_seeds(many, path)
-        yield path, path
+def _begun(
+    many: SeedsConfig, out: str | os.PathLike | None, overwrite: bool, resume: bool
+) -> Iterator[tuple[Path, Path, list[str]]]:
+    """Holds the folder; yields the folder wished for, the one made, and what to remark on it."""
+    if resume and out is not None:
+        path = Path(out)
+        with records.claimed(path) as begins:
+            check_continues(many, path)
+            yield path, path, begins
+    else:
+        with records.new_folder(many, out, overwrite) as (wished, path):
+            yield wished, path, []
 
 
-def _check_own_seeds(many: SeedsConfig, path: Path) -> None:
-    """Accepts a folder with nothing, or with runs that this config goes on with."""
+def _kept_summary(many: SeedsConfig, found: Found, path: Path) -> dict[str, Any] | None:
+    """The summary.json of runs that have nothing left to train; None if it must be written."""
+    finished = [end for seed in many.seeds if isinstance(end := found.ends.get(seed), Run)]
+    if len(finished) < len(many.seeds):
+        return None
+    try:
+        summary = records.read_summary(path)
+    except ConfigError:
+        return None
+    accuracies = [run.summary["final_test_accuracy"][0] for run in finished]
+    is_theirs = summary.get("seeds") == list(many.seeds)
+    return summary if is_theirs and summary.get("final_test_accuracy") == accuracies else None
+
+
+def check_continues(many: SeedsConfig, path: Path) -> None:
+    """Accepts a folder with nothing, or with runs that this config goes on with.
+
+    Raises:
+        ConfigError: it has other runs, or something else.
+    """
     begun: TrainConfig | SeedsConfig | None = None
     if not records.seed_folders(path):
         records.check_is_run(path)

@@ -145,7 +145,8 @@ def train(
         data_dir: see `jaxmnist.data.load`.
         idx_dir: see `jaxmnist.data.load`.
         overwrite: whether a run that is already in `out` is replaced.
-        resume: whether the run that is already in `out` goes on from its newest checkpoint.
+        resume: whether the run that is already in `out` goes on from its newest checkpoint; where
+            there is none, it begins.
         checkpoint_every: what lies between two checkpoints, in epochs (as "2") or seconds (as
             "90s"); there is always one at the end.
         keep: how many checkpoints are kept, the newest ones.
@@ -203,8 +204,10 @@ def check_arguments(
         raise ConfigError("resume needs to know the folder of the run: pass --out")
 
     def check_folder() -> bytes:
-        if out is not None:
-            records.check_own(Path(out)) if resume else records.check_free(Path(out), overwrite)
+        if out is not None and not resume:
+            records.check_free(Path(out), overwrite)
+        elif out is not None and Path(out).exists():
+            records.check_own(Path(out))
         return b""
 
     hosts.from_first(check_folder)

@@ -23,7 +23,7 @@ from jaxmnist.training import Event, Stopped, Watch, train_each
 
 def main() -> None:
     """Trains the seeds that standard input names, until it ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the other process hears them, too, and says stop
     # Libraries print to standard output now and then; only answers may go where answers go.
     answers = os.fdopen(os.dup(1), "w")

@@ -16,6 +16,8 @@ import numpy as np
 from benchmark.networks import step_flop
 from benchmark.protocol import ROUND_SECONDS, Contender, ContenderError
 from benchmark.tables import tables
+from command import run_main, user_path
+from output import make_console, print_table
 from rich.console import Console
 
 from jaxmnist import VARIANTS, TrainConfig, data
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     arguments = parse(argv)
     try:
-        return run(arguments, Console())
+        return run(arguments, make_console())
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -98,7 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PATH",
         help="the interpreter of an environment with PyTorch",
     )
-    parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
+    parser.add_argument("--out", type=user_path, help="write everything measured here, as JSON")
     parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
     parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
@@ -129,7 +131,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             result = measure(arguments, config, images, Path(scratch) / variant)
             results[variant] = result
             for table in tables(variant, result):
-                console.print(table)
+                print_table(console, table)
             if arguments.out is not None:
                 arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     return 0
@@ -388,4 +390,4 @@ def write_images(arguments: argparse.Namespace, scratch: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

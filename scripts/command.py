@@ -1,5 +1,6 @@
-"""What the commands that train have in common: signals, errors in a line, compiled programs."""
+"""What the commands have in common: start, signals, errors in a line, compiled programs."""
 
+import argparse
 import contextlib
 import errno
 import logging
@@ -10,12 +11,13 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import platformdirs
+from output import lasting_output
 
 from jaxmnist.config import ConfigError
 from jaxmnist.training import Stopped
@@ -28,10 +30,51 @@ SHOW_CURSOR = b"\x1b[?25h"
 STDOUT = 1
 
 
-class Signals:
-    """Ctrl-C and SIGTERM: at once before the training, between two chunks during it.
+def run_main(main: Callable[[Sequence[str]], int], needs_output: bool = True) -> int:
+    """Run a command as this process.
 
-    The second one ends the process whatever it does; the checkpoint before stays good.
+    Args:
+        main: takes the words of the command line, and returns the exit status.
+        needs_output: whether the command failed if its output is lost, as on a full disk. A reader
+            that ends, as `head` does, has read enough.
+
+    Returns:
+        The exit status.
+    """
+    if "--debug" not in sys.argv:
+        hush()
+    with lasting_output() as output:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+        error = output.error if output else None
+        if error is None or isinstance(error, BrokenPipeError):
+            return status
+        print(
+            f"{'error' if needs_output else 'note'}: standard output: {error.strerror}",
+            file=sys.stderr,
+        )
+        return max(status, 1) if needs_output else status
+
+
+def user_path(words: str | Path) -> Path:
+    """Return the path that an option names; a shell leaves the `~` of `--out=~/x` as it is.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such home directory.
+    """
+    path = os.path.expanduser(words)
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(
+            f"{words} begins with a home directory that cannot be found; write out the whole path"
+        )
+    return Path(path)
+
+
+class Signals:
+    """Ctrl-C, SIGTERM and SIGHUP: at once before the training, between two chunks during it.
+
+    The second one ends the process whatever it does; the checkpoint before stays good. Not so of
+    SIGHUP: a shell sends it again when its terminal is closed.
     """
 
     def __init__(self):
@@ -41,7 +84,7 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
         return self
@@ -63,9 +106,10 @@ class Signals:
         self._stops, self._received = True, signal.Signals(number)
         # Python would tell of the next one only between two calls, each of which may take seconds.
         for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-        if os.isatty(STDOUT):
-            os.write(STDOUT, SHOW_CURSOR)
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            if os.isatty(STDOUT):
+                os.write(STDOUT, SHOW_CURSOR)
         if not self.training:
             raise KeyboardInterrupt
 

@@ -19,7 +19,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, hush, needing, remember_compiled
+from command import failed, needing, remember_compiled, run_main
 
 from jaxmnist import VARIANTS, data, records
 from jaxmnist.checkpoint import CheckpointError
@@ -215,6 +215,4 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from output import print_line
 from rich import progress
 from rich.console import Console
 
@@ -131,7 +132,7 @@ class Lines(Silence):
 
     def _print(self, line: str) -> None:
         self._last = time.monotonic()
-        self._console.print(line, highlight=False, soft_wrap=True)
+        print_line(self._console, line)
 
 
 class Live(Silence):
@@ -140,9 +141,9 @@ class Live(Silence):
     def __init__(self, console: Console, tally: Tally):
         self._console, self._tally = console, tally
         self._bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=12),
-            progress.TextColumn("{task.fields[figures]}"),
+            progress.TextColumn("{task.fields[figures]}", markup=False),
             progress.TimeRemainingColumn(),
             console=console,
         )
@@ -160,7 +161,7 @@ class Live(Silence):
         tally = self._tally
         tally.take(event)
         if not isinstance(event, Progress | SeedDone):
-            self._console.print(line_of(event, tally), highlight=False, soft_wrap=True)
+            print_line(self._console, line_of(event, tally))
         if isinstance(event, Started | SeedsStarted):
             self._next_bar("compiling", tally.total, tally.done)
         elif isinstance(event, Progress) and self._task is not None:

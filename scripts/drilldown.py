@@ -19,8 +19,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from benchmark.networks import forward_flop
-from command import Signals, hush, remember_compiled, until_stopped
+from command import Signals, remember_compiled, run_main, until_stopped, user_path
 from display import Tally, make_display
+from output import make_console, print_line
 from rich.console import Console
 
 from jaxmnist import VARIANTS, TrainConfig, data, findings, records, results, train_seeds
@@ -46,7 +47,7 @@ ABLATION = "ablation.md"
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     arguments = parse(argv)
-    return until_stopped(lambda signals: run(arguments, Console(), signals), arguments.debug)
+    return until_stopped(lambda signals: run(arguments, make_console(), signals), arguments.debug)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--report", action="store_true", help="write the report anew, and train nothing"
     )
-    parser.add_argument("--out", type=Path, default=DOCS, help="where everything goes; docs/")
+    parser.add_argument("--out", type=user_path, default=DOCS, help="where everything goes; docs/")
     parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
     parser.add_argument("--epochs", type=int, help="of each network, for a quick trial")
     parser.add_argument("--limit-train", type=int, help="train on so few images, for a quick trial")
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
     if arguments.compare:
         found = results.read(arguments.out / RESULTS)
         for line in compared(found, arguments.compare):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_line(console, line)
         return 0
     write = write_ablation if arguments.ablate else write_report
     if arguments.report:
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
     try:
         write(arguments, console)
     except IncompleteError as incomplete:
-        console.print(f"no report yet: {incomplete}", highlight=False, soft_wrap=True)
+        print_line(console, f"no report yet: {incomplete}")
     return 0
 
 
@@ -141,7 +142,7 @@ def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> 
         missing = results.missing(found, config.name, seeds)
         if not arguments.quiet:
             finished = f"{len(seeds) - len(missing)} of {len(seeds)} seeds finished"
-            console.print(f"{config.name}: {finished}", highlight=False, soft_wrap=True)
+            print_line(console, f"{config.name}: {finished}")
         if missing:
             try:
                 failures += train_variant(arguments, console, signals, config, missing)
@@ -269,10 +270,8 @@ def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
 def say_written(console: Console, report: Path, rungs: Sequence[Rung]) -> None:
     """Says where the report is, and how many runs are in it."""
     count = sum(len(rung.runs) for rung in rungs)
-    console.print(f"{count} runs: {report}", highlight=False, markup=False, soft_wrap=True)
+    print_line(console, f"{count} runs: {report}")
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

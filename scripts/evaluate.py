@@ -19,7 +19,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, hush, remember_compiled
+from command import failed, remember_compiled, run_main
+from output import make_console, print_line, print_table
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     try:
         remember_compiled()
-        run(arguments, Console())
+        run(arguments, make_console())
         return 0
     except Exception as error:
         return failed(error, arguments.debug)
@@ -91,17 +92,17 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         predict = predictions.with_views(predictions.make_predict(one), arguments.views)
         said = predict(images.test_images)
         evaluated.append(Evaluated([one], said, evaluation.evaluate(said, labels)))
-    if len(runs) == 1:
-        console.print(digits_table(evaluated[0].figures))
-    else:
+    if len(runs) > 1:
         said = predictions.together([one.said for one in evaluated])
         evaluated.append(Evaluated(runs, said, evaluation.evaluate(said, labels)))
-        console.print(networks_table(evaluated, labels))
-        console.print(LEGEND, soft_wrap=True, highlight=False)
-    last = line(evaluated[-1], dataset)
-    console.print(last, highlight=False, soft_wrap=True, markup=False)
     for one in evaluated:
         write(one, images, folder_of(one, arguments, dataset), arguments.views, dataset)
+    if len(runs) == 1:
+        print_table(console, digits_table(evaluated[0].figures))
+    else:
+        print_table(console, networks_table(evaluated, labels))
+        print_line(console, LEGEND)
+    print_line(console, line(evaluated[-1], dataset))
 
 
 def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Path:
@@ -220,6 +221,4 @@ def percent(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

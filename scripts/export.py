@@ -16,7 +16,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
-from command import failed, hush, needing, remember_compiled
+from command import failed, needing, remember_compiled, run_main, user_path
 
 from jaxmnist import VARIANTS, TrainConfig, data, imported, records, runs
 from jaxmnist.config import ConfigError, check_name
@@ -42,11 +42,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "run", nargs="?", type=Path, help="a run's folder; with --from-torch the one to make"
+        "run", nargs="?", type=user_path, help="a run's folder; with --from-torch the one to make"
     )
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--to", choices=TARGETS, help="the format")
-    way.add_argument("--from-torch", type=Path, metavar="FILE", help="a PyTorch state dict")
+    way.add_argument("--from-torch", type=user_path, metavar="FILE", help="a PyTorch state dict")
     parser.add_argument("--variant", help="which network --from-torch has")
     parser.add_argument(
         "--normalised-input",
@@ -103,6 +103,4 @@ def to_run(arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

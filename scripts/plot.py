@@ -14,7 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # Ctrl-C ends it, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from command import failed
+from command import failed, run_main, user_path
 
 from jaxmnist import records
 from jaxmnist.config import ConfigError, SeedsConfig
@@ -36,10 +36,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or that of many seeds"
+        "runs",
+        nargs="+",
+        type=user_path,
+        metavar="RUN",
+        help="a run's folder, or that of many seeds",
     )
     parser.add_argument(
-        "--out", type=Path, help="the picture, PNG or SVG; by default curves.png in the first RUN"
+        "--out",
+        type=user_path,
+        help="the picture, PNG or SVG; by default curves.png in the first RUN",
     )
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
     return parser.parse_args(argv)
@@ -70,4 +76,4 @@ def is_held_out(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

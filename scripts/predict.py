@@ -15,7 +15,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, hush, remember_compiled
+from command import failed, remember_compiled, run_main
 
 from jaxmnist import pictures, predictions
 from jaxmnist.pictures import PictureError
@@ -136,6 +136,4 @@ def json_line(name: str, probabilities: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

@@ -7,6 +7,7 @@ again.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import signal
@@ -21,12 +22,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # What follows takes a second to import, in which Ctrl-C should not print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from command import Signals, hush, remember_compiled, until_stopped
+from command import Signals, remember_compiled, run_main, until_stopped, user_path
 from display import Tally, make_display
+from output import make_console, print_line, print_table
 from rich.console import Console
 from rich.table import Table
 
-from jaxmnist import TrainConfig, stats, train_seeds
+from jaxmnist import TrainConfig, records, stats, train_seeds
 from jaxmnist.config import ConfigError, SeedsConfig, by_name, parse_seeds
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedDone
@@ -44,7 +46,7 @@ ByRun = Mapping[tuple[int, int], float]  # by fold and seed
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     arguments = parse(argv)
-    return until_stopped(lambda signals: run(arguments, Console(), signals), arguments.debug)
+    return until_stopped(lambda signals: run(arguments, make_console(), signals), arguments.debug)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folds", type=int, default=2, help=f"of {HOLDOUT} images each")
     parser.add_argument("--epochs", type=int, help="in place of the recipe's")
     parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--out", type=Path, default=OUT, help="the file of finished runs")
+    parser.add_argument("--out", type=user_path, default=OUT, help="the file of finished runs")
     parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
     parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> in
                 failures += train(arguments, console, signals, fold_of, seeds)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    console.print(table(arguments.out, configs))
+    print_table(console, table(arguments.out, configs))
     return 1 if failures else 0
 
 
@@ -101,7 +103,7 @@ def train(
     missing = [seed for seed in seeds if (config.fold, seed) not in finished]
     if not missing:
         return []
-    console.print(f"{config.name}, fold {config.fold}, seeds {missing}", highlight=False)
+    print_line(console, f"{config.name}, fold {config.fold}, seeds {missing}")
     with make_display(console, True, Tally(missing, config.epochs)) as display:
 
         def report(event: Any) -> None:
@@ -131,8 +133,12 @@ def train(
 
 
 def read(file: Path) -> list[Line]:
-    """The finished runs."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """The finished runs; a line that a process did not finish writing is none."""
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]
 
 
 def add(file: Path, done: Run) -> None:
@@ -142,8 +148,7 @@ def add(file: Path, done: Run) -> None:
         **{name: done.summary[name][0] for name in FIGURES},
         "train_seconds": done.summary["train_seconds"],
     }
-    with file.open("a") as lines:
-        lines.write(json.dumps(line) + "\n")
+    records.append(file, json.dumps(line))
 
 
 def by_run(file: Path, config: TrainConfig, figure: str = "final_test_loss") -> ByRun:
@@ -220,6 +225,4 @@ def over_folds(values: ByRun) -> list[float]:
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
+from command import run_main
+from output import make_console, print_table
 from rich.table import Table
 
 import jaxmnist
@@ -100,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
                 outcome = inflict(reference, Path(folder), chance)
             results.setdefault(fault, Counter())[outcome] += 1
             print(f"{number + 1}/{len(trials)} {fault}: {outcome}", file=sys.stderr)
-    Console().print(table(results))
+    print_table(make_console(), table(results))
     return int(any(counts["lost"] for counts in results.values()))
 
 
@@ -210,8 +211,6 @@ def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
             return "lost"
         if done.err.count("\n") > 1:
             return "lost"
-        # Before the run has made its folder there is nothing to go on with.
-        (folder / "run").mkdir(exist_ok=True)
         words = [*reference.words, "--resume"]
     outcome = outcome_of([*reference.words, "--resume"], reference, folder)
     return "lost" if outcome == "refused" else outcome
@@ -313,7 +312,6 @@ def disk_filled(words_before: Sequence[str], sizes: range) -> Inflict:
             if not is_refused(finish(start(reference.words, folder, words_before)), 1):
                 return "lost"
             subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
-            (folder / "run").mkdir(exist_ok=True)
             outcome = outcome_of([*reference.words, "--resume"], reference, folder)
             return "lost" if outcome == "refused" else outcome
         finally:
@@ -342,4 +340,4 @@ def table(results: dict[str, Counter[str]]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))

@@ -19,23 +19,17 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
+import numpy as np
 import tyro
-from command import Signals, failed, hush, needing, remember_compiled
+from command import Signals, failed, needing, remember_compiled, run_main, user_path
 from display import Tally, make_display
+from output import make_console, print_line, print_table
 from rich.console import Console
-from watchers import Profile, TensorBoard
+from watchers import Profile, TensorBoard, guarded
 
-from jaxmnist import TrainConfig, create_model, data, hosts, mesh, runs, seeds, training
-from jaxmnist.config import (
-    ConfigError,
-    SeedsConfig,
-    parse_config,
-    parse_seeds,
-    spoken,
-    steps_per_epoch,
-)
+from jaxmnist import TrainConfig, create_model, data, hosts, runs, seeds, training
+from jaxmnist.config import ConfigError, parse_config, parse_seeds, spoken
 from jaxmnist.devices import choose_devices
-from jaxmnist.optim import make_optimizer
 from jaxmnist.report import epochs_table, evaluated_images, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedRuns
@@ -58,8 +52,8 @@ class Arguments:
             ~/tensorflow_datasets.
         idx_dir: a folder with the four IDX files (raw or .gz), used in place of all other sources.
         overwrite: replace the run in --out.
-        resume: go on with the run in --out from its newest checkpoint; what it was begun with need
-            not be said again.
+        resume: go on with the run in --out from its newest checkpoint, or begin it if there is
+            none; what it was begun with need not be said again.
         checkpoint_every: epochs, as 2, or seconds, as 90s, from one checkpoint to the next.
         keep: how many checkpoints to keep, the newest ones.
         devices: how many share every batch, in equal parts; by default all there are.
@@ -132,18 +126,22 @@ def join(argv: Sequence[str]) -> None:
 
 def first_look(argv: Sequence[str]) -> argparse.Namespace:
     """What must be known of the command line before the rest can be read."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--variant", default=None)
     first.add_argument("--recipe", default=TrainConfig.recipe)
     first.add_argument("--seed", default=None)
     first.add_argument("--seeds", default="")
     first.add_argument("--resume", action="store_true")
-    first.add_argument("--out", type=Path, default=None)
+    first.add_argument("--out", type=user_path, default=None)
     first.add_argument("--coordinator", default=None)
     first.add_argument("--num-processes", "--num_processes", type=int, default=None)
     first.add_argument("--process-id", "--process_id", type=int, default=None)
     first.add_argument("--help", "-h", action="store_true")
-    return first.parse_known_args(argv)[0]
+    try:
+        return first.parse_known_args(argv)[0]
+    except argparse.ArgumentError:
+        # `parse` names what is wrong, and nothing is begun before that.
+        return first.parse_args(["--help"])
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -156,12 +154,34 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise ConfigError(f"seeds is {known.seeds!r}, which names each one: leave --seed out")
     variant = known.variant or TrainConfig.variant
     default = Arguments(TrainConfig(variant, recipe=known.recipe))
+    begun = None
     if known.resume and known.out is not None:
-        begun = hosts.from_first(functools.partial(begun_config, known.out))
-        if begun:
-            begun = arguments_of(parse_config(begun.decode()))
-            default = begun if known.variant in (None, begun.config.variant) else default
-    return tyro.cli(Arguments, args=list(argv), default=default)
+        begun = parse_begun(hosts.from_first(functools.partial(begun_config, known.out)))
+        if begun and known.variant in (None, begun.config.variant):
+            default = begun
+    arguments = tyro.cli(Arguments, args=list(argv), default=default)
+    if begun and arguments.seeds == begun.seeds:
+        check_same_seed(arguments.config.seed, begun)
+    paths = {name: getattr(arguments, name) for name in ("out", "data_dir", "idx_dir")}
+    try:
+        expanded = {name: path and user_path(path) for name, path in paths.items()}
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(str(error)) from error
+    return dataclasses.replace(arguments, **expanded)
+
+
+def check_same_seed(seed: int, begun: Arguments) -> None:
+    """Refuses a --seed that several seeds, which have begun, leave no place for.
+
+    Raises:
+        ConfigError: it is not that of the first one.
+    """
+    if begun.seeds is not None and seed != begun.config.seed:
+        which = parse_seeds(begun.seeds, begun.config.seed)
+        raise ConfigError(
+            f"seed is {seed}, but the run was begun with the seeds {spoken(which)}: leave --seed "
+            "out, or pass another --out"
+        )
 
 
 def begun_config(out: Path) -> bytes:
@@ -172,11 +192,16 @@ def begun_config(out: Path) -> bytes:
     return b""
 
 
-def arguments_of(begun: TrainConfig | SeedsConfig) -> Arguments:
-    """What goes on with what was begun."""
+def parse_begun(text: bytes) -> Arguments | None:
+    """What goes on with what `begun_config` found; None: nothing has begun."""
+    if not text:
+        return None
+    begun = parse_config(text.decode())
     if isinstance(begun, TrainConfig):
         return Arguments(begun)
-    return Arguments(begun.config, seeds=",".join(map(str, begun.seeds)))
+    # A single seed cannot be a list, which has a comma: so it is a number of seeds, one.
+    each = ",".join(map(str, begun.seeds))
+    return Arguments(begun.config, seeds=each if "," in each else "1")
 
 
 def words_to_resume(argv: Sequence[str], path: Path) -> list[str]:
@@ -189,7 +214,8 @@ def words_to_resume(argv: Sequence[str], path: Path) -> list[str]:
 def run(arguments: Arguments, signals: Signals) -> int:
     """Does what the command line asks for."""
     # One of the processes speaks for all.
-    console = Console(quiet=not hosts.is_first())
+    console = make_console(quiet=not hosts.is_first())
+    watchers = make_watchers(arguments)
     if arguments.dry_run:
         dry_run(arguments, console)
         return 0
@@ -197,24 +223,29 @@ def run(arguments: Arguments, signals: Signals) -> int:
         remember_compiled()
     begin = time.perf_counter()
     if arguments.seeds is None:
-        done = train(arguments, [arguments.config.seed], console, signals, training.train)
-        if not arguments.quiet:
-            console.print(epochs_table(done.rows))
-        line = result(done, time.perf_counter() - begin)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-        return 0
-    which = parse_seeds(arguments.seeds, arguments.config.seed)
-    train_seeds = functools.partial(
-        seeds.train_seeds, seeds=which, seed_mapping=arguments.seed_mapping
-    )
-    done = train(arguments, which, console, signals, train_seeds)
-    if not arguments.quiet:
-        console.print(seeds_table(done.summary))
-    line = seeds_result(done, time.perf_counter() - begin)
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for seed, reason in done.failures.items():
+        which, train_with = [arguments.config.seed], training.train
+    else:
+        which = parse_seeds(arguments.seeds, arguments.config.seed)
+        train_with = functools.partial(
+            seeds.train_seeds, seeds=which, seed_mapping=arguments.seed_mapping
+        )
+    done = train(arguments, which, console, signals, train_with, watchers)
+    return print_end(done, arguments.quiet, time.perf_counter() - begin, console)
+
+
+def print_end(done: Run | SeedRuns, quiet: bool, seconds: float, console: Console) -> int:
+    """Prints what a training came to; returns the exit status."""
+    if isinstance(done, Run):
+        table, line, failures = epochs_table(done.rows), result(done, seconds), {}
+    else:
+        table, line = seeds_table(done.summary), seeds_result(done, seconds)
+        failures = done.failures
+    if not quiet:
+        print_table(console, table)
+    print_line(console, line)
+    for seed, reason in failures.items():
         print(f"error: seed {seed}: {reason}", file=sys.stderr)
-    return 1 if done.failures else 0
+    return 1 if failures else 0
 
 
 def train(
@@ -223,19 +254,18 @@ def train(
     console: Console,
     signals: Signals,
     train_with: Callable[..., Any],
+    watchers: Sequence[TensorBoard | Profile],
 ) -> Any:
     """Trains one seed or several, and shows it."""
     tally = Tally(which, arguments.config.epochs)
+    display = make_display(console, arguments.quiet or console.quiet, tally)
     with contextlib.ExitStack() as stack:
-        watchers = [stack.enter_context(watcher) for watcher in make_watchers(arguments)]
-        display = stack.enter_context(
-            make_display(console, arguments.quiet or console.quiet, tally)
-        )
+        shows = [stack.enter_context(guarded(each)) for each in (*watchers, display)]
 
         def report(event: Any) -> None:
             signals.training = True
-            for each in (display, *watchers):
-                each.show(event)
+            for show in reversed(shows):
+                show(event)
 
         return train_with(
             arguments.config,
@@ -276,32 +306,47 @@ def find_tensorboard() -> bytes:
 
 
 def dry_run(arguments: Arguments, console: Console) -> None:
-    """Prints what would be trained; fetches nothing."""
+    """Prints what would be trained, after the checks of a training; fetches nothing."""
     config = arguments.config
-    devices = choose_devices(arguments.devices, arguments.parallel)
-    available = data.TRAIN_COUNT
+    lines = check(arguments)
     if arguments.idx_dir is not None:
-        available = len(data.load(config.dataset, idx_dir=arguments.idx_dir).train_images)
-    count = runs.count_images(available, config.limit_train)
-    steps = steps_per_epoch(count, config.batch_size)
-    tx, _ = make_optimizer(config, config.epochs * steps)
-    model = create_model(config.variant, config.dropout)
-    state = runs.shapes(config, model, tx)
+        dataset = data.load(config.dataset, idx_dir=arguments.idx_dir)
+    else:  # as many images, of no pixels
+        images, labels = np.zeros((data.TRAIN_COUNT, 0, 0), np.uint8), np.zeros(data.TRAIN_COUNT)
+        dataset = data.Dataset(images, labels, images[:0], labels[:0], mean=0.0, std=1.0)
+    plan = runs.make_plan(config, dataset)
+    state = runs.shapes(config, create_model(config.variant, config.dropout), plan.tx)
     console.print_json(config.to_json())
-    console.print(parameters_table(state.params))
-    console.print(
-        f"{config.epochs} epochs of {steps} steps of {config.batch_size} images: "
-        f"{config.epochs * steps} steps over {count:,} training images",
-        highlight=False,
-        soft_wrap=True,
+    print_table(console, parameters_table(state.params))
+    total = config.epochs * plan.steps
+    print_line(
+        console,
+        f"{config.epochs} epochs of {plan.steps} steps of {config.batch_size} images: "
+        f"{total} steps over {plan.train_count:,} training images",
     )
-    side_by_side = 1
-    if arguments.seeds is not None:
-        which = SeedsConfig(config, parse_seeds(arguments.seeds, config.seed)).seeds
-        mapping = mesh.choose_mapping(arguments.seed_mapping, len(which), devices)
-        side_by_side = len(which) if mapping == "vmap" else 1
-        console.print(f"seeds {spoken(which)} ({mapping})", highlight=False, soft_wrap=True)
-    devices.check_divides(config.batch_size, side_by_side)
+    for line in lines:
+        print_line(console, line)
+
+
+def check(arguments: Arguments) -> list[str]:
+    """Checks all that a training checks before it loads images; returns how seeds are trained."""
+    config, out, lines = arguments.config, arguments.out, []
+    watch = training.Watch(arguments.checkpoint_every, arguments.keep)
+    training.check_arguments(out, arguments.overwrite, arguments.resume, watch)
+    if arguments.seeds is None:
+        devices = choose_devices(arguments.devices, arguments.parallel)
+        devices.check_divides(config.batch_size)
+        check_continues = functools.partial(runs.check_continues, config)
+    else:
+        which = parse_seeds(arguments.seeds, config.seed)
+        many, mapping, _ = seeds.choose(
+            config, which, arguments.seed_mapping, arguments.devices, arguments.parallel
+        )
+        lines.append(f"seeds {spoken(many.seeds)} ({mapping})")
+        check_continues = functools.partial(seeds.check_continues, many)
+    if arguments.resume and out is not None and out.is_dir():
+        check_continues(out)
+    return lines
 
 
 def seeds_result(done: SeedRuns, seconds: float) -> str:
@@ -335,13 +380,9 @@ def result(done: Run, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    status = main(sys.argv[1:])
+    status = run_main(main, needs_output=False)
     if status in (1, 2) and jax.distributed.is_initialized():
         # The others are waiting, or gone: to take leave of them would take too long.
-        sys.stdout.flush()
-        sys.stderr.flush()
         # If all were refused the same, they have the time to say so: this end is theirs, too.
         time.sleep(1 if hosts.is_first() else 0)
         os._exit(status)

@@ -4,6 +4,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,38 @@ SCALARS = (
 )
 
 
+@contextlib.contextmanager
+def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
+    """Enter a watcher, or a display, whose failure must not end the training.
+
+    Args:
+        watcher: has a method `show`, which takes the events of a training.
+
+    Yields:
+        The same method; after an error, which is printed once, it does nothing.
+    """
+    failed = False
+
+    def attempt(method: Callable[..., Any], *arguments: Any) -> None:
+        nonlocal failed
+        try:
+            method(*arguments)
+        except Exception as error:
+            if not failed:
+                print(f"note: {type(watcher).__name__} is off: {error}", file=sys.stderr)
+            failed = True
+
+    def show(event: Any) -> None:
+        if not failed:
+            attempt(watcher.show, event)
+
+    attempt(watcher.__enter__)
+    try:
+        yield show
+    finally:
+        attempt(watcher.__exit__, *sys.exc_info())
+
+
 class TensorBoard:
     """Writes every epoch's figures for TensorBoard, a curve for each seed.
 
@@ -42,28 +75,21 @@ class TensorBoard:
         self._writer_of, self._scalar = event_file_writer.EventsWriter, summary.scalar
         self._event, self._log = proto.Event, proto.SessionLog
         self._folder, self._writers = Path(), {}
-        self._failed = False
 
     def __enter__(self) -> "TensorBoard":
         return self
 
     def __exit__(self, *exception: object) -> None:
         for writer in self._writers.values():
-            # What it could not write has been said.
-            with contextlib.suppress(OSError):
-                writer.close()
+            writer.close()
 
     def show(self, event: Any) -> None:
         """Takes note of where the run is, and writes what an epoch came to."""
         if isinstance(event, Started | SeedsStarted):
             self._folder = event.out / records.TENSORBOARD
-        if isinstance(event, EpochDone) and not self._failed:
-            try:
-                for row in event.rows:
-                    self._write(row)
-            except OSError as error:
-                self._failed = True
-                print(f"note: nothing more is written for TensorBoard: {error}", file=sys.stderr)
+        if isinstance(event, EpochDone):
+            for row in event.rows:
+                self._write(row)
 
     def _write(self, row: records.Row) -> None:
         seed, step = row["seed"], row["epoch"]

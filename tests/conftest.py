@@ -1,5 +1,6 @@
 """What several test files share: small images, a small run, and golden numbers drawn by name."""
 
+import contextlib
 import gc
 import importlib
 import os
@@ -199,7 +200,7 @@ def start(tmp_path, small_idx_dir, cache):
     """Starts the command; what is still running afterwards is killed."""
     started = []
 
-    def start(*words, folder=tmp_path, devices=1, flags=""):
+    def start(*words, folder=tmp_path, devices=1, flags="", script_errors=subprocess.PIPE):
         process = subprocess.Popen(
             [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
             cwd=folder,
@@ -211,7 +212,7 @@ def start(tmp_path, small_idx_dir, cache):
                 f"--xla_force_host_platform_device_count={devices} {flags}",
             },
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=script_errors,
             text=True,
         )
         started.append(process)
@@ -220,7 +221,8 @@ def start(tmp_path, small_idx_dir, cache):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        with contextlib.suppress(ValueError):  # the test closed its output, and waited
+            process.communicate()
 
 
 def finish(process):

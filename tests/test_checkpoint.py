@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import shutil
+import types
 
 import chex
 import jax
@@ -10,10 +11,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxmnist import ConfigError, TrainConfig, checkpoint, create_model
+from jaxmnist import ConfigError, TrainConfig, checkpoint, create_model, records
 from jaxmnist.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from jaxmnist.metrics import Metrics
-from jaxmnist.optim import make_optimizer
+from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.state import create_state, initial_state
 
 METRICS = Metrics(np.float32(12.5), np.int32(90), np.int32(128))
@@ -209,6 +210,18 @@ def test_a_record_too_large_to_be_one_is_not_read(saved):
         opened.truncate(1 << 40)
     _, (reason,) = checkpoint.newest_whole(saved, template())
     assert "metadata has 1099511627776 bytes; expected at most 16777216" in reason
+
+
+def test_the_rows_of_the_longest_run_can_be_read_again():
+    """A row of the longest numbers that a training may have, as the record holds it."""
+    long = 0.123456789012345678
+    tested = types.SimpleNamespace(loss=1e5 * long, accuracy=100 * long)
+    schedules = Schedules(lambda step: 1e-5 * long, lambda step: long)
+    config, step = TrainConfig("less_params", seed=2**32 - 1), 2**31 - 1
+    row = records.make_row(config, schedules, 50_000, step, METRICS, tested, 1e5 * long)
+    row |= {"train_loss": 1e5 * long, "train_accuracy": 100 * long}
+    rows = len(json.dumps([row])) * checkpoint.MAX_EPOCHS
+    assert rows + 100_000 < checkpoint.MAX_RECORD_BYTES
 
 
 def test_an_array_too_large_to_be_one_is_not_read(saved):

@@ -13,7 +13,8 @@ import jax
 import pytest
 import requests
 
-from jaxmnist import TrainConfig, data, training
+from jaxmnist import ConfigError, TrainConfig, data, training
+from jaxmnist.config import SeedsConfig, parse_seeds
 from jaxmnist.data import sources
 from tests.conftest import small_files
 
@@ -167,7 +168,23 @@ def test_every_option_reaches_the_config(script):
         ("--checkpoint-every often", r"^error: checkpoint_every is 'often'; expected epochs, as 2"),
         ("--resume", r"^error: resume needs to know the folder of the run: pass --out\n$"),
         ("--resume --out a --overwrite", r"^error: resume and overwrite exclude each other"),
-        ("--resume --out a", r"^error: a does not exist; expected the folder of a run"),
+        ("--keep 0", r"^error: keep is 0; expected a whole number of at least 1\n$"),
+        ("--holdout 70000 --dry-run", r"^error: holdout is 70000 and fold 0, but there are 60000"),
+        ("--keep 0 --dry-run", r"^error: keep is 0; expected a whole number of at least 1\n$"),
+        ("--checkpoint-every foo --dry-run", r"^error: checkpoint_every is 'foo'; expected epochs"),
+        ("--limit-train 60001 --dry-run", r"^error: limit_train is 60001, but there are 60000"),
+        (
+            "--limit-train 55001 --holdout 5000 --dry-run",
+            r"^error: limit_train is 55001, but .*55000",
+        ),
+        ("--devices 99 --dry-run", r"^error: devices is 99; expected a whole number from 1 to"),
+        ("--resume --dry-run", r"^error: resume needs to know the folder of the run: pass --out"),
+        ("--seeds 2 --profile --dry-run", r"^error: profile is for a run of one seed"),
+        ("--variant less_params --epochs 50001 --dry-run", r"^error: epochs is 50001; expected at"),
+        ("--out=~nobody-of-this-name/x", r"^error: ~nobody-of-this-name/x begins with a home"),
+        ("--out", r"(?s)Missing value for argument '--out'"),
+        ("--variant", r"(?s)Missing value for argument '--variant'"),
+        ("--num-processes many", r"(?s)num.processes.*invalid"),
         ("--seeds many", r"^error: seeds is 'many'; expected how many, as 8, or which, as 3,7,11"),
         ("--seeds 3,7 --seed 9", r"^error: seeds is '3,7', which names each one: leave --seed out"),
         ("--seeds 0", r"^error: seeds is empty; expected at least one\n$"),
@@ -191,6 +208,7 @@ def test_a_wrong_command_line_is_named_and_exits_2(run, words, message):
     assert status == 2
     assert re.search(message, err), err
     assert "Traceback" not in err
+    assert not err.startswith("usage: ")  # of a parser that knows a part of the options
     assert list(Path().iterdir()) == []
 
 
@@ -312,7 +330,9 @@ def test_a_full_disk_is_one_line(run, small_idx_dir, monkeypatch):
     assert not Path("here/summary.json").exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_before_the_training_stops_at_once(run, monkeypatch, number, status):
     before = signal.getsignal(number)
     # Where the tests run in the background, SIGINT is ignored, and would stay so.
@@ -351,7 +371,104 @@ def test_a_run_that_goes_on_need_not_be_described_again(run, script, small_idx_d
     assert "another config: seed was 0 and is 5;" in err
 
 
+def files_of(folder):
+    """The content and the time of every text file of a run."""
+    return {
+        file: (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in Path(folder).rglob("*.json*")
+        if "checkpoints" not in file.parts
+    }
+
+
+@pytest.mark.parametrize("seeds", [(), ("--seeds", "2", "--seed", "3", "--seed-mapping", "loop")])
+@pytest.mark.parametrize("there", [None, "", ".DS_Store", ".config.json.new", "config.json"])
+def test_one_command_line_begins_goes_on_and_finishes(run, small_idx_dir, seeds, there):
+    if there is not None:
+        Path("below/here").mkdir(parents=True)
+        if there:  # an empty config.json is what a power cut may leave
+            Path("below/here", there).write_text("")
+    tiny = (*TINY, *seeds, "--limit-train", "200", "--idx-dir", small_idx_dir)
+    words = (*tiny, "--resume", "--out", "below/here")
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    begins = "note: there is no run in below/here yet: this begins one"
+    assert (begins in out.splitlines()) == (there != "config.json")
+    before = files_of("below/here")
+    assert len(before) == (9 if seeds else 3)
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].endswith("finished: " + ("2 of 2 seeds" if seeds else "2 steps"))
+    assert files_of("below/here") == before
+
+
+def test_resume_takes_over_nothing_else(run, small_idx_dir):
+    Path("thesis").mkdir()
+    Path("thesis/chapter1.tex").write_text("years of work")
+    words = (*TINY, "--idx-dir", small_idx_dir, "--resume", "--out", "thesis")
+    for more in ((), ("--dry-run",), ("--seeds", "2"), ("--seeds", "2", "--dry-run")):
+        status, _, err = run(*words, *more)
+        assert status == 2
+        assert "thesis holds chapter1.tex, which is not of a run" in err
+    Path("file").write_text("")
+    status, _, err = run(*TINY, "--idx-dir", small_idx_dir, "--resume", "--out", "file")
+    assert (status, err) == (2, "error: file is not a folder; expected the folder of a run\n")
+
+
+def test_the_home_directory_is_expanded_in_every_path(script, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = script.parse(["--out=~/x", "--data-dir=~/d", "--idx-dir=~/i"])
+    paths = (arguments.out, arguments.data_dir, arguments.idx_dir)
+    assert paths == (tmp_path / "x", tmp_path / "d", tmp_path / "i")
+    (tmp_path / "x").mkdir()
+    begun = TrainConfig("dropout", seed=3)
+    (tmp_path / "x" / "config.json").write_text(begun.to_json())
+    assert script.parse(["--resume", "--out=~/x"]).config == begun
+
+
+def test_dry_run_counts_what_is_held_out(run):
+    _, out, _ = run("--dry-run", "--holdout", "5000")
+    assert "15 epochs of 429 steps of 128 images: 6435 steps over 55,000 training images" in out
+
+
+def test_dry_run_refuses_what_the_folder_refuses(run):
+    Path("here").mkdir()
+    Path("here/config.json").write_text(TrainConfig("less_params").to_json())
+    status, _, err = run("--dry-run", "--out", "here")
+    assert (status, err[:22]) == (2, "error: here is not emp")
+    status, _, err = run("--dry-run", "--resume", "--out", "here", "--batch-size", "64")
+    assert status == 2
+    assert "batch_size was 128 and is 64" in err
+    assert run("--dry-run", "--overwrite", "--out", "here")[0] == 0
+    assert run("--dry-run", "--resume", "--out", "here")[0] == 0
+    assert [entry.name for entry in Path("here").iterdir()] == ["config.json"]
+
+
 SEEDS = (*TINY, "--limit-train", "200", "--seed-mapping", "loop")
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_single_one_of_many_seeds_stays_the_only_one(run, small_idx_dir, seed):
+    images = ("--idx-dir", small_idx_dir)
+    assert run(*SEEDS, *images, "--seed", seed, "--seeds", "1", "--out", "one")[0] == 0
+    status, out, err = run("--resume", "--out", "one", *images)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "the runs in one are finished: 1 of 1 seeds"
+    assert [entry.name for entry in Path("one").glob("seed*")] == [f"seed{seed}"]
+    # It takes more, from the first on.
+    assert run("--resume", "--out", "one", "--seeds", "2", *images)[0] == 0
+    summary = json.loads(Path("one/summary.json").read_text())
+    assert summary["seeds"] == [seed, seed + 1]
+
+
+@pytest.mark.parametrize(("seeds", "others"), [("3", "3 to 5"), ("1", "3"), ("3,9", "3, 9")])
+def test_a_seed_that_the_folder_does_not_have_is_refused(script, tmp_path, seeds, others):
+    many = SeedsConfig(TrainConfig("gap"), parse_seeds(seeds, 3))
+    (tmp_path / "config.json").write_text(many.to_json())
+    words = ["--resume", "--out", str(tmp_path)]
+    assert script.parse([*words, "--seed", "3"]) == script.parse(words)
+    message = f"seed is 7, but the run was begun with the seeds {others}: leave --seed out"
+    with pytest.raises(ConfigError, match=message):
+        script.parse([*words, "--seed", "7"])
 
 
 def test_many_seeds_and_what_came_of_them(run, small_idx_dir):

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import re
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +106,30 @@ def test_what_is_given_stands():
     config = TrainConfig("gap", epochs=1, learning_rate=0.1, augment=False, dropout=0.0)
     assert (config.epochs, config.learning_rate) == (1, 0.1)
     assert (config.augment, config.dropout) == (False, 0.0)
+
+
+@pytest.mark.parametrize("scalar", [np.int64, np.uint32, np.array, jnp.int32])
+def test_scalars_of_numpy_and_jax_are_stored_as_pythons_own(scalar):
+    config = TrainConfig(
+        np.str_("gap"),
+        epochs=scalar(3),
+        batch_size=scalar(64),
+        learning_rate=np.float32(0.5),
+        seed=scalar(7),
+        augment=np.bool_(False),
+        dropout=np.float64(0.25),
+        limit_train=scalar(640),
+        holdout=scalar(100),
+        fold=scalar(1),
+    )
+    assert config == TrainConfig.from_json(config.to_json())
+    for field in dataclasses.fields(config):
+        assert type(getattr(config, field.name)) in (str, int, float, bool)
+    many = SeedsConfig(config, tuple(np.arange(3)))
+    assert [type(seed) for seed in many.seeds] == [int, int, int]
+    assert parse_config(many.to_json()) == many
+    with pytest.raises(ConfigError, match=r"seed is 1\.5; expected a whole number"):
+        TrainConfig(seed=np.float32(1.5))
 
 
 def test_config_is_frozen():

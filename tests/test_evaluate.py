@@ -67,6 +67,22 @@ def test_evaluates_a_run(command, small_run, small_idx_dir):
     assert written["runs"][0]["config"]["variant"] == "gap"
 
 
+def test_the_files_are_written_before_anything_is_printed(
+    command, small_seeds, small_idx_dir, monkeypatch
+):
+    words = ("evaluate", small_seeds.path, "--idx-dir", small_idx_dir)
+    assert command(*words)[0] == 0  # imports it
+    shutil.rmtree(small_seeds.path / "evaluation")
+
+    def fail(*arguments):
+        raise RuntimeError("nobody reads this")
+
+    monkeypatch.setattr("evaluate.print_table", fail)
+    assert command(*words)[0] == 1
+    place = small_seeds.path / "evaluation" / "kmnist-ensemble"
+    assert {file.name for file in place.iterdir()} >= {"evaluation.json", "confusion.png"}
+
+
 def test_compares_runs_and_evaluates_them_together(command, small_seeds, small_idx_dir):
     words = (small_seeds.path, "--views", "2", "--idx-dir", small_idx_dir)
     status, out, err = command("evaluate", *words)

@@ -213,6 +213,40 @@ def test_overwrite_removes_nothing_but_runs(tmp_path, name, content, message):
     assert (tmp_path / name).read_text() == content
 
 
+@pytest.mark.parametrize("link", ["seed0", "checkpoints", "evaluation", "metrics.jsonl"])
+def test_overwrite_follows_no_link(tmp_path, link):
+    other, out = tmp_path / "other", tmp_path / "run"
+    for folder in (other / "checkpoints" / "7", out):
+        folder.mkdir(parents=True)
+    for folder in (other, out):
+        (folder / "config.json").write_text(TrainConfig("gap").to_json())
+    (out / link).symlink_to(other)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=f"{link} is a link, and the files of a run are in its"):
+        claim(out, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    # What is named may be a link itself: to a larger disk.
+    (out / link).unlink()
+    (tmp_path / "named").symlink_to(out)
+    claim(tmp_path / "named", overwrite=True)
+    assert (list(out.iterdir()), (tmp_path / "named").is_symlink()) == ([], True)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._seed0", "Thumbs.db", "desktop.ini", ".nfs0001a"])
+def test_files_of_the_system_are_no_obstacle(tmp_path, name):
+    many = SeedsConfig(TrainConfig("gap"), (0, 1))
+    for folder in (tmp_path, tmp_path / "seed1"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    (tmp_path / "seed1" / "config.json").write_text(many.of(1).to_json())
+    with pytest.raises(ConfigError, match="holds seed1, which is not of a run"):
+        records.check_is_run(tmp_path)
+    (tmp_path / "config.json").write_text(many.to_json())
+    claim(tmp_path, overwrite=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    claim(tmp_path)
+
+
 def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
     (tmp_path / ".config.json.new").write_text("ha")
     claim(tmp_path)
@@ -281,6 +315,23 @@ def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):
             records.write(tmp_path / "a.json", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "one"
+
+
+def test_a_file_that_has_the_content_is_left_untouched(tmp_path):
+    file = tmp_path / "a.json"
+    records.write(file, "one")
+    before = file.stat()
+    records.write(file, "one")
+    assert file.stat() == before
+    records.write(file, "two")
+    assert file.read_text() == "two"
+
+
+def test_appending_begins_on_a_line_of_its_own(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"ep')
+    records.append(path, "one")
+    assert path.read_text() == '{"ep\none\n'
 
 
 def test_appending_is_whole_or_nothing(tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -72,11 +73,15 @@ def test_killed_at_any_moment_it_goes_on(start, whole, tmp_path, moment):
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_stops_and_says_how_to_go_on(start, whole, tmp_path, number, status):
     process = start(*WORDS)
     wait_for_line(process, "epoch 5/20")
     process.send_signal(number)
+    if number == signal.SIGHUP:  # which a shell sends again
+        process.send_signal(number)
     found, _, err = finish(process)
     assert found == status
     stopped = re.fullmatch(r"stopped at step (\d+); to go on: python (.*)\n", err)
@@ -86,6 +91,15 @@ def test_a_signal_saves_stops_and_says_how_to_go_on(start, whole, tmp_path, numb
     status, out, _ = finish(start(*words[:-2]) if words[-2] == "--idx-dir" else start(*words))
     assert status == 0
     assert out.splitlines()[0].endswith(f"into run, going on at step {stopped[1]}")
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_nobody_reads_what_it_prints(start, whole, tmp_path):
+    process = start(*WORDS, script_errors=subprocess.STDOUT)
+    wait_for_line(process, "epoch 2/20")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
     assert_same_run(tmp_path / "run", whole)
 
 

@@ -70,6 +70,22 @@ def test_runs_of_other_lengths_are_not_compared(search, tmp_path):
     assert search.by_run(file, two) == {(0, 2): 0.2}
 
 
+def test_a_torn_line_is_passed_over_and_the_next_begins_on_its_own(search, tmp_path):
+    file = tmp_path / "search.jsonl"
+    figures = {**{name: [0.1] for name in search.FIGURES}, "train_seconds": 1.0}
+    runs = [
+        Namespace(config=TrainConfig(recipe="fast", holdout=100, seed=seed), summary=figures)
+        for seed in (1, 2, 3)
+    ]
+    search.add(file, runs[0])
+    whole = file.read_text()
+    # A process was killed; one of an earlier version appended to what was left; one was killed.
+    file.write_text(whole + whole[:40] + whole + "[1]\n" + whole[:50])
+    search.add(file, runs[1])
+    search.add(file, runs[2])
+    assert [line["seed"] for line in search.read(file)] == [1, 2, 3]
+
+
 def test_a_seed_that_fails_is_named_and_the_others_are_compared(
     search, command, words, tmp_path, monkeypatch
 ):

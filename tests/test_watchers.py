@@ -71,6 +71,37 @@ def test_profile_has_a_trace(command, small_idx_dir, tmp_path):
     assert b"train_chunk" in trace.read_bytes()
 
 
+@pytest.mark.parametrize("fails", ["__enter__", "show", "__exit__", "both"])
+def test_a_watcher_that_fails_is_a_note_and_ends_no_training(
+    command, small_idx_dir, tmp_path, monkeypatch, fails
+):
+    """The disk is full, say, or another profiler is on."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import watchers
+
+    def failing(method):
+        def fail(*arguments):
+            if method.__name__ == "__exit__":
+                method(*arguments)
+            raise RuntimeError("it cannot be")
+
+        return fail
+
+    for name in ("show", "__exit__") if fails == "both" else (fails,):
+        for watcher in (watchers.Profile, watchers.TensorBoard):
+            monkeypatch.setattr(watcher, name, failing(getattr(watcher, name)))
+    words = (*WORDS, "--out", tmp_path / "run", "--idx-dir", small_idx_dir, "--batch-size", "32")
+    status, said, errors = command("train", *words, "--profile", "--tensorboard")
+    assert status == 0
+    assert said.startswith("less_params, seed 0: ")
+    lines = [line for line in errors.splitlines() if "too few steps" not in line]
+    assert sorted(lines) == [
+        "note: Profile is off: it cannot be",
+        "note: TensorBoard is off: it cannot be",
+    ]
+    assert len(jaxmnist.load_run(tmp_path / "run").rows) == 2
+
+
 def test_too_few_steps_for_a_profile_are_said_to_be(command, small_idx_dir, tmp_path):
     out = tmp_path / "run"
     words = (*WORDS[:4], "--epochs", "1", "--out", out, "--idx-dir", small_idx_dir, "--profile")

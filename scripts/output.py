@@ -1,0 +1,102 @@
+"""Where commands print. Nothing that is printed ends a command or hides a part of what it says."""
+
+import codecs
+import contextlib
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# In place of what a stream cannot encode.
+PLAIN = {"±": "+-", "−": "-", "–": "-", "×": "x"}  # noqa: RUF001 - these are the characters meant
+# On fewer columns, rich would cut the numbers of a table.
+TABLE_WIDTH = 72
+
+
+class Output(io.FileIO):
+    """A file descriptor to which writing never fails.
+
+    A pager is quit, a terminal is closed, the disk under a log is full: after an error, everything
+    that any part of the process writes to the descriptor is dropped.
+    """
+
+    def __init__(self, descriptor: int):
+        super().__init__(descriptor, "w", closefd=False)
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write bytes; return how many were written or dropped."""
+        try:
+            while (count := super().write(content)) is None:
+                select.select(
+                    [], [self], []
+                )  # the reader made the pipe non-blocking, and it is full
+            return count
+        except OSError as error:
+            self.error = error
+            with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            return memoryview(content).nbytes
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[Output | None]:
+    """Make standard output and standard error streams that never raise.
+
+    Yields:
+        What is below standard output; None if it is not that of the process, as in a notebook.
+    """
+    codecs.register_error("jaxmnist.plain", _in_plain)
+    before = sys.stdout, sys.stderr
+    output, errors = (
+        Output(stream.fileno()) if stream is not None and stream is original else None
+        for stream, original in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__))
+    )
+    sys.stdout, sys.stderr = _stream(output, sys.stdout), _stream(errors, sys.stderr)
+    try:
+        yield output
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def make_console(quiet: bool = False) -> Console:
+    """Return a console that takes `[`, `]` and `:` in what it prints as they are."""
+    return Console(quiet=quiet, markup=False, emoji=False)
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print text as it is, however long its lines are."""
+    console.print(Text(line), soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table with all digits of its numbers; a narrower terminal wraps its lines."""
+    table.width = TABLE_WIDTH if console.width < TABLE_WIDTH else None
+    console.print(table, crop=False)
+
+
+def _stream(output: Output | None, stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed by whoever started the process
+        return open(os.devnull, "w")
+    if output is None:
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(output),
+        encoding=stream.encoding,
+        errors="jaxmnist.plain",
+        line_buffering=stream.line_buffering or stream.write_through,  # type: ignore[attr-defined]
+    )
+
+
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, "?") for character in characters), error.end
