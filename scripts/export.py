@@ -99,7 +99,8 @@ def to_run(arguments: argparse.Namespace) -> str:
     run = imported.write_run(job, variables, arguments.run, arguments.from_torch)
     accuracy = run.summary["final_test_accuracy"][0]
     count = run.summary["test_count"]
-    return f"{run.path}: {arguments.variant}, {accuracy:.2f} % of {count:,} test images"
+    chance = ", as by chance: were its images normalised in another way?" if accuracy < 20 else ""
+    return f"{run.path}: {arguments.variant}, {accuracy:.2f} % of {count:,} test images{chance}"
 
 
 if __name__ == "__main__":
