@@ -12,7 +12,7 @@ import jax
 
 from jaxmnist import data, mesh, records, runs
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig
-from jaxmnist.devices import choose_devices
+from jaxmnist.devices import choose_devices, fixed_flags, remarks_on
 from jaxmnist.processes import train_in_processes
 from jaxmnist.records import Row
 from jaxmnist.runs import Job, Run, count_parameters, finished_run, make_job
@@ -67,6 +67,7 @@ Ends = dict[int, Run | Exception]  # by seed
 Report = Callable[[Event | SeedsStarted | SeedDone], None]
 
 
+@fixed_flags()
 def train_seeds(
     config: TrainConfig,
     seeds: Sequence[int],
@@ -120,7 +121,9 @@ def train_seeds(
     watch = Watch(checkpoint_every, keep, report, should_stop)
     check_arguments(out, overwrite, resume, watch)
     _check_one_process()
-    chosen = choose_devices(devices, parallel)
+    # In one program several seeds need no batch that all devices share.
+    alone = len(many.seeds) == 1 or seed_mapping == "loop" or parallel == "pmap"
+    chosen = choose_devices(devices, parallel, many.config.batch_size if alone else None)
     mapping = mesh.choose_mapping(seed_mapping, len(many.seeds), chosen)
     chosen.check_divides(many.config.batch_size, len(many.seeds) if mapping == "vmap" else 1)
     job = make_job(many.config, data_dir, idx_dir, data_progress, chosen)
@@ -138,7 +141,9 @@ def train_seeds(
         if set(found.steps) != set(found.ends):
             records.remove_derived(path)
         count, steps = len(job.train_images.pixels), found.steps
-        report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, found.remarks))
+        idle = remarks_on(chosen, many.config.batch_size) if not devices else []
+        remarks = [*found.remarks, *idle]
+        report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, remarks))
         ends = _train_rest(train_with, job, found, path, watch, report)
         return _finish(job, many, mapping, path, ends)
 
@@ -256,6 +261,7 @@ def train_vmapped(
         yield from zip(ready, ends, strict=True)
 
 
+@fixed_flags()
 def load_seeds(path: str | os.PathLike) -> SeedRuns:
     """Reads the runs of several seeds back from their folder; nothing in it is executed.
 

@@ -14,9 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # What follows takes a second to import, in which Ctrl-C should not print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # Neither `python -m scripts.train` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # What follows takes a second to import, in which Ctrl-C should not print a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
 import tyro
@@ -34,7 +38,7 @@ from jaxmnist.config import (
     spoken,
     steps_per_epoch,
 )
-from jaxmnist.devices import choose_devices
+from jaxmnist.devices import check_platform, choose_devices, remarks_on
 from jaxmnist.optim import make_optimizer
 from jaxmnist.report import epochs_table, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
@@ -125,6 +129,7 @@ def join(argv: Sequence[str]) -> None:
     known = first_look(argv)
     if not known.help:
         hosts.join(known.coordinator, known.num_processes, known.process_id)
+        check_platform()
         same = (known.variant, known.seed, known.seeds, known.resume, str(known.out))
         hosts.check_same(str(same))
 
@@ -277,7 +282,9 @@ def find_tensorboard() -> bytes:
 def dry_run(arguments: Arguments, console: Console) -> None:
     """Prints what would be trained; fetches nothing."""
     config = arguments.config
-    devices = choose_devices(arguments.devices, arguments.parallel)
+    alone = arguments.seeds is None or arguments.seed_mapping == "loop"
+    batch_size = config.batch_size if alone or arguments.parallel == "pmap" else None
+    devices = choose_devices(arguments.devices, arguments.parallel, batch_size)
     available = data.TRAIN_COUNT
     if arguments.idx_dir is not None:
         available = len(data.load(config.dataset, idx_dir=arguments.idx_dir).train_images)
@@ -301,6 +308,8 @@ def dry_run(arguments: Arguments, console: Console) -> None:
         side_by_side = len(which) if mapping == "vmap" else 1
         console.print(f"seeds {spoken(which)} ({mapping})", highlight=False, soft_wrap=True)
     devices.check_divides(config.batch_size, side_by_side)
+    for remark in remarks_on(devices, config.batch_size) if arguments.devices is None else ():
+        console.print(f"note: {remark}", highlight=False, soft_wrap=True, markup=False)
 
 
 def seeds_result(done: SeedRuns, seconds: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,7 +28,10 @@ def save(draw: Callable[[], Figure], files: Sequence[Path], source: str) -> None
         OSError: the disk does not take them.
     """
     # Ids in the file that do not change from one time to the next, and text as text.
-    with rc_context({"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}):
+    own = {"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}
+    with rc_context():
+        rcdefaults()  # not those of the user's matplotlibrc, as text.usetex
+        rcParams.update(own)
         figure = draw()
         for file in files:
             dated = {"Date": None} if file.suffix == ".svg" else {}
