@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import jaxmnist
-from jaxmnist import processes, worker
+from jaxmnist import devices, processes, worker
 from jaxmnist.training import EpochDone, Failed, Progress, Stopped, TrainingError, Watch
 from tests.conftest import SCRIPT, finish, wait_for_line
 from tests.test_runs import assert_same_run

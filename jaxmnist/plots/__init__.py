@@ -1,10 +1,14 @@
 """Figures, readable in black and white and by the colour-blind."""
 
+import contextlib
 import os
 
-try:
-    import matplotlib  # it reads MPLBACKEND when it is imported for the first time
-except ValueError:
-    # MPLBACKEND names a backend of a notebook that is not installed; figures here need none.
-    del os.environ["MPLBACKEND"]
-    import matplotlib  # noqa: F401
+# Matplotlib cannot be imported while MPLBACKEND names a backend that is not installed, as that of a
+# notebook. Figures here need none.
+backend = os.environ.pop("MPLBACKEND", None)
+import matplotlib
+
+if backend:
+    os.environ["MPLBACKEND"] = backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
