@@ -66,7 +66,8 @@ class Arguments:
             not be said again.
         checkpoint_every: epochs, as 2, or seconds, as 90s, from one checkpoint to the next.
         keep: how many checkpoints to keep, the newest ones.
-        devices: how many share every batch, in equal parts; by default all there are.
+        devices: how many share every batch, in equal parts; by default all there are, or
+            as many of them as divide the batch.
         parallel: the form of their program: jit (with shard_map), or the older pmap.
         coordinator: where several processes train together: HOST:PORT of the first one. On a TPU
             pod and under SLURM this is found without a word.

@@ -6,7 +6,7 @@ import os
 # Matplotlib cannot be imported while MPLBACKEND names a backend that is not installed, as that of a
 # notebook. Figures here need none.
 backend = os.environ.pop("MPLBACKEND", None)
-import matplotlib
+import matplotlib  # noqa: E402
 
 if backend:
     os.environ["MPLBACKEND"] = backend
