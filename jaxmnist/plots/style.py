@@ -28,10 +28,9 @@ def save(draw: Callable[[], Figure], files: Sequence[Path], source: str) -> None
         OSError: the disk does not take them.
     """
     # Ids in the file that do not change from one time to the next, and text as text.
-    own = {"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}
     with rc_context():
         rcdefaults()  # not those of the user's matplotlibrc, as text.usetex
-        with rc_context(own):
+        with rc_context({"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}):
             figure = draw()
             for file in files:
                 dated = {"Date": None} if file.suffix == ".svg" else {}
