@@ -35,7 +35,9 @@ class Parameters(NamedTuple):
 
 def draw_parameters(key: jax.Array, count: int) -> Parameters:
     """Draws what is done to each of `count` images, from the notebooks' ranges."""
-    uniform = iter(jax.random.uniform(key, (9, count)))  # one draw for all: quicker than nine
+    uniform = iter(
+        jax.random.uniform(key, (9, count), jnp.float32)
+    )  # one draw for all: quicker than nine
 
     def between(low, high):
         return low + (high - low) * next(uniform)
@@ -63,7 +65,7 @@ class Affine(NamedTuple):
 
 def draw_affine(key: jax.Array, count: int, strength: float = 1.0) -> Affine:
     """Draws a map for each of `count` images; with 1 as far as the notebooks' two together."""
-    drawn = jax.random.uniform(key, (5, count), minval=-strength, maxval=strength)
+    drawn = jax.random.uniform(key, (5, count), jnp.float32, minval=-strength, maxval=strength)
     angle, x, y, scale, shear = drawn
     return Affine(13 * angle, 2.8 * jnp.stack([x, y], axis=1), 1 + 0.2 * scale, 10 * shear)
 
@@ -165,7 +167,7 @@ def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
     Returns:
         uint8 `[N, 28, 28]`.
     """
-    return _blend(images, jnp.zeros(len(images)), factor)
+    return _blend(images, jnp.zeros(len(images), jnp.float32), factor)
 
 
 def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:

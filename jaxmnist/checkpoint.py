@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jaxmnist.config import FORMAT, check_format
-from jaxmnist.devices import Devices
+from jaxmnist.devices import Devices, wrap_key
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState
 
@@ -222,7 +222,7 @@ def read(path: Path, template_of: TemplateOf) -> Checkpoint:
         if str(int(arrays["state"].step)) != path.name:
             raise ValueError(f"it is of step {int(arrays['state'].step)}")
     state = arrays["state"]
-    state = state.replace(key=jax.random.wrap_key_data(state.key))
+    state = state.replace(key=wrap_key(state.key))
     return Checkpoint(state, arrays["metrics"], record["notes"])
 
 

@@ -4,9 +4,10 @@ A step written for one device knows the others by the name of an axis (`shards.p
 gets devices: a mesh under `jax.shard_map`, or `jax.pmap` (jit and shard_map inside), or none.
 """
 
+import contextlib
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,20 @@ from jaxmnist.config import ConfigError, check_name
 # The forms of a program for many devices.
 PARALLELS = ("jit", "pmap")
 SEED, DATA = "seed", "data"
+
+# JAX's kind of random keys, and its flags that change what is drawn or computed.
+KEY_IMPL = "threefry2x32"
+_FLAGS = {
+    "enable_x64": False,
+    "default_prng_impl": KEY_IMPL,
+    "threefry_partitionable": True,
+    "numpy_dtype_promotion": "standard",
+    "numpy_rank_promotion": "allow",
+}
+
+# Of the compiled programs that are kept: those of `skeleton` take a few megabytes.
+MAX_COMPILED_BYTES = 512 << 20
+_CORES = "-cores"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,27 +116,76 @@ class Devices:
 ONE = Devices()
 
 
-def cores() -> list[int]:
-    """The CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+def fix_flags() -> None:
+    """Set the flags of JAX that would change a result, whatever the environment sets."""
+    for name, value in _FLAGS.items():
+        jax.config.update(f"jax_{name}", value)
 
 
-def choose_devices(wished: int | None, parallel: str) -> Devices:
+@contextlib.contextmanager
+def fixed_flags() -> Iterator[None]:
+    """Set these flags for a call from a program that has others; usable as a decorator."""
+    with contextlib.ExitStack() as stack:
+        for name, value in _FLAGS.items():
+            stack.enter_context(getattr(jax, name)(value))
+        yield
+
+
+def check_platform() -> None:
+    """Accept a platform that JAX can use.
+
+    Raises:
+        ConfigError: JAX_PLATFORMS names one that is not here, or its devices cannot be used.
+    """
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"JAX_PLATFORMS is {platforms!r}, which JAX cannot use here: {reason[:200]}; unset "
+            "it, or set it to cpu"
+        ) from error
+
+
+def keep_compiled(folder: Path, number_of_cores: int) -> None:
+    """Let JAX keep compiled programs on disk, the latest ones.
+
+    Args:
+        folder: where; XLA compiles for a number of cores, and the keys of JAX's cache leave it
+            out, so each number has a folder of its own in it.
+        number_of_cores: those that this process uses.
+    """
+    jax.config.update("jax_compilation_cache_dir", f"{folder}/{number_of_cores}{_CORES}")
+    jax.config.update("jax_compilation_cache_max_size", MAX_COMPILED_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def kept_compiled() -> str | None:
+    """Return the folder that JAX's cache is in, as `keep_compiled` takes it; None: no cache."""
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    return str(Path(folder).parent) if folder and str(folder).endswith(_CORES) else folder
+
+
+def choose_devices(wished: int | None, parallel: str, batch_size: int | None = None) -> Devices:
     """The devices that are wished for.
 
     Args:
         wished: how many; None: all, of all processes.
         parallel: one of `PARALLELS`.
+        batch_size: images a step, if they have to be shared out equally; without a wish, as many
+            devices are taken as divide it.
 
     Raises:
         ConfigError: there are not so many, there is no such form, or it is not one for the
             processes that there are.
     """
     check_name("parallel", parallel, PARALLELS)
+    check_platform()
     available = jax.device_count()
     count = available if wished is None else wished
+    if wished is None and batch_size is not None and jax.process_count() == 1:
+        count = max(number for number in range(1, count + 1) if batch_size % number == 0)
     if not 1 <= count <= available:
         raise ConfigError(
             f"devices is {count}; expected a whole number from 1 to {available}, which is how many "
@@ -140,12 +204,23 @@ def choose_devices(wished: int | None, parallel: str) -> Devices:
     return Devices(count, parallel)
 
 
+def remarks_on(devices: Devices, batch_size: int) -> list[str]:
+    """Return a line that names the devices without work, if there are any."""
+    available = jax.device_count()
+    if devices.count == available:
+        return []
+    return [
+        f"{devices.count} of {available} devices train: {batch_size} images cannot be shared out "
+        f"equally among {available}"
+    ]
+
+
 def lay(tree: Any, sharding: NamedSharding) -> Any:
     """Puts arrays, of which every process has the whole, over devices of all processes."""
 
     def laid(leaf):
         if is_key(leaf):
-            return jax.random.wrap_key_data(laid(jax.random.key_data(leaf)))
+            return wrap_key(laid(jax.random.key_data(leaf)))
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
@@ -157,10 +232,15 @@ def fetch(tree: Any) -> Any:
 
     def fetched(leaf):
         if is_key(leaf):
-            return jax.random.wrap_key_data(fetched(jax.random.key_data(leaf)))
+            return wrap_key(fetched(jax.random.key_data(leaf)))
         return np.asarray(leaf)
 
     return jax.tree.map(fetched, tree)
+
+
+def wrap_key(words: Any) -> jax.Array:
+    """Return the random keys of these words, uint32 `[..., 2]`."""
+    return jax.random.wrap_key_data(words, impl=KEY_IMPL)
 
 
 def is_key(leaf: Any) -> bool:

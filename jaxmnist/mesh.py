@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psutil
 
 from jaxmnist.config import ConfigError, TrainConfig, check_name
-from jaxmnist.devices import ONE, Devices, Layout, cores, is_key, make_layout
+from jaxmnist.devices import ONE, Devices, Layout, is_key, make_layout, wrap_key
+from jaxmnist.limits import available_bytes, cores
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState, create_state
 from jaxmnist.steps import Images, make_evaluate, make_order_of_epoch, make_train_chunk
@@ -173,7 +173,7 @@ def _memory_bytes(program: Any) -> int:
 def free_bytes() -> int:
     """The memory of the device that programs may take."""
     stats = jax.local_devices()[0].memory_stats()
-    free = psutil.virtual_memory().available // jax.local_device_count()
+    free = available_bytes() // jax.local_device_count()
     if stats and "bytes_limit" in stats:
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return int(MEMORY_SHARE * free)
@@ -228,7 +228,7 @@ def stack(trees: Sequence[Any]) -> Any:
     def stacked(*leaves):
         if is_key(leaves[0]):
             keys = np.stack([jax.random.key_data(key) for key in leaves])
-            return jax.random.wrap_key_data(jnp.asarray(keys))
+            return wrap_key(jnp.asarray(keys))
         return np.stack(leaves)
 
     return jax.tree.map(stacked, *trees)
@@ -291,6 +291,6 @@ def shares_of_cores(seeds: int) -> list[list[int]]:
         The cores of each process: one, if there are enough seeds.
     """
     mine = cores()
-    fitting = psutil.virtual_memory().available // PROCESS_BYTES
+    fitting = available_bytes() // PROCESS_BYTES
     processes = max(1, min(seeds, len(mine), fitting))
     return [mine[first::processes] for first in range(processes)]

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from jaxmnist import records
 from jaxmnist.augment import affine
 from jaxmnist.config import ConfigError, spoken
+from jaxmnist.devices import fixed_flags
 from jaxmnist.evaluation import CLASSES
 from jaxmnist.models import Network, create_model
 from jaxmnist.runs import Run, load_run
@@ -57,6 +58,7 @@ def make_predict(run: Run) -> Predict:
     model = create_model(run.config.variant, run.config.dropout)
     mean, std = map(np.float32, run.normalisation)
 
+    @fixed_flags()
     def predict(pixels: np.ndarray) -> np.ndarray:
         # Blocks of one size, so that one program serves any number of images.
         size = min(EVAL_BLOCK, max(len(pixels), 1))

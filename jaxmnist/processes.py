@@ -19,10 +19,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxmnist import mesh, records, runs
 from jaxmnist.config import ConfigError
+from jaxmnist.devices import kept_compiled
 from jaxmnist.runs import Job, Run
 from jaxmnist.training import (
     FAILURES,
@@ -73,14 +72,13 @@ def train_in_processes(
     waiting = list(seeds)
     inbox: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
-        kept = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-        cache = kept or stack.enter_context(
+        cache = kept_compiled() or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="jaxmnist-compiled-")
         )
         task = {
             "config": job.config.to_json(),
-            "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
-            "idx_dir": None if idx_dir is None else str(Path(idx_dir).absolute()),
+            "data_dir": None if data_dir is None else str(Path(data_dir).expanduser().absolute()),
+            "idx_dir": None if idx_dir is None else str(Path(idx_dir).expanduser().absolute()),
             "path": str(path.absolute()),
             "checkpoint_every": watch.checkpoint_every,
             "keep": watch.keep,

@@ -25,7 +25,7 @@ from jaxmnist.config import (
     check_format,
     parse_config,
 )
-from jaxmnist.devices import cores
+from jaxmnist.limits import cores
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 

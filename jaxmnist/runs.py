@@ -18,7 +18,7 @@ import optax
 from jaxmnist import checkpoint, data, hosts, records
 from jaxmnist.checkpoint import MAX_EPOCHS, Checkpoint, CheckpointError
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig, steps_per_epoch
-from jaxmnist.devices import ONE, Devices
+from jaxmnist.devices import ONE, Devices, check_platform, fixed_flags, wrap_key
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import Schedules, make_optimizer
@@ -345,7 +345,7 @@ def _from_bytes(job: Job, content: bytes) -> Begun:
     state_shapes = shapes(job.config, job.model, job.tx)
     tree = jax.tree.structure((state_shapes, Metrics.zero()))
     state, metrics = jax.tree.unflatten(tree, arrays)
-    state = state.replace(key=jax.random.wrap_key_data(state.key))
+    state = state.replace(key=wrap_key(state.key))
     path, wished = map(Path, said["paths"])
     return Begun(path, wished, Position(state, metrics, *said["position"]), said["remarks"])
 
@@ -397,6 +397,7 @@ def begun_config(path: Path) -> TrainConfig | SeedsConfig:
     return records.read_config(path) if notes is None else _config_of(notes)
 
 
+@fixed_flags()
 def load_run(path: str | os.PathLike) -> Run:
     """Reads a finished run back from its folder; nothing in the folder is executed.
 
@@ -412,6 +413,7 @@ def load_run(path: str | os.PathLike) -> Run:
         OSError: a file of the run cannot be read.
     """
     path = Path(path)
+    check_platform()
     records.check_own(path)
     config = records.read_config_of_run(path)
     folder = path / records.CHECKPOINTS

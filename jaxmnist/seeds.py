@@ -12,7 +12,7 @@ import jax
 
 from jaxmnist import data, mesh, records, runs
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig
-from jaxmnist.devices import Devices, choose_devices
+from jaxmnist.devices import Devices, choose_devices, fixed_flags, remarks_on
 from jaxmnist.processes import train_in_processes
 from jaxmnist.records import Row
 from jaxmnist.runs import Job, Run, count_parameters, finished_run, make_job
@@ -67,6 +67,7 @@ Ends = dict[int, Run | Exception]  # by seed
 Report = Callable[[Event | SeedsStarted | SeedDone], None]
 
 
+@fixed_flags()
 def train_seeds(
     config: TrainConfig,
     seeds: Sequence[int],
@@ -133,6 +134,7 @@ def train_seeds(
             records.remove_derived(path)
         count, steps = len(job.train_images.pixels), found.steps
         remarks += found.remarks
+        remarks += remarks_on(chosen, many.config.batch_size) if devices is None else []
         report(SeedsStarted(path, wished, count, steps, job.total_steps, mapping, remarks))
         ends = _train_rest(train_with, job, found, path, watch, report)
         if kept is None:
@@ -155,7 +157,9 @@ def choose(
     """
     many = SeedsConfig(config, tuple(seeds))
     _check_one_process()
-    chosen = choose_devices(devices, parallel)
+    # In one program several seeds need no batch that all devices share.
+    alone = len(many.seeds) == 1 or seed_mapping == "loop" or parallel == "pmap"
+    chosen = choose_devices(devices, parallel, many.config.batch_size if alone else None)
     mapping = mesh.choose_mapping(seed_mapping, len(many.seeds), chosen)
     chosen.check_divides(many.config.batch_size, len(many.seeds) if mapping == "vmap" else 1)
     return many, mapping, chosen
@@ -274,6 +278,7 @@ def train_vmapped(
         yield from zip(ready, ends, strict=True)
 
 
+@fixed_flags()
 def load_seeds(path: str | os.PathLike) -> SeedRuns:
     """Reads the runs of several seeds back from their folder; nothing in it is executed.
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmnist.devices import KEY_IMPL
+
 
 class TrainState(flax.struct.PyTreeNode):
     """The state of one seed's training after `step` steps."""
@@ -71,8 +73,8 @@ def create_state(
         seed: a whole number; decides the weights and everything random after them.
         average: what an average of the weights keeps a step; None: there is none.
     """
-    key = jax.random.key(seed)
-    variables = model.init(stream(key, "init"), jnp.zeros((1, 28, 28, 1)))
+    key = jax.random.key(seed, impl=KEY_IMPL)
+    variables = model.init(stream(key, "init"), jnp.zeros((1, 28, 28, 1), jnp.float32))
     params = variables["params"]
     parts = {
         "step": jnp.int32(0),

@@ -22,7 +22,7 @@ import numpy as np
 from jaxmnist import data, hosts, mesh, records
 from jaxmnist.checkpoint import CheckpointError, Checkpoints
 from jaxmnist.config import ConfigError, TrainConfig
-from jaxmnist.devices import choose_devices
+from jaxmnist.devices import choose_devices, fixed_flags, remarks_on
 from jaxmnist.mesh import Programs
 from jaxmnist.metrics import Metrics
 from jaxmnist.records import Row
@@ -122,6 +122,7 @@ class Watch(NamedTuple):
     should_stop: Callable[[], bool] = never
 
 
+@fixed_flags()
 def train(
     config: TrainConfig,
     out: str | os.PathLike | None = None,
@@ -172,13 +173,14 @@ def train(
     """
     watch = Watch(checkpoint_every, keep, report, should_stop)
     check_arguments(out, overwrite, resume, watch)  # before the images are fetched
-    chosen = choose_devices(devices, parallel)
+    chosen = choose_devices(devices, parallel, config.batch_size)
     chosen.check_divides(config.batch_size)
     job = make_job(config, data_dir, idx_dir, data_progress, chosen)
     run = continued_run(job, Path(out)) if resume and out else new_run(job, out, overwrite)
     with begun_by_first(job, run) as begun:
         count, step = len(job.train_images.pixels), begun.position.step
-        report(Started(begun.path, begun.wished, count, step, job.total_steps, begun.remarks))
+        remarks = [*begun.remarks, *(remarks_on(chosen, config.batch_size) if not devices else ())]
+        report(Started(begun.path, begun.wished, count, step, job.total_steps, remarks))
         if begun.position.summary is not None:
             return finished_run(job, begun.position, begun.path)
         (end,) = train_block([job], [begun], compile_for(job), watch)

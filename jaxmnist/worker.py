@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxmnist import data
 from jaxmnist.config import TrainConfig
+from jaxmnist.devices import fix_flags, keep_compiled
 from jaxmnist.runs import Job, make_job
 from jaxmnist.training import Event, Stopped, Watch, train_each
 
@@ -63,9 +62,8 @@ def prepare(task: dict[str, Any]) -> Job:
     cores = task["cores"]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    # XLA compiles for so many cores, and JAX's cache does not tell such programs apart.
-    jax.config.update("jax_compilation_cache_dir", f"{task['cache']}/{len(cores)}-cores")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    fix_flags()
+    keep_compiled(Path(task["cache"]), len(cores))
     config = TrainConfig.from_json(task["config"])
     return make_job(config, task["data_dir"], task["idx_dir"], data.ignore_progress)
 

@@ -15,12 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import platformdirs
 from output import lasting_output
 
 from jaxmnist.config import ConfigError
+from jaxmnist.devices import fix_flags, keep_compiled
+from jaxmnist.limits import cores
 from jaxmnist.training import Stopped
+
+# For commands: JAX_ENABLE_X64 and the like change no result.
+fix_flags()
 
 # Ample: what is compiled for `gap` takes 0.6 MB.
 CACHE_BYTES = 16 << 20
@@ -149,6 +153,25 @@ def needing(extra: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def needing_out(folder: Path) -> Iterator[None]:
+    """Name the option --out where a run's folder cannot be written.
+
+    Raises:
+        ConfigError: the folder is read-only.
+    """
+    try:
+        yield
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise ConfigError(
+            f"{folder} cannot be written: {error.strerror}; pass --out FOLDER"
+        ) from error
+
+
 def remember_compiled() -> None:
     """Keeps compiled programs in the user's cache folder; if that cannot be, it says why."""
     try:
@@ -173,8 +196,7 @@ def keep_compiled_programs(folder: Path) -> None:
     if free < CACHE_BYTES:
         reason = f"{os.strerror(errno.ENOSPC)} ({free} bytes free, wanted {CACHE_BYTES})"
         raise OSError(errno.ENOSPC, reason, str(folder))
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    keep_compiled(folder, len(cores()))
 
 
 def hush() -> None:

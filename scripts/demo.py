@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # Ctrl-C ends it, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # Neither `python -m scripts.demo` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # Ctrl-C ends it, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 from command import failed, needing, remember_compiled, run_main

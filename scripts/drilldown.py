@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # What follows takes a second to import, in which Ctrl-C should not print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # Neither `python -m scripts.drilldown` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # What follows takes a second to import, in which Ctrl-C should not print a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from benchmark.networks import forward_flop
 from command import Signals, remember_compiled, run_main, until_stopped, user_path

@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # Ctrl-C ends it, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # Neither `python -m scripts.evaluate` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # Ctrl-C ends it, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, remember_compiled, run_main
+from command import failed, needing_out, remember_compiled, run_main, user_path
 from output import make_console, print_line, print_table
 from rich import box
 from rich.console import Console
@@ -74,8 +78,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--views", type=int, default=1, help="slightly moved copies of each image to average over"
     )
-    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument(
+        "--out",
+        type=user_path,
+        metavar="FOLDER",
+        help="where to write, in place of the run's folder",
+    )
+    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
     return parser.parse_args(argv)
 
@@ -108,9 +118,15 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Path:
     """Where figures and pictures go: those of an ensemble to what was named first."""
     place = dataset if arguments.views == 1 else f"{dataset}-{arguments.views}views"
-    if len(one.runs) == 1:
+    if len(one.runs) > 1:
+        return (arguments.out or arguments.runs[0] / records.EVALUATION) / f"{place}-ensemble"
+    if arguments.out is None:
         return one.runs[0].path / records.EVALUATION / place
-    return arguments.runs[0] / records.EVALUATION / f"{place}-ensemble"
+    if arguments.runs == [one.runs[0].path]:
+        return arguments.out / place
+    # Several runs have a folder each, by their names below the folder that they share.
+    shared = os.path.commonpath([path.absolute().parent for path in arguments.runs])
+    return arguments.out / os.path.relpath(one.runs[0].path, shared) / place
 
 
 def check_each_once(runs: Sequence[Run]) -> None:
@@ -142,7 +158,8 @@ def common_dataset(runs: Sequence[Run]) -> str:
 
 def write(one: Evaluated, images: data.Dataset, folder: Path, views: int, dataset: str) -> None:
     """Puts figures and pictures into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with needing_out(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     runs = [{"path": str(run.path), "config": json.loads(run.config.to_json())} for run in one.runs]
     what = {"dataset": dataset, "views": views, "runs": runs}
     content = json.dumps({**what, **one.figures.to_dict()}, indent=2) + "\n"

@@ -11,12 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # Ctrl-C ends it, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # Neither `python -m scripts.export` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # Ctrl-C ends it, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
-from command import failed, needing, remember_compiled, run_main, user_path
+from command import failed, needing, needing_out, remember_compiled, run_main, user_path
 
 from jaxmnist import VARIANTS, TrainConfig, data, imported, records, runs
 from jaxmnist.config import ConfigError, check_name
@@ -53,8 +57,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="let the export take float32 [N, 28, 28, 1], normalised, not uint8 [N, 28, 28]",
     )
-    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument(
+        "--out",
+        type=user_path,
+        metavar="FOLDER",
+        help="where to write, in place of export/ in the run",
+    )
+    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
     return parser.parse_args(argv)
 
@@ -75,7 +85,10 @@ def to_file(arguments: argparse.Namespace) -> str:
     network = network_of(run, arguments.normalised_input)
     # On some accelerators products are rounded more than the comparison allows.
     with needing(TARGETS[arguments.to].extra), jax.default_matmul_precision("highest"):
-        file, difference = export(network, arguments.to, run.path / records.EXPORT, some)
+        folder = arguments.out or run.path / records.EXPORT
+        with needing_out(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        file, difference = export(network, arguments.to, folder, some)
     return f"{file}: {difference:.1e} is the largest difference on {len(some)} test images"
 
 
@@ -86,6 +99,8 @@ def to_run(arguments: argparse.Namespace) -> str:
     check_name("variant", arguments.variant, VARIANTS)
     if arguments.normalised_input:
         raise ConfigError("normalised_input is for --to; leave it out")
+    if arguments.out is not None:
+        raise ConfigError("out is for --to; name the folder of the new run without it")
     if arguments.run is not None:
         records.check_free(arguments.run, overwrite=False)
     with needing("torch"):
@@ -99,7 +114,8 @@ def to_run(arguments: argparse.Namespace) -> str:
     run = imported.write_run(job, variables, arguments.run, arguments.from_torch)
     accuracy = run.summary["final_test_accuracy"][0]
     count = run.summary["test_count"]
-    return f"{run.path}: {arguments.variant}, {accuracy:.2f} % of {count:,} test images"
+    chance = ", as by chance: were its images normalised in another way?" if accuracy < 20 else ""
+    return f"{run.path}: {arguments.variant}, {accuracy:.2f} % of {count:,} test images{chance}"
 
 
 if __name__ == "__main__":

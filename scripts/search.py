@@ -18,9 +18,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # What follows takes a second to import, in which Ctrl-C should not print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # Neither `python -m scripts.search` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # What follows takes a second to import, in which Ctrl-C should not print a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from command import Signals, remember_compiled, run_main, until_stopped, user_path
 from display import Tally, make_display

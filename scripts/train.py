@@ -14,9 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # What follows takes a second to import, in which Ctrl-C should not print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    # Neither `python -m scripts.train` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # What follows takes a second to import, in which Ctrl-C should not print a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
 import numpy as np
@@ -29,7 +33,7 @@ from watchers import Profile, TensorBoard, guarded
 
 from jaxmnist import TrainConfig, create_model, data, hosts, runs, seeds, training
 from jaxmnist.config import ConfigError, parse_config, parse_seeds, spoken
-from jaxmnist.devices import choose_devices
+from jaxmnist.devices import check_platform, choose_devices, remarks_on
 from jaxmnist.report import epochs_table, evaluated_images, parameters_table, seeds_table, spread
 from jaxmnist.runs import Run
 from jaxmnist.seeds import SeedRuns
@@ -56,7 +60,8 @@ class Arguments:
             none; what it was begun with need not be said again.
         checkpoint_every: epochs, as 2, or seconds, as 90s, from one checkpoint to the next.
         keep: how many checkpoints to keep, the newest ones.
-        devices: how many share every batch, in equal parts; by default all there are.
+        devices: how many share every batch, in equal parts; by default all there are, or
+            as many of them as divide the batch.
         parallel: the form of their program: jit (with shard_map), or pmap, which is jit and
             shard_map inside since JAX 0.8.
         coordinator: where several processes train together: HOST:PORT of the first one. On a TPU
@@ -120,6 +125,7 @@ def join(argv: Sequence[str]) -> None:
     known = first_look(argv)
     if not known.help:
         hosts.join(known.coordinator, known.num_processes, known.process_id)
+        check_platform()
         same = (known.variant, known.seed, known.seeds, known.resume, str(known.out))
         hosts.check_same(str(same))
 
@@ -334,16 +340,18 @@ def check(arguments: Arguments) -> list[str]:
     watch = training.Watch(arguments.checkpoint_every, arguments.keep)
     training.check_arguments(out, arguments.overwrite, arguments.resume, watch)
     if arguments.seeds is None:
-        devices = choose_devices(arguments.devices, arguments.parallel)
+        devices = choose_devices(arguments.devices, arguments.parallel, config.batch_size)
         devices.check_divides(config.batch_size)
         check_continues = functools.partial(runs.check_continues, config)
     else:
         which = parse_seeds(arguments.seeds, config.seed)
-        many, mapping, _ = seeds.choose(
+        many, mapping, devices = seeds.choose(
             config, which, arguments.seed_mapping, arguments.devices, arguments.parallel
         )
         lines.append(f"seeds {spoken(many.seeds)} ({mapping})")
         check_continues = functools.partial(seeds.check_continues, many)
+    if arguments.devices is None:
+        lines += [f"note: {remark}" for remark in remarks_on(devices, config.batch_size)]
     if arguments.resume and out is not None and out.is_dir():
         check_continues(out)
     return lines

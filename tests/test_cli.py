@@ -16,6 +16,7 @@ import requests
 from jaxmnist import ConfigError, TrainConfig, data, training
 from jaxmnist.config import SeedsConfig, parse_seeds
 from jaxmnist.data import sources
+from jaxmnist.limits import cores
 from tests.conftest import small_files
 
 ROOT = Path(__file__).parent.parent
@@ -268,7 +269,8 @@ def test_compiled_programs_are_kept(command, monkeypatch, tmp_path):
     monkeypatch.setattr(jax.config, "update", set_options.__setitem__)
     command.keep_compiled_programs(tmp_path)
     assert set_options == {
-        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_compilation_cache_dir": f"{tmp_path}/{len(cores())}-cores",
+        "jax_compilation_cache_max_size": 512 << 20,
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
 

@@ -85,6 +85,24 @@ def test_a_project_that_was_uploaded_is_found(notebook, tmp_path, top):
     assert found.stdout.startswith(f"project: {tmp_path / 'colab' / 'jaxmnist-project'}")
 
 
+def test_a_folder_that_may_not_be_read_is_passed_over(notebook, tmp_path):
+    """The superuser may read everything: here the system call is replaced."""
+    (tmp_path / "locked").mkdir()
+    before = (
+        "import os, errno, pathlib; stat = os.stat\n"
+        "def refuse(path, *a, **k):\n"
+        "    if 'locked' + os.sep in os.fspath(path): raise PermissionError(errno.EACCES, 'no')\n"
+        "    return stat(path, *a, **k)\n"
+        "os.stat = refuse\n"
+    )
+    cell = before + cell_with(notebook, "def find_project").source
+    done = subprocess.run(
+        [sys.executable, "-c", cell], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "Upload it as jaxmnist.zip" in done.stderr
+    assert "PermissionError" not in done.stderr
+
+
 def test_the_notebook_is_committed_as_it_is_opened(notebook):
     """Without results of somebody's machine, and with the defaults of the real thing."""
     nbformat.validate(notebook)

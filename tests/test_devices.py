@@ -88,6 +88,21 @@ def test_all_devices_are_chosen_unless_fewer_are_wished_for(with_eight):
     assert Devices(3).all == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("batch_size", "count"), [(128, 8), (100, 5), (7, 7), (13, 1)])
+def test_without_a_wish_as_many_devices_as_divide_the_batch(with_eight, batch_size, count):
+    chosen = choose_devices(None, "jit", batch_size)
+    assert chosen == Devices(count)
+    remarks = devices.remarks_on(chosen, batch_size)
+    if count == 8:
+        assert remarks == []
+    else:
+        assert remarks == [
+            f"{count} of 8 devices train: {batch_size} images cannot be shared out equally among 8"
+        ]
+    with pytest.raises(ConfigError, match="devices is 9"):
+        choose_devices(9, "jit", batch_size)
+
+
 @pytest.mark.parametrize(
     ("count", "parallel", "message"),
     [
@@ -173,7 +188,7 @@ def test_the_command_trains_on_many(start, tmp_path, words, device):
 def test_a_run_asks_before_it_does_anything(with_eight, tmp_path):
     config = TrainConfig(batch_size=100)
     with pytest.raises(ConfigError, match="100 images cannot be shared out equally among 8"):
-        train(config, out=tmp_path / "run")
+        train(config, out=tmp_path / "run", devices=8)
     assert not (tmp_path / "run").exists()
 
 

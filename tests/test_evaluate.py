@@ -114,6 +114,37 @@ def test_many_networks_are_compared_with_a_correction(monkeypatch):
     assert evaluate.differences([networks[0], networks[2]], labels) == [("0", "7", "0.016")]
 
 
+def read_only(monkeypatch, folder):
+    """As for a user who may not write there."""
+    import errno
+    import pathlib
+
+    mkdir = pathlib.Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path.is_relative_to(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+
+
+@pytest.mark.parametrize("words", [("evaluate",), ("export", "--to", "safetensors")])
+def test_a_run_that_cannot_be_written(
+    command, small_run, small_idx_dir, tmp_path, monkeypatch, words
+):
+    name, *options = words
+    read_only(monkeypatch, small_run.path)
+    given = [name, small_run.path, *options, "--idx-dir", small_idx_dir]
+    status, _, err = command(*given)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.endswith("cannot be written: Permission denied; pass --out FOLDER\n")
+    out = tmp_path / "elsewhere" / "deep"
+    status, _, err = command(*given, "--out", out)
+    assert (status, err) == (0, "")
+    assert [path.name for path in out.iterdir()] in (["fashion_mnist"], ["model.safetensors"])
+
+
 def test_runs_of_different_images_need_a_word(command, small_seeds, small_run):
     status, _, err = command("evaluate", small_run.path, small_seeds.path)
     assert status == 2

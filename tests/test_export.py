@@ -112,10 +112,10 @@ def test_torch_and_back(variant, images, tmp_path):
     pytorch.write(network(variant), file)
     found = pytorch.answer(network(variant), file, images)
     np.testing.assert_allclose(found, logits_of(variant, images), atol=1e-4)
-    # A notebook's names are others; the order is what counts.
+    # A notebook has other names, and the order of a dict does not count.
     state = torch.load(file, weights_only=True)
-    renamed = {f"convblock{n}.{name}": value for n, (name, value) in enumerate(state.items())}
-    torch.save(renamed, file)
+    renamed = {f"model.convblock{name}": value for name, value in sorted(state.items())}
+    torch.save({"model_state_dict": renamed, "epoch": 3}, file)
     read = pytorch.read(file, variant)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -137,15 +137,42 @@ def test_torch_files_that_are_something_else(tmp_path):
     state = torch.load(file, weights_only=True)
     state["0.weight"] = torch.zeros(8, 1, 3, 3)
     torch.save(state, file)
-    words = r"0.weight in .* is \[8, 1, 3, 3\]; expected \[4, 1, 3, 3\] for the kernel of conv0"
+    words = r"0.weight is \[8, 1, 3, 3\]; expected \[4, 1, 3, 3\] for the kernel of conv0"
     with pytest.raises(ConfigError, match=words):
         pytorch.read(file, "gap")
-    torch.save(pytorch.make_network(describe("gap")), file)  # code, not weights alone
-    with pytest.raises(ConfigError, match="holds no weights alone"):
-        pytorch.read(file, "gap")
-    torch.save([1, 2], file)
-    with pytest.raises(ConfigError, match="holds no weights alone"):
-        pytorch.read(file, "gap")
+
+
+@pytest.mark.slow
+def test_what_else_a_torch_file_holds_is_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "model.pt"
+    network, tensor = pytorch.make_network(describe("gap")), torch.zeros(2)
+    state = network.state_dict()
+
+    def refuses(found, words):
+        if found is not None:
+            torch.save(found, file)
+        with pytest.raises(ConfigError, match=words) as raised:
+            pytorch.read(file, "gap")
+        assert str(raised.value).isprintable()
+        assert "weights_only" not in str(raised.value)
+
+    refuses(network, r"holds a Python object \(torch.nn.modules.container.Sequential\), as a whole")
+    refuses(
+        [1, 2], r"it holds a list; expected what torch.save\(model.state_dict\(\), FILE\) writes"
+    )
+    refuses({}, "it holds an empty dict")
+    refuses(tensor, "it holds a Tensor")
+    refuses({**state, "epoch": 3}, r"it holds more than tensors: epoch \(int\)")
+    refuses({"\x1b[1m": 1}, r"it holds more than tensors: \?\[1m \(int\)")
+    refuses({"net": state, "ema": state}, r"save one of them alone: .*\['net'\] or \['ema'\]")
+    refuses(
+        {**state, "9.bias": tensor.to(torch.complex64)}, "9.bias is a tensor of torch.complex64"
+    )
+    torch.jit.script(network).save(str(file))
+    refuses(None, "it is a TorchScript program")
+    file.write_bytes(b"hello")
+    refuses(None, "it cannot be read as a file of torch.save")
 
 
 def test_what_differs_is_refused_and_not_kept(small_run, images, tmp_path, monkeypatch):

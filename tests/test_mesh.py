@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxmnist import ConfigError, TrainConfig, create_model, data, mesh
+from jaxmnist import ConfigError, TrainConfig, create_model, data, limits, mesh
 from jaxmnist.mesh import Programs, stack, unstack
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
@@ -166,7 +166,8 @@ def on_machine(monkeypatch, backend="cpu", cores=4, gigabytes=100):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     memory = psutil.virtual_memory()._replace(available=gigabytes << 30)
-    monkeypatch.setattr(mesh.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(limits, "_read", lambda file: "")  # no cgroup
 
 
 @pytest.mark.parametrize(

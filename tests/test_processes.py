@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import jaxmnist
-from jaxmnist import mesh, processes, worker
+from jaxmnist import devices, mesh, processes, worker
 from jaxmnist.training import EpochDone, Failed, Progress, Stopped, TrainingError, Watch
 from tests.conftest import SCRIPT, finish, wait_for_line
 from tests.test_runs import assert_same_run
@@ -216,7 +216,9 @@ def test_a_worker_shares_what_was_compiled_for_as_many_cores(monkeypatch):
     job = worker.prepare({**task, "data_dir": "d", "idx_dir": None})
     assert (job[:3], cores) == ((config, "d", None), [[1, 3]])
     assert options == {
+        **{f"jax_{name}": value for name, value in devices._FLAGS.items()},
         "jax_compilation_cache_dir": "kept/2-cores",
+        "jax_compilation_cache_max_size": 512 << 20,
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmnist import ConfigError, TrainConfig, records
 from jaxmnist.config import SeedsConfig
-from jaxmnist.devices import cores
+from jaxmnist.limits import cores
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 

@@ -1,7 +1,9 @@
 """PyTorch: a state dict in the layer order of the original's networks, and back."""
 # pyright: reportMissingImports=false
 
-from collections.abc import Iterator
+import io
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,10 @@ import numpy as np
 from jaxmnist.config import ConfigError
 from jaxmnist.description import Layer, describe
 from jaxmnist.export.network import Network
+from jaxmnist.export.state_dict import CONV, NORM, variables_of
 
-# Ours and PyTorch's names of a layer's arrays, in PyTorch's order.
-CONV = {"kernel": "weight", "bias": "bias"}
-NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 COUNTER = "num_batches_tracked"
+WEIGHTS_ALONE = "expected what torch.save(model.state_dict(), FILE) writes"
 
 
 def write(network: Network, file: Path) -> None:
@@ -79,12 +80,11 @@ def make_network(layers: list[Layer]) -> Any:
 
 
 def read(file: Path, variant: str) -> dict[str, Any]:
-    """The variables of a network from its state dict; nothing in the file is executed.
-
-    Names do not matter: the arrays must come in the order in which their layers are used.
+    """Return the variables of a network from its state dict; nothing in the file is executed.
 
     Args:
-        file: what `torch.save(model.state_dict(), file)` wrote.
+        file: what `torch.save(model.state_dict(), file)` wrote, or a checkpoint with one state dict
+            in it.
         variant: which network it is.
 
     Returns:
@@ -94,61 +94,85 @@ def read(file: Path, variant: str) -> dict[str, Any]:
         ConfigError: the file holds something else, or another network.
         OSError: it cannot be opened.
     """
-    import torch
-
     if not file.is_file():
         raise ConfigError(f"{file} is no file; expected a PyTorch state dict")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        found = [
-            (name, value.detach().float().numpy())
-            for name, value in state.items()
-            if not name.endswith(COUNTER)
-        ]
-    except OSError:
+        tensors = _state_of(_load(file))
+        # PyTorch keeps the order of the modules beside the tensors, whatever their order is now.
+        modules = getattr(tensors, "_metadata", None)
+        arrays = {name: _array_of(name, tensor) for name, tensor in tensors.items()}
+        return variables_of(arrays, variant, list(modules) if modules else None)
+    except ConfigError as error:
+        # Names come from the file: no terminal codes.
+        words = "".join(c if c.isprintable() else "?" for c in str(error))
+        raise ConfigError(f"{file}: {words}") from error
+
+
+def _load(file: Path) -> Any:
+    """Return what is in a file, if PyTorch can read it without executing any of it."""
+    import torch
+
+    content = io.BytesIO(file.read_bytes())
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ConfigError(f"it is a TorchScript program; {WEIGHTS_ALONE}")
+    content.seek(0)
+    try:
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except MemoryError:
         raise
-    except Exception as error:  # PyTorch's readers raise of all kinds
+    except Exception as error:  # PyTorch's readers raise many kinds
+        # PyTorch's own message is long, and advises to execute what is in the file.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = "it cannot be read as a file of torch.save"
+        if named is not None:
+            reason = f"it holds a Python object ({named[1]}), as a whole model does"
+        raise ConfigError(f"{reason}; {WEIGHTS_ALONE}") from error
+
+
+def _state_of(found: Any) -> Any:
+    """Return the one dict of tensors in what a file holds."""
+    if not isinstance(found, dict) or not found:
+        empty = "an empty " if isinstance(found, dict) else "a "
+        raise ConfigError(f"it holds {empty}{type(found).__name__}; {WEIGHTS_ALONE}")
+    if _is_state(found):
+        return found
+    inside = [key for key, value in found.items() if _is_state(value)]
+    if len(inside) == 1:
+        return found[inside[0]]
+    what = f"it is a checkpoint with the keys {', '.join(map(str, found))}"
+    if inside:
+        choices = " or ".join(f"[{key!r}]" for key in inside)
+        raise ConfigError(f"{what}; save one of them alone: torch.save(checkpoint{choices}, FILE)")
+    # Beside the names of many tensors the others would not be seen.
+    others = {
+        str(key): type(value).__name__ for key, value in found.items() if not _is_tensor(value)
+    }
+    names = ", ".join(f"{key} ({kind})" for key, kind in others.items())
+    raise ConfigError(f"it holds more than tensors: {names}; {WEIGHTS_ALONE}")
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and _is_tensor(tensor) for key, tensor in value.items())
+    )
+
+
+def _array_of(name: str, tensor: Any) -> np.ndarray:
+    try:
+        if tensor.is_complex():
+            raise TypeError("the imaginary part would be lost")
+        return tensor.detach().float().numpy()
+    except Exception as error:  # sparse, without data, and others
         raise ConfigError(
-            f"{file} holds no weights alone: {' '.join(str(error).split())[:200]}; "
-            "expected what torch.save(model.state_dict(), FILE) writes"
+            f"{name} is a tensor of {tensor.dtype}, {tensor.layout}; expected dense real numbers"
         ) from error
-    return _variables(found, variant, file)
-
-
-def _variables(found: list[tuple[str, np.ndarray]], variant: str, file: Path) -> dict[str, Any]:
-    """Gives each array its place in the network, and refuses one that does not fit."""
-    expected = list(_expected(variant))
-    if len(found) != len(expected):
-        raise ConfigError(
-            f"{file} has {len(found)} arrays; {variant} has {len(expected)}: is it another variant?"
-        )
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for (name, value), (layer, key, shape) in zip(found, expected, strict=True):
-        if value.shape != shape:
-            raise ConfigError(
-                f"{name} in {file} is {list(value.shape)}; expected {list(shape)} for the {key} "
-                f"of {layer} of {variant}: is it another variant?"
-            )
-        if not np.isfinite(value).all() or (key == "var" and (value < 0).any()):
-            raise ConfigError(f"{name} in {file} has numbers that no {key} has")
-        collection = variables["batch_stats" if key in ("mean", "var") else "params"]
-        ours = value.transpose(2, 3, 1, 0) if key == "kernel" else value
-        collection.setdefault(layer, {})[key] = ours
-    return variables
-
-
-def _expected(variant: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Layer, our key and PyTorch's shape of each array, in PyTorch's order."""
-    convs = norms = 0
-    for layer in describe(variant):
-        features = layer["features"]
-        if layer["kind"] == "conv":
-            side = layer["kernel_size"]
-            yield f"conv{convs}", "kernel", (features, layer["inputs"], side, side)
-            if layer["use_bias"]:
-                yield f"conv{convs}", "bias", (features,)
-            convs += 1
-        elif layer["kind"] == "norm":
-            for key in NORM:
-                yield f"norm{norms}", key, (features,)
-            norms += 1

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,12 +28,14 @@ def save(draw: Callable[[], Figure], files: Sequence[Path], source: str) -> None
         OSError: the disk does not take them.
     """
     # Ids in the file that do not change from one time to the next, and text as text.
-    with rc_context({"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}):
-        figure = draw()
-        for file in files:
-            dated = {"Date": None} if file.suffix == ".svg" else {}
-            metadata = {"Description": source, **dated}
-            figure.savefig(file, dpi=DOTS_PER_INCH, metadata=metadata)
+    with rc_context():
+        rcdefaults()  # not those of the user's matplotlibrc, as text.usetex
+        with rc_context({"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}):
+            figure = draw()
+            for file in files:
+                dated = {"Date": None} if file.suffix == ".svg" else {}
+                metadata = {"Description": source, **dated}
+                figure.savefig(file, dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 def with_grid(width: float, height: float) -> tuple[Figure, Axes]:
