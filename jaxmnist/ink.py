@@ -1,0 +1,255 @@
+"""Find the digits in a picture: estimate the paper, threshold the ink, keep what belongs to them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+SIZE, BOX = 28, 20
+# Ink below this fraction of the strongest is paper, dust, or an artefact of JPEG.
+FAINT = 0.25
+# Least difference of ink and paper, as a fraction of the paper's grey level and in grey levels.
+LEAST_CONTRAST, LEAST_INK = 0.07, 12
+# Sides in pixels at which pictures are segmented, and at which paper and polarity are estimated.
+WORKING, PAPER, COARSE = 384, 128, 48
+# A stroke is narrower than this fraction of the picture.
+WIDEST_STROKE = 0.3
+EIGHT = np.ones((3, 3), bool)
+MAX_DIGITS = 12
+
+
+class PictureError(ValueError):
+    """A picture in which no digit can be read."""
+
+
+class Piece(NamedTuple):
+    """Connected ink: its label, its bounding box in pixels (stops are exclusive), its ink's sum."""
+
+    label: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    mass: float
+
+    @property
+    def height(self) -> int:
+        """Rows of the bounding box."""
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        """Columns of the bounding box."""
+        return self.right - self.left
+
+    @property
+    def size(self) -> int:
+        """The longer side."""
+        return max(self.height, self.width)
+
+
+def find_digits(greys: np.ndarray) -> list[np.ndarray]:
+    """Return every digit of a picture, from left to right.
+
+    Args:
+        greys: float `[H, W]`, 0 to 255, dark on light or light on dark.
+
+    Returns:
+        uint8 `[28, 28]` for each digit, as MNIST's: white on black, scaled and centred.
+
+    Raises:
+        PictureError: there is none, or it cannot be told from what surrounds it.
+    """
+    greys = _resized(greys, WORKING)
+    ink = _without_noise(ink_of(greys))
+    strong = ink > _threshold(ink)
+    strong = without_lines(strong)
+    labels, _ = ndimage.label(strong, EIGHT)
+    pieces = pieces_of(labels, ink)
+    groups = _digits_of(_on_the_page(pieces, strong.shape), strong.shape)
+    return [_as_mnist(_ink_of_group(ink, labels, group)) for group in groups]
+
+
+def ink_of(greys: np.ndarray) -> np.ndarray:
+    """Return how far each pixel is from the paper around it, 0 to 1 of the paper's grey level."""
+    if not _is_dark_on_light(greys):
+        greys = 255 - greys
+    paper = np.maximum(_paper(greys), 1)
+    # Shadows multiply: a fraction of the paper is the same in them. In deep shadow noise is not.
+    return np.clip((paper - greys) / np.maximum(paper, 0.3 * paper.max()), 0, 1)
+
+
+def _paper(greys: np.ndarray) -> np.ndarray:
+    """Return the grey level of the paper, where there is ink as well."""
+    small = _resized(greys, PAPER)
+    small = ndimage.median_filter(small, min(3, *small.shape))
+    size = max(int(WIDEST_STROKE * max(small.shape)), 3)
+    # Dark strokes are filled, larger regions keep their edges.
+    closed = ndimage.grey_closing(small, (size, size), mode="nearest")
+    image = Image.fromarray(closed.astype(np.float32))
+    return np.asarray(image.resize(greys.shape[::-1], Image.Resampling.BILINEAR), float)
+
+
+def _is_dark_on_light(greys: np.ndarray) -> bool:
+    """Whether the ink is darker than what surrounds it."""
+    small = _resized(greys, COARSE)
+    size = max(int(0.7 * max(small.shape)), 3)
+    lighter = small - ndimage.median_filter(small, size, mode="nearest")
+    labels, _ = ndimage.label(np.abs(lighter) > 0.3 * np.abs(lighter).max(), EIGHT)
+    inner = ~np.isin(labels, np.unique(_border(labels)))
+    side = lighter[inner] if np.square(lighter[inner]).sum() else lighter.ravel()
+    return bool(np.square(np.minimum(side, 0)).sum() >= np.square(np.maximum(side, 0)).sum())
+
+
+def _without_noise(ink: np.ndarray) -> np.ndarray:
+    """Return the ink smoothed as much as its noise asks for."""
+    if min(ink.shape) < 64:
+        return ink
+    grain = _grain(ink)
+    return ndimage.gaussian_filter(ink, min(25 * grain, 2)) if grain > 0.015 else ink
+
+
+def _grain(ink: np.ndarray) -> float:
+    """Return the standard deviation of the noise, from differences of neighbours."""
+    difference = np.diff(np.diff(ink, axis=0), axis=1)
+    return float(np.median(np.abs(difference)) / 0.6745 / 2)
+
+
+def _threshold(ink: np.ndarray) -> float:
+    """Return what separates ink from paper."""
+    strongest = np.percentile(ink[ink > LEAST_CONTRAST], 90) if (ink > LEAST_CONTRAST).any() else 0
+    # Of the paper's pixels half are above it.
+    noise = 5 * np.median(ink) if min(ink.shape) >= 64 else 0
+    return max(0.35 * strongest, noise, LEAST_CONTRAST)
+
+
+def without_lines(strong: np.ndarray) -> np.ndarray:
+    """Return the ink without straight lines across the picture, kept where a stroke crosses."""
+    across = _lines(strong)
+    down = _lines(strong.T).T
+    return strong & ~across & ~down
+
+
+def _lines(strong: np.ndarray) -> np.ndarray:
+    """Return the pixels of nearly horizontal lines."""
+    height, width = strong.shape
+    lines = np.zeros_like(strong)
+    if min(strong.shape) < 64:
+        return lines
+    runs = ndimage.binary_opening(strong, np.ones((1, max(width // 10, 8)), bool))
+    labels, _ = ndimage.label(ndimage.binary_dilation(runs, np.ones((3, 9))), EIGHT)
+    thickness = _run_lengths(strong)
+    for number, place in enumerate(ndimage.find_objects(labels), 1):
+        here = runs[place] & (labels[place] == number)
+        columns = here.any(axis=0)
+        if columns.sum() < 0.6 * width:
+            continue
+        usual = np.median(thickness[place][here])
+        if usual <= max(0.03 * height, 3):
+            lines[place] |= here & (thickness[place] <= 1.6 * usual + 1)
+    # The ends of a line's blurred edges.
+    return lines
+
+
+def _run_lengths(strong: np.ndarray) -> np.ndarray:
+    """Return for each pixel the length of the vertical run of ink that it is in."""
+    height, width = strong.shape
+    lengths = np.zeros(strong.shape, int)
+    padded = np.pad(strong, ((1, 1), (0, 0))).T.astype(np.int8)
+    change = np.diff(padded, axis=1)
+    columns, starts = np.nonzero(change == 1)
+    _, stops = np.nonzero(change == -1)
+    marks = np.zeros((width, height + 1), int)
+    marks[columns, starts] += stops - starts
+    marks[columns, stops] -= stops - starts
+    lengths[:] = np.cumsum(marks, axis=1)[:, :-1].T
+    return lengths
+
+
+def pieces_of(labels: np.ndarray, ink: np.ndarray) -> list[Piece]:
+    """Return the connected pieces of ink, those with the most ink first."""
+    places = ndimage.find_objects(labels)
+    masses = ndimage.sum_labels(ink, labels, np.arange(1, len(places) + 1))
+    pieces = [
+        Piece(number, rows.start, rows.stop, columns.start, columns.stop, float(mass))
+        for number, ((rows, columns), mass) in enumerate(zip(places, masses, strict=True), 1)
+    ]
+    return sorted(pieces, key=lambda piece: -piece.mass)
+
+
+def _on_the_page(pieces: list[Piece], shape: tuple[int, ...]) -> list[Piece]:
+    """Return the pieces without strips, frames and neighbours at the border, and without specks."""
+    if not pieces:
+        raise PictureError("nothing is drawn on it; expected a digit, dark or light")
+    height, width = shape
+    inner = [
+        piece
+        for piece in pieces
+        if piece.top > 0 and piece.left > 0 and piece.bottom < height and piece.right < width
+    ]
+    inner = [piece for piece in inner if not _is_frame(piece, inner)]
+    largest = max((piece.size for piece in inner), default=0)
+    if largest < 0.15 * max(shape):
+        raise PictureError("border")
+    return [piece for piece in inner if piece.size > 0.12 * largest]
+
+
+def _is_frame(piece: Piece, pieces: list[Piece]) -> bool:
+    """Whether a piece is a thin line around another."""
+    return any(
+        piece.top < other.top
+        and piece.bottom > other.bottom
+        and piece.left < other.left
+        and piece.right > other.right
+        and other.size > 0.3 * piece.size
+        for other in pieces
+    )
+
+
+def _digits_of(pieces: list[Piece], shape: tuple[int, ...]) -> list[list[Piece]]:
+    return [pieces]
+
+
+def _ink_of_group(ink: np.ndarray, labels: np.ndarray, group: list[Piece]) -> np.ndarray:
+    """Return the ink of a digit in its bounding box, 0 to 1."""
+    here = np.isin(labels, [piece.label for piece in group])
+    strongest = np.percentile(ink[here], 90)
+    reach = ndimage.binary_dilation(here, EIGHT, 3)
+    ink = np.where(reach, np.minimum(ink / strongest, 1), 0)
+    ink = np.where(ink < FAINT, 0, ink)
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _as_mnist(ink: np.ndarray) -> np.ndarray:
+    """Return a digit scaled into 20x20 pixels with its centre of mass in the middle of 28x28."""
+    scale = BOX / max(ink.shape)
+    height, width = (max(round(length * scale), 1) for length in ink.shape)
+    # Pillow's filters cover all pixels that become one, so that thin lines are not lost.
+    small = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    digit = np.asarray(small)
+    top, left = (_offset(digit.sum(axis=1 - axis)) for axis in (0, 1))
+    picture = np.zeros((SIZE, SIZE))
+    picture[top : top + height, left : left + width] = digit / digit.max()
+    return np.round(255 * picture).astype(np.uint8)
+
+
+def _offset(mass: np.ndarray) -> int:
+    """Return where a digit begins, from the mass of each row, if its centre is the middle."""
+    centre = (np.arange(len(mass)) + 0.5) @ mass / mass.sum()
+    return int(np.clip(round(SIZE / 2 - centre), 0, SIZE - len(mass)))
+
+
+def _resized(values: np.ndarray, side: int) -> np.ndarray:
+    """Return an image whose longer side is at most this many pixels."""
+    if max(values.shape) <= side:
+        return values
+    shrink = side / max(values.shape)
+    height, width = (max(round(length * shrink), 1) for length in values.shape)
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX), float)
+
+
+def _border(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
