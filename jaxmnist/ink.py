@@ -9,10 +9,12 @@ from scipy import ndimage
 SIZE, BOX = 28, 20
 # Ink below this fraction of the strongest is paper, dust, or an artefact of JPEG.
 FAINT = 0.25
-# Least difference of ink and paper, as a fraction of the paper's grey level and in grey levels.
-LEAST_CONTRAST, LEAST_INK = 0.07, 12
+# Least difference of ink and paper, as a fraction of the paper's grey level.
+LEAST_CONTRAST = 0.07
 # Sides in pixels at which pictures are segmented, and at which paper and polarity are estimated.
-WORKING, PAPER, COARSE = 384, 128, 48
+WORKING, PAPER = 384, 128
+# Pictures with a shorter side have neither grain nor ruled lines that could be told from strokes.
+SMALL = 64
 # A stroke is narrower than this fraction of the picture.
 WIDEST_STROKE = 0.3
 EIGHT = np.ones((3, 3), bool)
@@ -61,14 +63,14 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
     Raises:
         PictureError: there is none, or it cannot be told from what surrounds it.
     """
-    greys = _resized(greys, WORKING)
-    ink = _without_noise(ink_of(greys))
+    ink = _without_noise(ink_of(_resized(greys, WORKING)))
+    ink = _without_strips(ink)
     strong = ink > _threshold(ink)
-    strong = without_lines(strong)
-    labels, _ = ndimage.label(strong, EIGHT)
-    pieces = pieces_of(labels, ink)
-    groups = _digits_of(_on_the_page(pieces, strong.shape), strong.shape)
-    return [_as_mnist(_ink_of_group(ink, labels, group)) for group in groups]
+    lines = _lines(strong) | _lines(strong.T).T
+    labels, _ = ndimage.label(strong & ~lines, EIGHT)
+    pieces = _on_the_page(_pieces_of(labels, ink), labels.shape)
+    ink = np.where(ndimage.binary_dilation(lines, EIGHT, 2) & (labels == 0), 0, ink)
+    return [_as_mnist(_ink_of(group, ink, labels)) for group in digits_of(pieces)]
 
 
 def ink_of(greys: np.ndarray) -> np.ndarray:
@@ -92,19 +94,32 @@ def _paper(greys: np.ndarray) -> np.ndarray:
 
 
 def _is_dark_on_light(greys: np.ndarray) -> bool:
-    """Whether the ink is darker than what surrounds it."""
-    small = _resized(greys, COARSE)
-    size = max(int(0.7 * max(small.shape)), 3)
-    lighter = small - ndimage.median_filter(small, size, mode="nearest")
-    labels, _ = ndimage.label(np.abs(lighter) > 0.3 * np.abs(lighter).max(), EIGHT)
-    inner = ~np.isin(labels, np.unique(_border(labels)))
-    side = lighter[inner] if np.square(lighter[inner]).sum() else lighter.ravel()
-    return bool(np.square(np.minimum(side, 0)).sum() >= np.square(np.maximum(side, 0)).sum())
+    """Whether the ink is darker than the paper, of which there is more."""
+    small = _resized(greys, PAPER)
+    # Ratios of grey levels: a shadow is a smaller one than ink, whatever its area.
+    levels = np.log(small + 10)
+    lighter = levels - np.median(levels)
+    height, width = (length // 10 for length in small.shape)
+    centre = lighter[height : len(small) - height, width : small.shape[1] - width]
+    return bool((np.minimum(centre, 0) ** 4).sum() >= (np.maximum(centre, 0) ** 4).sum())
+
+
+def _without_strips(ink: np.ndarray) -> np.ndarray:
+    """Return the ink without what runs along a whole side: a strip, the desk around a sheet."""
+    labels, _ = ndimage.label(ink > _threshold(ink), EIGHT)
+    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    strips = [
+        label for side in sides for label in np.unique(side[side > 0]) if np.mean(side == label) > 0.8
+    ]
+    here = np.isin(labels, strips)
+    if not here.any():
+        return ink
+    return np.where(ndimage.binary_dilation(here, EIGHT, 2), 0, ink)
 
 
 def _without_noise(ink: np.ndarray) -> np.ndarray:
     """Return the ink smoothed as much as its noise asks for."""
-    if min(ink.shape) < 64:
+    if min(ink.shape) < SMALL:
         return ink
     grain = _grain(ink)
     return ndimage.gaussian_filter(ink, min(25 * grain, 2)) if grain > 0.015 else ink
@@ -118,24 +133,17 @@ def _grain(ink: np.ndarray) -> float:
 
 def _threshold(ink: np.ndarray) -> float:
     """Return what separates ink from paper."""
-    strongest = np.percentile(ink[ink > LEAST_CONTRAST], 90) if (ink > LEAST_CONTRAST).any() else 0
-    # Of the paper's pixels half are above it.
-    noise = 5 * np.median(ink) if min(ink.shape) >= 64 else 0
+    drawn = ink[ink > LEAST_CONTRAST]
+    strongest = np.percentile(drawn, 90) if drawn.size else 0
+    noise = np.median(ink) + 5 * _grain(ink) if min(ink.shape) >= SMALL else 0
     return max(0.35 * strongest, noise, LEAST_CONTRAST)
-
-
-def without_lines(strong: np.ndarray) -> np.ndarray:
-    """Return the ink without straight lines across the picture, kept where a stroke crosses."""
-    across = _lines(strong)
-    down = _lines(strong.T).T
-    return strong & ~across & ~down
 
 
 def _lines(strong: np.ndarray) -> np.ndarray:
     """Return the pixels of nearly horizontal lines."""
     height, width = strong.shape
     lines = np.zeros_like(strong)
-    if min(strong.shape) < 64:
+    if min(strong.shape) < SMALL:
         return lines
     runs = ndimage.binary_opening(strong, np.ones((1, max(width // 10, 8)), bool))
     labels, _ = ndimage.label(ndimage.binary_dilation(runs, np.ones((3, 9))), EIGHT)
@@ -148,7 +156,6 @@ def _lines(strong: np.ndarray) -> np.ndarray:
         usual = np.median(thickness[place][here])
         if usual <= max(0.03 * height, 3):
             lines[place] |= here & (thickness[place] <= 1.6 * usual + 1)
-    # The ends of a line's blurred edges.
     return lines
 
 
@@ -167,7 +174,7 @@ def _run_lengths(strong: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def pieces_of(labels: np.ndarray, ink: np.ndarray) -> list[Piece]:
+def _pieces_of(labels: np.ndarray, ink: np.ndarray) -> list[Piece]:
     """Return the connected pieces of ink, those with the most ink first."""
     places = ndimage.find_objects(labels)
     masses = ndimage.sum_labels(ink, labels, np.arange(1, len(places) + 1))
@@ -179,20 +186,24 @@ def pieces_of(labels: np.ndarray, ink: np.ndarray) -> list[Piece]:
 
 
 def _on_the_page(pieces: list[Piece], shape: tuple[int, ...]) -> list[Piece]:
-    """Return the pieces without strips, frames and neighbours at the border, and without specks."""
+    """Return the pieces without frames, neighbours at the border and specks."""
+    pieces = [piece for piece in pieces if not _is_frame(piece, pieces)]
     if not pieces:
         raise PictureError("nothing is drawn on it; expected a digit, dark or light")
-    height, width = shape
-    inner = [
-        piece
-        for piece in pieces
-        if piece.top > 0 and piece.left > 0 and piece.bottom < height and piece.right < width
-    ]
-    inner = [piece for piece in inner if not _is_frame(piece, inner)]
+    inner = [piece for piece in pieces if not _touches_border(piece, shape)]
+    # A digit may be cut by the border, but not if there is another one about as large.
     largest = max((piece.size for piece in inner), default=0)
-    if largest < 0.15 * max(shape):
-        raise PictureError("border")
+    if largest < 0.5 * max(piece.size for piece in pieces):
+        inner = pieces
+    largest = max(piece.size for piece in inner)
     return [piece for piece in inner if piece.size > 0.12 * largest]
+
+
+def _touches_border(piece: Piece, shape: tuple[int, ...]) -> bool:
+    height, width = shape
+    return (
+        piece.top == 0 or piece.left == 0 or piece.bottom == height or piece.right == width
+    )
 
 
 def _is_frame(piece: Piece, pieces: list[Piece]) -> bool:
@@ -207,15 +218,45 @@ def _is_frame(piece: Piece, pieces: list[Piece]) -> bool:
     )
 
 
-def _digits_of(pieces: list[Piece], shape: tuple[int, ...]) -> list[list[Piece]]:
-    return [pieces]
+def digits_of(pieces: list[Piece]) -> list[list[Piece]]:
+    """Return the pieces of each digit, from left to right.
+
+    Pieces belong to one digit if they lie above each other, or if one is much smaller.
+    """
+    tallest = max(piece.height for piece in pieces)
+    tall = sorted((p for p in pieces if p.height > 0.6 * tallest), key=lambda p: p.left + p.right)
+    groups: list[list[Piece]] = []
+    for piece in tall:
+        if groups and any(_overlap(piece, other) > 0.35 for other in groups[-1]):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    for piece in pieces:
+        if piece not in tall:
+            nearest = min(groups, key=lambda group: _gap(piece, group[0]))
+            if _gap(piece, nearest[0]) < 0.3 * tallest:
+                nearest.append(piece)
+    return groups
 
 
-def _ink_of_group(ink: np.ndarray, labels: np.ndarray, group: list[Piece]) -> np.ndarray:
+def _overlap(one: Piece, other: Piece) -> float:
+    """Return how much of the narrower one is above or below the other one, 0 to 1."""
+    both = min(one.right, other.right) - max(one.left, other.left)
+    return both / min(one.width, other.width)
+
+
+def _gap(one: Piece, other: Piece) -> int:
+    """Return the number of pixels between two bounding boxes."""
+    across = max(one.left, other.left) - min(one.right, other.right)
+    down = max(one.top, other.top) - min(one.bottom, other.bottom)
+    return max(across, down, 0)
+
+
+def _ink_of(group: list[Piece], ink: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the ink of a digit in its bounding box, 0 to 1."""
     here = np.isin(labels, [piece.label for piece in group])
     strongest = np.percentile(ink[here], 90)
-    reach = ndimage.binary_dilation(here, EIGHT, 3)
+    reach = ndimage.binary_dilation(here, EIGHT, 2) & (here | (labels == 0))
     ink = np.where(reach, np.minimum(ink / strongest, 1), 0)
     ink = np.where(ink < FAINT, 0, ink)
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
@@ -249,7 +290,3 @@ def _resized(values: np.ndarray, side: int) -> np.ndarray:
     height, width = (max(round(length * shrink), 1) for length in values.shape)
     image = Image.fromarray(values.astype(np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX), float)
-
-
-def _border(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])

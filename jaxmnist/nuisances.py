@@ -27,8 +27,9 @@ def photo_of(digit: np.ndarray, rng: np.random.Generator, nuisance: str = "clean
     """
     scale = int(rng.integers(8, 15))
     shape = Image.fromarray(digit).resize((28 * scale, 28 * scale), Image.Resampling.BICUBIC)
-    ink = ndimage.gaussian_filter(np.asarray(shape, float) / 255, 0.2 * scale)
-    ink = 1 / (1 + np.exp(-12 * (ink - 0.45)))
+    ink = ndimage.gaussian_filter(np.asarray(shape, float) / 255, 0.15 * scale)
+    ink = 1 / (1 + np.exp(-10 * (ink - 0.4)))
+    ink = (ink - ink.min()) / np.ptp(ink)
     paper, pen = rng.uniform(215, 245), rng.uniform(20, 70)
     texture = ndimage.gaussian_filter(rng.normal(0, 3, ink.shape), 1)
     photo = NUISANCES[nuisance](rng, (paper + texture) * (1 - ink) + pen * ink)
