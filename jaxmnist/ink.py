@@ -15,10 +15,12 @@ LEAST_CONTRAST = 0.07
 WORKING, PAPER = 384, 128
 # Pictures with a shorter side have neither grain nor ruled lines that could be told from strokes.
 SMALL = 64
+# Pictures below this size are one digit, enlarged smoothly by this factor.
+TINY, ENLARGED = 20, 8
 # A stroke is narrower than this fraction of the picture.
 WIDEST_STROKE = 0.3
 EIGHT = np.ones((3, 3), bool)
-MAX_DIGITS = 12
+NOTHING = "nothing is drawn on it; expected a digit, dark or light"
 
 
 class PictureError(ValueError):
@@ -63,23 +65,37 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
     Raises:
         PictureError: there is none, or it cannot be told from what surrounds it.
     """
-    ink = _without_noise(ink_of(_resized(greys, WORKING)))
+    if max(greys.shape) < TINY:
+        return [_as_mnist(_ink_of_tiny(greys))]
+    ink = _without_noise(_ink(_resized(greys, WORKING)))
     ink = _without_strips(ink)
     strong = ink > _threshold(ink)
     lines = _lines(strong) | _lines(strong.T).T
     labels, _ = ndimage.label(strong & ~lines, EIGHT)
     pieces = _on_the_page(_pieces_of(labels, ink), labels.shape)
     ink = np.where(ndimage.binary_dilation(lines, EIGHT, 2) & (labels == 0), 0, ink)
-    return [_as_mnist(_ink_of(group, ink, labels)) for group in digits_of(pieces)]
+    return [_as_mnist(_ink_of(group, ink, labels)) for group in _digits_of(pieces)]
 
 
-def ink_of(greys: np.ndarray) -> np.ndarray:
+def _ink(greys: np.ndarray) -> np.ndarray:
     """Return how far each pixel is from the paper around it, 0 to 1 of the paper's grey level."""
     if not _is_dark_on_light(greys):
         greys = 255 - greys
     paper = np.maximum(_paper(greys), 1)
     # Shadows multiply: a fraction of the paper is the same in them. In deep shadow noise is not.
     return np.clip((paper - greys) / np.maximum(paper, 0.3 * paper.max()), 0, 1)
+
+
+def _ink_of_tiny(greys: np.ndarray) -> np.ndarray:
+    """Return the ink of a digit that fills a picture of a few pixels, 0 to 1."""
+    light = greys.mean() < (greys.min() + greys.max()) / 2
+    ink = greys - greys.min() if light else greys.max() - greys
+    if ink.max() < 255 * LEAST_CONTRAST:
+        raise PictureError(NOTHING)
+    ink = np.pad(ink / ink.max(), 1).astype(np.float32)
+    size = (ENLARGED * ink.shape[1], ENLARGED * ink.shape[0])
+    ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.LANCZOS))
+    return _cropped(np.clip((ink - 0.1) / 0.8, 0, 1))
 
 
 def _paper(greys: np.ndarray) -> np.ndarray:
@@ -107,14 +123,18 @@ def _is_dark_on_light(greys: np.ndarray) -> bool:
 def _without_strips(ink: np.ndarray) -> np.ndarray:
     """Return the ink without what runs along a whole side: a strip, the desk around a sheet."""
     labels, _ = ndimage.label(ink > _threshold(ink), EIGHT)
-    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    strips = [
-        label for side in sides for label in np.unique(side[side > 0]) if np.mean(side == label) > 0.8
-    ]
-    here = np.isin(labels, strips)
-    if not here.any():
-        return ink
-    return np.where(ndimage.binary_dilation(here, EIGHT, 2), 0, ink)
+    ink = ink.copy()
+    for turns in range(4):
+        turned, its_labels = np.rot90(ink, turns), np.rot90(labels, turns)
+        common = np.bincount(its_labels[0])
+        common[0] = 0
+        if common.max() < 0.8 * turned.shape[1]:
+            continue
+        # Only as deep as usual thereabouts: a digit may touch the strip.
+        depth = np.argmin(np.pad(its_labels == common.argmax(), ((0, 1), (0, 0))), axis=0)
+        usual = ndimage.median_filter(depth, max(len(depth) // 3, 3), mode="nearest")
+        turned[np.arange(len(turned))[:, None] < (usual + 3) * (usual > 0)] = 0
+    return ink
 
 
 def _without_noise(ink: np.ndarray) -> np.ndarray:
@@ -153,7 +173,9 @@ def _lines(strong: np.ndarray) -> np.ndarray:
         columns = here.any(axis=0)
         if columns.sum() < 0.6 * width:
             continue
-        usual = np.median(thickness[place][here])
+        # Where a stroke crosses, the line is as thick as the stroke: the usual one is the line's.
+        of_columns = np.where(here, thickness[place], height).min(axis=0)
+        usual = np.median(of_columns[columns])
         if usual <= max(0.03 * height, 3):
             lines[place] |= here & (thickness[place] <= 1.6 * usual + 1)
     return lines
@@ -189,21 +211,22 @@ def _on_the_page(pieces: list[Piece], shape: tuple[int, ...]) -> list[Piece]:
     """Return the pieces without frames, neighbours at the border and specks."""
     pieces = [piece for piece in pieces if not _is_frame(piece, pieces)]
     if not pieces:
-        raise PictureError("nothing is drawn on it; expected a digit, dark or light")
-    inner = [piece for piece in pieces if not _touches_border(piece, shape)]
-    # A digit may be cut by the border, but not if there is another one about as large.
-    largest = max((piece.size for piece in inner), default=0)
-    if largest < 0.5 * max(piece.size for piece in pieces):
-        inner = pieces
-    largest = max(piece.size for piece in inner)
-    return [piece for piece in inner if piece.size > 0.12 * largest]
+        raise PictureError(NOTHING)
+    largest = max(piece.size for piece in pieces)
+    parts = [piece for piece in pieces if _is_part(piece, shape)]
+    whole = [piece for piece in pieces if piece not in parts]
+    if not any(piece.size > 0.5 * largest for piece in whole):
+        whole = pieces
+    largest = max(piece.size for piece in whole)
+    return [piece for piece in whole if piece.size > 0.12 * largest]
 
 
-def _touches_border(piece: Piece, shape: tuple[int, ...]) -> bool:
+def _is_part(piece: Piece, shape: tuple[int, ...]) -> bool:
+    """Whether a piece at the border is the rest of something outside of the picture."""
     height, width = shape
-    return (
-        piece.top == 0 or piece.left == 0 or piece.bottom == height or piece.right == width
-    )
+    if piece.left == 0 or piece.right == width:
+        return piece.width < 0.5 * piece.height or piece.size < 0.3 * height
+    return (piece.top == 0 or piece.bottom == height) and piece.height < 0.5 * piece.width
 
 
 def _is_frame(piece: Piece, pieces: list[Piece]) -> bool:
@@ -218,7 +241,7 @@ def _is_frame(piece: Piece, pieces: list[Piece]) -> bool:
     )
 
 
-def digits_of(pieces: list[Piece]) -> list[list[Piece]]:
+def _digits_of(pieces: list[Piece]) -> list[list[Piece]]:
     """Return the pieces of each digit, from left to right.
 
     Pieces belong to one digit if they lie above each other, or if one is much smaller.
@@ -258,7 +281,10 @@ def _ink_of(group: list[Piece], ink: np.ndarray, labels: np.ndarray) -> np.ndarr
     strongest = np.percentile(ink[here], 90)
     reach = ndimage.binary_dilation(here, EIGHT, 2) & (here | (labels == 0))
     ink = np.where(reach, np.minimum(ink / strongest, 1), 0)
-    ink = np.where(ink < FAINT, 0, ink)
+    return _cropped(np.where(ink < FAINT, 0, ink))
+
+
+def _cropped(ink: np.ndarray) -> np.ndarray:
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 

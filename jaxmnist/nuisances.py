@@ -136,6 +136,9 @@ def _next_digit(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
         stroke = np.abs(columns - 0.97 - slant * rows) < thickness / 2
         part = stroke & (np.abs(rows) < half_height)
     part = part if rng.random() < 0.5 else part[:, ::-1]
+    # The digits do not touch.
+    middle = (photo.min() + photo.max()) / 2
+    part &= ~ndimage.binary_dilation(photo < middle, iterations=size // 60)
     soft = ndimage.gaussian_filter(part.astype(float), 1)
     return photo * (1 - soft) + photo.min() * soft
 

@@ -56,7 +56,7 @@ def test_light_or_dark_large_or_small_anywhere():
         assert is_like(pictures.read(content(drawing(size, stroke))), expected)
     moved = Image.new("L", (700, 500), 255)
     moved.paste(drawing(), (480, 250))
-    np.testing.assert_array_equal(pictures.read(content(moved)), expected)
+    assert is_like(pictures.read(content(moved)), expected)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_the_first_of_several_frames():
         (content(Image.new("L", (50, 50), 255)), "nothing is drawn on it"),
         (content(Image.new("L", (1, 1))), "nothing is drawn on it"),
         (content(Image.new("RGBA", (50, 50))), "nothing is drawn on it"),
-        (content(Image.new("1", (10_000, 8_001))), "it has more than 80,000,000 pixels"),
-        (content(Image.new("1", (20_000, 20_000))), "it has more than 80,000,000 pixels"),
+        (content(Image.new("1", (25_000, 10_001))), "it has more than 250,000,000 pixels"),
+        (content(Image.new("1", (20_000, 20_000))), "it has more than 250,000,000 pixels"),
     ],
 )
 def test_no_picture_of_a_digit(source, words):
