@@ -171,12 +171,14 @@ def _lines(strong: np.ndarray) -> np.ndarray:
     for number, place in enumerate(ndimage.find_objects(labels), 1):
         here = runs[place] & (labels[place] == number)
         columns = here.any(axis=0)
-        if columns.sum() < 0.6 * width:
+        start, stop = place[1].start, place[1].stop
+        from_border = min(start, width - stop) <= 5
+        if columns.sum() < (0.6 if from_border else 0.8) * width:
             continue
         # Where a stroke crosses, the line is as thick as the stroke: the usual one is the line's.
         of_columns = np.where(here, thickness[place], height).min(axis=0)
         usual = np.median(of_columns[columns])
-        if usual <= max(0.03 * height, 3):
+        if usual <= max(0.02 * min(strong.shape), 3):
             lines[place] |= here & (thickness[place] <= 1.6 * usual + 1)
     return lines
 
