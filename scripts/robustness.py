@@ -99,7 +99,7 @@ def shares(
 ) -> tuple[float, float, float]:
     """Return the shares that are right, refused, and wrong with a probability above 0.9.
 
-    A picture in which several digits are found is not right: wrong and sure if all of them are sure.
+    A picture in which several digits are found is not right; it is wrong and sure if all are sure.
     """
     right = refused = sure_and_wrong = 0
     for photo, label in zip(photos, labels, strict=True):
@@ -117,7 +117,7 @@ def shares(
 
 
 def plainly_resized(greys: np.ndarray) -> list[np.ndarray]:
-    """Return the whole picture in 28x28 pixels, light on dark by its border, stretched to 0 to 255."""
+    """Return the whole picture in 28x28 pixels, light on dark, stretched to 0 to 255."""
     border = np.concatenate([greys[0], greys[-1], greys[:, 0], greys[:, -1]])
     ink = 255 - greys if np.median(border) > greys.mean() else greys
     small = Image.fromarray(ink.astype(np.float32)).resize((28, 28), Image.Resampling.BOX)

@@ -19,6 +19,8 @@ def seven():
 @pytest.mark.parametrize("dark_on_light", [True, False])
 @pytest.mark.parametrize("nuisance", NUISANCES)
 def test_the_digit_of_a_photo_is_found(seven, nuisance, dark_on_light):
+    if nuisance == "shadow" and not dark_on_light:
+        pytest.skip("a shadow is dark; its inverse would be a light patch")
     (expected,) = find_digits(seven.astype(float))
     for seed in range(3):
         photo = photo_of(seven, np.random.default_rng(seed), nuisance).astype(float)
