@@ -1,4 +1,4 @@
-"""Find the digits in a picture: estimate the paper, threshold the ink, keep what belongs to them."""
+"""Find the digits in a picture: estimate the paper, threshold the ink, group its pieces."""
 
 from typing import NamedTuple
 

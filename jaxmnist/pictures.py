@@ -26,7 +26,7 @@ ENOUGH = 1024
 STRIP = 64
 # The white of pictures with 10, 12, 14 and 16 bits.
 WHITES = (1023, 4095, 16383, 65535)
-# Modes of numbers of colours, of single bits and of inks, and the ones whose values can be averaged.
+# Modes of palettes, single bits and inks, and the modes whose values can be averaged.
 SHADES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 # Brands of the file type box of phones' pictures.
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -140,7 +140,7 @@ def _smaller(image: Image.Image) -> Image.Image:
     exif, factor = image.getexif(), math.ceil(max(image.size) / ENOUGH)
     if factor == 1:
         return _with_shades(image)
-    width, height = (max(round(length / factor), 1) for length in image.size)
+    width = max(round(image.width / factor), 1)
     strips = []
     for top in range(0, image.height, STRIP * factor):
         bottom = min(top + STRIP * factor, image.height)
