@@ -138,7 +138,8 @@ def _next_digit(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
     part = part if rng.random() < 0.5 else part[:, ::-1]
     # The digits do not touch.
     middle = (photo.min() + photo.max()) / 2
-    part &= ~ndimage.binary_dilation(photo < middle, iterations=size // 60)
+    near = ndimage.binary_dilation(photo < middle, iterations=size // 60)
+    part &= np.logical_not(near)
     soft = ndimage.gaussian_filter(part.astype(float), 1)
     return photo * (1 - soft) + photo.min() * soft
 

@@ -141,7 +141,7 @@ def _smaller(image: Image.Image) -> Image.Image:
     if factor == 1:
         return _with_shades(image)
     width = max(round(image.width / factor), 1)
-    strips = []
+    strips, mode = [], image.mode
     for top in range(0, image.height, STRIP * factor):
         bottom = min(top + STRIP * factor, image.height)
         strip = _with_shades(image.crop((0, top, image.width, bottom)))

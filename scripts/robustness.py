@@ -77,8 +77,8 @@ def other_digits() -> tuple[list[np.ndarray], np.ndarray] | None:
     except ModuleNotFoundError:
         print("note: scikit-learn is not installed; its digits are left out", file=sys.stderr)
         return None
-    digits = load_digits()
-    return [np.round(image * 255 / 16) for image in digits.images], digits.target
+    pixels, labels = load_digits(return_X_y=True)
+    return list(np.round(np.reshape(pixels, (-1, 8, 8)) * 255 / 16)), np.asarray(labels)
 
 
 def row(name: str, photos: list[np.ndarray], labels: np.ndarray, predict: Predict) -> None:
