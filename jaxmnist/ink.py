@@ -11,6 +11,8 @@ SIZE, BOX = 28, 20
 FAINT = 0.25
 # Least difference of ink and paper, as a fraction of the paper's grey level.
 LEAST_CONTRAST = 0.07
+# What remains of shading at the border is less than this fraction of the paper.
+SHADING = 0.25
 # Sides in pixels at which pictures are segmented, and at which paper and polarity are estimated.
 WORKING, PAPER = 384, 128
 # Pictures with a shorter side have neither grain nor ruled lines that could be told from strokes.
@@ -71,8 +73,12 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
     ink = _without_strips(ink)
     strong = ink > _threshold(ink)
     lines = _lines(strong) | _lines(strong.T).T
-    labels, _ = ndimage.label(strong & ~lines, EIGHT)
+    labels = _labels(strong & ~lines)
     pieces = _on_the_page(_pieces_of(labels, ink), labels.shape)
+    # The paper's own shading is faint, and it goes on to the border.
+    is_faint = np.percentile(ink[labels > 0], 90) < SHADING
+    if is_faint and any(_touches_border(piece, labels.shape) for piece in pieces):
+        raise PictureError(NOTHING)
     ink = np.where(ndimage.binary_dilation(lines, EIGHT, 2) & (labels == 0), 0, ink)
     return [_as_mnist(_ink_of(group, ink, labels)) for group in _digits_of(pieces)]
 
@@ -122,7 +128,7 @@ def _is_dark_on_light(greys: np.ndarray) -> bool:
 
 def _without_strips(ink: np.ndarray) -> np.ndarray:
     """Return the ink without what runs along a whole side: a strip, the desk around a sheet."""
-    labels, _ = ndimage.label(ink > _threshold(ink), EIGHT)
+    labels = _labels(ink > _threshold(ink))
     ink = ink.copy()
     for turns in range(4):
         turned, its_labels = np.rot90(ink, turns), np.rot90(labels, turns)
@@ -166,7 +172,7 @@ def _lines(strong: np.ndarray) -> np.ndarray:
     if min(strong.shape) < SMALL:
         return lines
     runs = ndimage.binary_opening(strong, np.ones((1, max(width // 10, 8)), bool))
-    labels, _ = ndimage.label(ndimage.binary_dilation(runs, np.ones((3, 9))), EIGHT)
+    labels = _labels(ndimage.binary_dilation(runs, np.ones((3, 9))))
     thickness = _run_lengths(strong)
     for number, place in enumerate(ndimage.find_objects(labels), 1):
         here = runs[place] & (labels[place] == number)
@@ -198,6 +204,13 @@ def _run_lengths(strong: np.ndarray) -> np.ndarray:
     return lengths
 
 
+def _labels(mask: np.ndarray) -> np.ndarray:
+    """Return the number of the connected piece that each pixel is in, 0 outside."""
+    labels = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask, EIGHT, output=labels)
+    return labels
+
+
 def _pieces_of(labels: np.ndarray, ink: np.ndarray) -> list[Piece]:
     """Return the connected pieces of ink, those with the most ink first."""
     places = ndimage.find_objects(labels)
@@ -221,6 +234,11 @@ def _on_the_page(pieces: list[Piece], shape: tuple[int, ...]) -> list[Piece]:
         whole = pieces
     largest = max(piece.size for piece in whole)
     return [piece for piece in whole if piece.size > 0.12 * largest]
+
+
+def _touches_border(piece: Piece, shape: tuple[int, ...]) -> bool:
+    height, width = shape
+    return piece.top == 0 or piece.left == 0 or piece.bottom == height or piece.right == width
 
 
 def _is_part(piece: Piece, shape: tuple[int, ...]) -> bool:

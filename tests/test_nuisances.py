@@ -28,12 +28,10 @@ def test_the_digit_of_a_photo_is_found(seven, nuisance, dark_on_light):
         assert np.abs(found.astype(int) - expected).mean() < 16, seed
 
 
-@pytest.mark.parametrize("nuisance", ["clean", "light falling to 0.6", "shadow", "grain"])
+@pytest.mark.parametrize("nuisance", ["clean", "light falling to 0.6", "vignette", "grain"])
 def test_paper_without_a_digit_is_refused(nuisance):
     blank = np.zeros((28, 28), np.uint8)
     photo = photo_of(blank, np.random.default_rng(0), nuisance).astype(float)
-    # What the generator takes for the pen is the paper's other extreme: soften it.
-    photo = 0.02 * (photo - photo.mean()) + 220 * np.linspace(1, 0.6, photo.shape[1])
     with pytest.raises(PictureError, match="nothing is drawn on it"):
         find_digits(photo)
 
