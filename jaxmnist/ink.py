@@ -12,7 +12,7 @@ FAINT = 0.25
 # Least difference of ink and paper, as a fraction of the paper's grey level.
 LEAST_CONTRAST = 0.07
 # What remains of shading at the border is less than this fraction of the paper.
-SHADING = 0.25
+SHADING = 0.35
 # Sides in pixels at which pictures are segmented, and at which paper and polarity are estimated.
 WORKING, PAPER = 384, 128
 # Pictures with a shorter side have neither grain nor ruled lines that could be told from strokes.
