@@ -24,6 +24,8 @@ from jaxmnist.steps import EVAL_BLOCK, normalise
 Predict = Callable[[np.ndarray], np.ndarray]
 
 MAX_VIEWS = 1000
+# The data set whose networks read drawings and photos.
+DIGITS = "mnist"
 
 
 def load_runs(path: str | os.PathLike) -> list[Run]:
@@ -44,6 +46,20 @@ def load_runs(path: str | os.PathLike) -> list[Run]:
             "again, or name the folders of the others"
         )
     return list(seeds.runs.values())
+
+
+def check_digits(runs: Sequence[Run]) -> None:
+    """Refuse runs that were not trained on digits.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for run in runs:
+        if run.config.dataset != DIGITS:
+            raise ConfigError(
+                f"{run.path} was trained on {run.config.dataset}; expected a run of {DIGITS}, "
+                "since pictures and drawings are read as digits"
+            )
 
 
 def make_predict(run: Run) -> Predict:

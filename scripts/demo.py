@@ -30,7 +30,7 @@ from jaxmnist.checkpoint import CheckpointError
 from jaxmnist.config import ConfigError
 from jaxmnist.data import Dataset
 from jaxmnist.findings import IDEAS
-from jaxmnist.predictions import load_runs, make_predict
+from jaxmnist.predictions import DIGITS, check_digits, load_runs, make_predict
 from jaxmnist.runs import Run, load_run
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 # Where training and the drill-down write unless they are told otherwise.
 FOLDERS = (Path("runs"), Path("docs/runs"))
-DATASET = "mnist"
 # Of the test set: enough to find mistakes in, even of the best network.
 IMAGES = 2000
 MAX_PORT = 65535
@@ -89,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with listen(arguments.host, arguments.port) as listening:
         runs = runs_of(arguments)
-        images = data.load(DATASET, arguments.data_dir, arguments.idx_dir)
+        images = data.load(DIGITS, arguments.data_dir, arguments.idx_dir)
         say = says(runs)
         shown = what_is_shown(runs, images, say)
         say(images.test_images[:1])  # compiles what a drawing needs
@@ -139,12 +138,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
     if not arguments.runs:
         raise ConfigError("RUN is missing; expected the folder of a finished run, or --drilldown")
     runs = [run for path in arguments.runs for run in load_runs(path)]
-    for run in runs:
-        if run.config.dataset != DATASET:
-            raise ConfigError(
-                f"{run.path} was trained on {run.config.dataset}; expected a run of {DATASET}, "
-                "since it is digits that are drawn"
-            )
+    check_digits(runs)
     return runs
 
 
@@ -162,13 +156,13 @@ def newest_of_every_variant(folders: Sequence[Path]) -> list[Run]:
             continue
         try:
             config = records.read_config_of_run(file.parent)
-            if config.dataset == DATASET and config.variant not in newest:
+            if config.dataset == DIGITS and config.variant not in newest:
                 newest[config.variant] = load_run(file.parent)
         except (ConfigError, CheckpointError, OSError) as error:
             print(f"note: passed over: {error}", file=sys.stderr)
     if not newest:
         raise ConfigError(
-            f"there is no finished run of {DATASET} in {' or '.join(map(str, folders))}; "
+            f"there is no finished run of {DIGITS} in {' or '.join(map(str, folders))}; "
             "python scripts/drilldown.py trains all seven networks"
         )
     missing = [variant for variant in VARIANTS if variant not in newest]

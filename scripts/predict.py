@@ -26,6 +26,11 @@ from jaxmnist.pictures import PictureError
 from jaxmnist.predictions import Predict
 
 STDIN = "-"
+STDOUT = 1
+# Files of operating systems in folders, in lower case; names that begin with a dot are such, too.
+SYSTEM = {"thumbs.db", "desktop.ini"}
+
+Read = Callable[[], list[np.ndarray]]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,6 +39,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         remember_compiled()
         return answer(arguments, load(arguments.run))
+    except BrokenPipeError:
+        # The reader has what it wants; Python's flush at exit must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+        return 0
     except Exception as error:
         return failed(error, arguments.debug)
 
@@ -48,8 +57,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "pictures",
         nargs="+",
         metavar="PICTURE",
-        help="anything that Pillow reads, dark on light or light on dark; a folder: all that is "
-        "in it; -: standard input",
+        help="anything that Pillow reads, dark on light or light on dark; a folder: all pictures "
+        "below it; -: standard input",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
@@ -58,7 +67,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def load(path: Path) -> Predict:
     """The network, or the networks that answer together."""
-    each = [predictions.make_predict(run) for run in predictions.load_runs(path)]
+    runs = predictions.load_runs(path)
+    predictions.check_digits(runs)
+    each = [predictions.make_predict(run) for run in runs]
     return lambda pixels: predictions.together([predict(pixels) for predict in each])
 
 
@@ -67,55 +78,65 @@ def answer(arguments: argparse.Namespace, predict: Predict) -> int:
     status = 0
     for name, read in pictures_of(arguments.pictures):
         try:
-            digit = read()
+            digits = np.stack(read())
         except (PictureError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             print(f"error: {printable(name)}: {reason}", file=sys.stderr)
             status = 1
             continue
-        probabilities = np.exp(predict(digit[None])[0].astype(float))
-        print((json_line if arguments.json else text_line)(name, probabilities), flush=True)
+        probabilities = np.exp(predict(digits).astype(float))
+        for place, of_digit in enumerate(probabilities, 1):
+            line = json_line if arguments.json else text_line
+            print(line(name, of_digit, place, len(digits)), flush=True)
     return status
 
 
-def pictures_of(names: Sequence[str]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Each picture's name, and what reads it: of folders, all their files."""
+def pictures_of(names: Sequence[str]) -> Iterator[tuple[str, Read]]:
+    """Yield each picture's name and what reads it: of folders, all files below them."""
     for name in names:
-        path = Path(name)
         if name == STDIN:
             yield name, read_stdin
-        elif os.path.isdir(path):
-            try:
-                found = sorted(entry for entry in path.iterdir() if entry.is_file())
-            except OSError as error:
-                yield name, functools.partial(refuse, error)
-                continue
-            if not found:
-                yield (
-                    name,
-                    functools.partial(refuse, PictureError("there is no file in this folder")),
-                )
-            for file in found:
-                yield str(file), functools.partial(pictures.read, file)
+        elif os.path.isdir(name):
+            yield from pictures_in(name)
         else:
-            yield name, functools.partial(read_file, path)
+            yield name, functools.partial(read_file, Path(name))
 
 
-def read_stdin() -> np.ndarray:
+def pictures_in(folder: str) -> Iterator[tuple[str, Read]]:
+    """Yield the pictures in a folder and its sub-folders, without the system's own files."""
+    errors: list[OSError] = []
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=errors.append):
+        folders[:] = [each for each in folders if not is_system(each)]
+        found += [Path(place, file) for file in files if not is_system(file)]
+    for error in errors:
+        yield str(error.filename), functools.partial(refuse, error)
+    if not (found or errors):
+        yield folder, functools.partial(refuse, PictureError("there is no file in this folder"))
+    for file in sorted(found):
+        yield str(file), functools.partial(read_file, file)
+
+
+def is_system(name: str) -> bool:
+    """Whether an operating system made a file or folder of this name."""
+    return name.startswith(".") or name.lower() in SYSTEM or name == "__MACOSX"
+
+
+def read_stdin() -> list[np.ndarray]:
     """The picture in standard input."""
     if sys.stdin is None:
         raise PictureError("there is no standard input")
-    return pictures.read(sys.stdin.buffer.read(pictures.MAX_BYTES + 1))
+    return pictures.read_all(sys.stdin.buffer.read(pictures.MAX_BYTES + 1))
 
 
-def read_file(path: Path) -> np.ndarray:
+def read_file(path: Path) -> list[np.ndarray]:
     """The picture in a file, not in what waits for others or never ends."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise PictureError("it is neither a file nor a folder")
-    return pictures.read(path)
+    return pictures.read_all(path)
 
 
-def refuse(error: Exception) -> np.ndarray:
+def refuse(error: Exception) -> list[np.ndarray]:
     """Of what cannot be read."""
     raise error
 
@@ -125,18 +146,19 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def text_line(name: str, probabilities: np.ndarray) -> str:
-    """For people: the digit, and the probabilities of all in percent."""
+def text_line(name: str, probabilities: np.ndarray, place: int = 1, count: int = 1) -> str:
+    """Return the digit and the probabilities of all in percent, for people."""
     each = "  ".join(f"{digit}: {100 * p:.1f}" for digit, p in enumerate(probabilities))
-    return f"{printable(name)}: {probabilities.argmax()}   (%  {each})"
+    which = f" (digit {place} of {count})" if count > 1 else ""
+    return f"{printable(name)}{which}: {probabilities.argmax()}   (%  {each})"
 
 
-def json_line(name: str, probabilities: np.ndarray) -> str:
-    """For programs."""
+def json_line(name: str, probabilities: np.ndarray, place: int = 1, count: int = 1) -> str:
+    """Return the same for programs; with several digits in a picture, the place of this one."""
     rounded = [round(float(p), 6) for p in probabilities]
-    return json.dumps(
-        {"file": name, "digit": int(probabilities.argmax()), "probabilities": rounded}
-    )
+    of_several = {"place": place, "count": count} if count > 1 else {}
+    answer = {"file": name, **of_several, "digit": int(probabilities.argmax())}
+    return json.dumps({**answer, "probabilities": rounded})
 
 
 if __name__ == "__main__":

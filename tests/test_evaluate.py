@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from jaxmnist import evaluation, pictures, predictions
 from jaxmnist.data import idx
@@ -29,6 +29,16 @@ def small_seeds(small_seeds, tmp_path_factory):
     """A copy, for the same reason."""
     copy = tmp_path_factory.mktemp("copies") / "seeds"
     return small_seeds._replace(path=shutil.copytree(small_seeds.path, copy))
+
+
+@pytest.fixture
+def of_digits(monkeypatch):
+    """Lets predict take the small runs, which are of other data sets."""
+
+    def of_digits(dataset):
+        monkeypatch.setattr(predictions, "DIGITS", dataset)
+
+    return of_digits
 
 
 @pytest.fixture
@@ -183,7 +193,8 @@ def test_evaluate_names_what_is_no_run(command, tmp_path):
     assert err == f"error: {tmp_path / 'none'} does not exist; expected the folder of a run\n"
 
 
-def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch):
+def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch, of_digits):
+    of_digits("fashion_mnist")
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
     content = (folder / "1.png").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -204,7 +215,8 @@ def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch)
     assert second == f"error: {folder / 'none.png'}: No such file or directory"
 
 
-def test_predicts_in_words_and_together(command, small_seeds, folder):
+def test_predicts_in_words_and_together(command, small_seeds, folder, of_digits):
+    of_digits("kmnist")
     status, out, err = command("predict", small_seeds.path, folder / "0.png")
     assert (status, err) == (0, "")
     digit = pictures.read(folder / "0.png")[None]
@@ -215,7 +227,8 @@ def test_predicts_in_words_and_together(command, small_seeds, folder):
 
 
 @pytest.mark.parametrize("name", ["two\nlines.png", "[bold].png", "\udcff.png", "n" * 300 + ".png"])
-def test_names_of_all_kinds(command, small_run, folder, tmp_path, name):
+def test_names_of_all_kinds(command, small_run, folder, tmp_path, name, of_digits):
+    of_digits("fashion_mnist")
     file = tmp_path / name
     with contextlib.suppress(OSError):  # one is too long to exist
         shutil.copy(folder / "0.png", file)
@@ -225,7 +238,8 @@ def test_names_of_all_kinds(command, small_run, folder, tmp_path, name):
     assert out.splitlines()[-1].startswith(f"{folder / '1.png'}: ")
 
 
-def test_predict_names_an_empty_folder_and_what_is_no_file(command, small_run, tmp_path):
+def test_predict_names_an_empty_folder_and_what_is_no_file(command, small_run, tmp_path, of_digits):
+    of_digits("fashion_mnist")
     empty = tmp_path / "empty"
     empty.mkdir()
     status, out, err = command("predict", small_run.path, empty, "/dev/null")
@@ -234,6 +248,43 @@ def test_predict_names_an_empty_folder_and_what_is_no_file(command, small_run, t
         f"error: {empty}: there is no file in this folder",
         "error: /dev/null: it is neither a file nor a folder",
     ]
+
+
+def test_predict_passes_over_what_systems_leave_in_folders(
+    command, small_run, folder, tmp_path, of_digits
+):
+    of_digits("fashion_mnist")
+    more = tmp_path / "all" / "more"
+    more.mkdir(parents=True)
+    shutil.copy(folder / "1.png", more / "1.png")
+    for name in (".DS_Store", "._1.png", "Thumbs.db", "desktop.ini"):
+        (more.parent / name).write_bytes(b"\0\1")
+    status, out, err = command("predict", small_run.path, more.parent)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{more / '1.png'}: ")
+    assert len(out.splitlines()) == 1
+
+
+def test_predict_reads_several_digits_from_left_to_right(
+    command, small_run, folder, tmp_path, of_digits
+):
+    of_digits("fashion_mnist")
+    page = Image.new("L", (440, 200), 255)
+    ImageDraw.Draw(page).line([(60, 50), (120, 50), (80, 150)], fill=0, width=14)
+    ImageDraw.Draw(page).ellipse([200, 50, 270, 150], outline=0, width=14)
+    page.save(tmp_path / "two.png")
+    status, out, err = command("predict", small_run.path, tmp_path / "two.png", "--json")
+    assert (status, err) == (0, "")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [(answer["place"], answer["count"]) for answer in answers] == [(1, 2), (2, 2)]
+    status, out, _ = command("predict", small_run.path, tmp_path / "two.png")
+    assert "two.png (digit 2 of 2): " in out.splitlines()[1]
+
+
+def test_predict_refuses_a_network_of_clothes(command, small_run, folder):
+    status, out, err = command("predict", small_run.path, folder)
+    assert (status, out) == (2, "")
+    assert "was trained on fashion_mnist; expected a run of mnist" in err
 
 
 def test_plots_one_run_or_many(command, small_run, small_seeds, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    ["config", "limits", "shards", "stats", "evaluation"],
+    ["config", "limits", "shards", "stats", "evaluation", "ink", "nuisances"],
     ["layers", "augment", "metrics", "data", "devices", "hosts", "pictures"],
     ["models", "optim"],
     ["state", "description"],

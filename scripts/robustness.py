@@ -1,0 +1,131 @@
+"""Measures how well photographed digits are read: `python scripts/robustness.py runs/gap-seed0`.
+
+Each nuisance is applied to photos of test digits, as is none; the table compares `predict.py`'s
+preparation with a plain resize to 28x28.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from command import failed, hush, remember_compiled
+from PIL import Image
+
+from jaxmnist import data, predictions
+from jaxmnist.config import ConfigError
+from jaxmnist.ink import PictureError, find_digits
+from jaxmnist.nuisances import NUISANCES, photo_of
+from jaxmnist.predictions import Predict
+
+SURE = 0.9
+TITLE = (
+    "| pictures | right | refused | wrong, over 90 % sure | resize: right | resize: wrong, sure |\n"
+    "|---|---:|---:|---:|---:|---:|"
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a finished run on MNIST")
+    parser.add_argument("--count", type=int, default=500, help="test digits for each nuisance")
+    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    arguments = parser.parse_args(argv)
+    try:
+        remember_compiled()
+        measure(arguments)
+        return 0
+    except Exception as error:
+        return failed(error, arguments.debug)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the table, row by row.
+
+    Raises:
+        ConfigError: the run is not of digits, or there are not as many test digits.
+    """
+    runs = predictions.load_runs(arguments.run)
+    predictions.check_digits(runs)
+    each = [predictions.make_predict(run) for run in runs]
+    images = data.load(predictions.DIGITS, arguments.data_dir, arguments.idx_dir)
+    if not 1 <= arguments.count <= len(images.test_images):
+        raise ConfigError(f"count is {arguments.count}; expected 1 to {len(images.test_images)}")
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        return predictions.together([one(pixels) for one in each])
+
+    chosen = np.random.default_rng(0).permutation(len(images.test_images))[: arguments.count]
+    labels = images.test_labels[chosen]
+    print(TITLE)
+    for name in NUISANCES:
+        photos = [photo_of(images.test_images[i], np.random.default_rng(i), name) for i in chosen]
+        row(name, photos, labels, predict)
+    row("MNIST's own images", list(images.test_images[chosen]), labels, predict)
+    if (others := other_digits()) is not None:
+        row("scikit-learn's digits", *others, predict)
+
+
+def other_digits() -> tuple[list[np.ndarray], np.ndarray] | None:
+    """Return scikit-learn's 1,797 digits in 8x8 pixels and their labels, where it is installed."""
+    try:
+        from sklearn.datasets import load_digits  # pyright: ignore
+    except ModuleNotFoundError:
+        print("note: scikit-learn is not installed; its digits are left out", file=sys.stderr)
+        return None
+    pixels, labels = load_digits(return_X_y=True)
+    return list(np.round(np.reshape(pixels, (-1, 8, 8)) * 255 / 16)), np.asarray(labels)
+
+
+def row(name: str, photos: list[np.ndarray], labels: np.ndarray, predict: Predict) -> None:
+    """Print how many of these pictures are right, refused, and wrong but sure."""
+    ours = shares(photos, labels, predict, find_digits)
+    resized = shares(photos, labels, predict, plainly_resized)
+    numbers = (*ours, resized[0], resized[2])
+    print(
+        f"| {name} | " + " | ".join(f"{100 * number:.1f}" for number in numbers) + " |", flush=True
+    )
+
+
+def shares(
+    photos: list[np.ndarray],
+    labels: np.ndarray,
+    predict: Predict,
+    prepare: Callable[[np.ndarray], list[np.ndarray]],
+) -> tuple[float, float, float]:
+    """Return the shares that are right, refused, and wrong with a probability above 0.9.
+
+    A picture in which several digits are found is not right; it is wrong and sure if all are sure.
+    """
+    right = refused = sure_and_wrong = 0
+    for photo, label in zip(photos, labels, strict=True):
+        try:
+            digits = prepare(photo.astype(float))
+        except PictureError:
+            refused += 1
+            continue
+        probabilities = np.exp(predict(np.stack(digits)))
+        if len(digits) == 1 and probabilities.argmax() == label:
+            right += 1
+        else:
+            sure_and_wrong += int(probabilities.max(axis=1).min() > SURE)
+    return right / len(photos), refused / len(photos), sure_and_wrong / len(photos)
+
+
+def plainly_resized(greys: np.ndarray) -> list[np.ndarray]:
+    """Return the whole picture in 28x28 pixels, light on dark, stretched to 0 to 255."""
+    border = np.concatenate([greys[0], greys[-1], greys[:, 0], greys[:, -1]])
+    ink = 255 - greys if np.median(border) > greys.mean() else greys
+    small = Image.fromarray(ink.astype(np.float32)).resize((28, 28), Image.Resampling.BOX)
+    values = np.asarray(small) - np.asarray(small).min()
+    return [np.round(255 * values / max(values.max(), 1)).astype(np.uint8)]
+
+
+if __name__ == "__main__":
+    if "--debug" not in sys.argv:
+        hush()
+    sys.exit(main(sys.argv[1:]))
