@@ -1,4 +1,9 @@
-"""Find the digits in a picture: estimate the paper, threshold the ink, group its pieces."""
+"""Find the digits on a picture, apart from the light, printed lines and what lies at the edges.
+
+The steps are those of document image analysis, by scipy.ndimage: the light on the paper is a
+morphological closing, printed lines are openings with long elements, digits connected components.
+Source: Gonzalez and Woods, "Digital Image Processing", 4th edition, chapters 9 and 10.
+"""
 
 from typing import NamedTuple
 
@@ -6,314 +11,360 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-SIZE, BOX = 28, 20
-# Ink below this fraction of the strongest is paper, dust, or an artefact of JPEG.
+SIZE, BOX = 28, 20  # of MNIST's images, and of the digits in them
+
+# Least difference of ink and paper, as a part of the paper's light, and in standard deviations.
+LEAST_INK, LEAST_OF_NOISE = 0.05, 8
+# The longer side of the pictures that this works on, in pixels: others are resized.
+LEAST_SIZE, MOST_SIZE = 140, 400
+EDGE = 0.35  # of the ink, the least that is left of it beside its mean around
+# Of the range from paper to ink: less is dust, or noise of the camera.
 FAINT = 0.25
-# Least difference of ink and paper, as a fraction of the paper's grey level.
-LEAST_CONTRAST = 0.07
-# What remains of shading at the border is less than this fraction of the paper.
-SHADING = 0.35
-# Sides in pixels at which pictures are segmented, and at which paper and polarity are estimated.
-WORKING, PAPER = 384, 128
-# Pictures with a shorter side have neither grain nor ruled lines that could be told from strokes.
-SMALL = 64
-# Pictures below this size are one digit, enlarged smoothly by this factor.
-TINY, ENLARGED = 20, 8
-# A stroke is narrower than this fraction of the picture.
-WIDEST_STROKE = 0.3
-EIGHT = np.ones((3, 3), bool)
+CORE = 0.6  # more than the blur between two strokes that nearly touch
+# As parts of the longer side of a picture.
+WINDOW = 1 / 2  # wider than any stroke
+THIN = 1 / 25  # thicker than any printed line
+LONG = 1 / 5  # what belongs to a line is in straight runs of this length
+LINE = 0.45  # the least length of a line
+BAND = 0.8  # the dark part of a row that belongs to a band along an edge
+BEYOND = 0.01  # by which a line is longer than a digit, at both ends
+DEEP = 0.2  # how far from the edges something must reach to be a digit that touches them
+SHADE = 0.5  # the least ink, as a part of the paper, that may touch the edges
+SMALL = 0.06  # the least size of a digit
+# As parts of the height of the tallest digit.
+SPECK, LOW = 1 / 6, 0.45
+# A digit's width, as a part of its height.
+NARROW, WIDE = 0.9, 1.8
+MOST_DIGITS = 20
+
 NOTHING = "nothing is drawn on it; expected a digit, dark or light"
+_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 class PictureError(ValueError):
-    """A picture in which no digit can be read."""
+    """A file is not a picture of a digit."""
 
 
-class Piece(NamedTuple):
-    """Connected ink: its label, its bounding box in pixels (stops are exclusive), its ink's sum."""
+class _Part(NamedTuple):
+    """A connected component, or several that make one digit; `bottom` and `right` are outside."""
 
-    label: int
+    labels: tuple[int, ...]
     top: int
     bottom: int
     left: int
     right: int
-    mass: float
 
     @property
     def height(self) -> int:
-        """Rows of the bounding box."""
         return self.bottom - self.top
 
     @property
     def width(self) -> int:
-        """Columns of the bounding box."""
         return self.right - self.left
 
     @property
     def size(self) -> int:
-        """The longer side."""
         return max(self.height, self.width)
 
 
 def find_digits(greys: np.ndarray) -> list[np.ndarray]:
-    """Return every digit of a picture, from left to right.
+    """Find the digits on a picture, and scale and centre each as MNIST's are.
 
     Args:
         greys: float `[H, W]`, 0 to 255, dark on light or light on dark.
 
     Returns:
-        uint8 `[28, 28]` for each digit, as MNIST's: white on black, scaled and centred.
+        uint8 `[28, 28]` for each digit, white on black, from left to right.
 
     Raises:
-        PictureError: there is none, or it cannot be told from what surrounds it.
+        PictureError: nothing is drawn on it, or what is drawn is no digit.
     """
-    if max(greys.shape) < TINY:
-        return [_as_mnist(_ink_of_tiny(greys))]
-    ink = _without_noise(_ink(_resized(greys, WORKING)))
-    ink = _without_strips(ink)
-    strong = ink > _threshold(ink)
-    lines = _lines(strong) | _lines(strong.T).T
-    labels = _labels(strong & ~lines)
-    pieces = _on_the_page(_pieces_of(labels, ink), labels.shape)
-    # The paper's own shading is faint, and it goes on to the border.
-    is_faint = np.percentile(ink[labels > 0], 90) < SHADING
-    if is_faint and any(_touches_border(piece, labels.shape) for piece in pieces):
+    ink, noise = _ink(_resized(greys))
+    ink = _without_lines(_without_frame(_threshold(ink, noise)))
+    ink = _threshold(_without_edges(ink), noise)
+    labels, parts = _components(ink)
+    darkest = ndimage.maximum(ink, labels, np.arange(len(parts) + 1))
+    tallest = max(part.size for part in parts)
+    if tallest < SMALL * max(ink.shape):
         raise PictureError(NOTHING)
-    ink = np.where(ndimage.binary_dilation(lines, EIGHT, 2) & (labels == 0), 0, ink)
-    return [_as_mnist(_ink_of(group, ink, labels)) for group in _digits_of(pieces)]
+    parts = [
+        part
+        for part in parts
+        if part.size >= SPECK * tallest and darkest[part.labels[0]] >= CORE * ink.max()
+    ]
+    digits = _group(parts)
+    if any(digit.width > WIDE * digit.height for digit in digits):
+        raise PictureError("what is drawn is wider than a digit; expected digits side by side")
+    if len(digits) > MOST_DIGITS:
+        raise PictureError(f"there are {len(digits)} marks on it; expected a digit or a number")
+    return [_as_mnist(_cut(ink, labels, digit)) for digit in digits]
 
 
-def _ink(greys: np.ndarray) -> np.ndarray:
-    """Return how far each pixel is from the paper around it, 0 to 1 of the paper's grey level."""
-    if not _is_dark_on_light(greys):
-        greys = 255 - greys
-    paper = np.maximum(_paper(greys), 1)
-    # Shadows multiply: a fraction of the paper is the same in them. In deep shadow noise is not.
-    return np.clip((paper - greys) / np.maximum(paper, 0.3 * paper.max()), 0, 1)
+def _resized(greys: np.ndarray) -> np.ndarray:
+    """Return a picture large enough for strokes to be many pixels thick, and no larger."""
+    longest = max(greys.shape)
+    if longest <= LEAST_SIZE // 2:
+        return ndimage.zoom(greys, LEAST_SIZE // longest, order=3, mode="nearest", grid_mode=True)
+    if longest <= MOST_SIZE:
+        return greys
+    height, width = (max(round(length * MOST_SIZE / longest), 1) for length in greys.shape)
+    # Pillow's filters cover all pixels that become one, so that thin lines are not lost.
+    image = Image.fromarray(greys.astype(np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX), float)
 
 
-def _ink_of_tiny(greys: np.ndarray) -> np.ndarray:
-    """Return the ink of a digit that fills a picture of a few pixels, 0 to 1."""
-    light = greys.mean() < (greys.min() + greys.max()) / 2
-    ink = greys - greys.min() if light else greys.max() - greys
-    if ink.max() < 255 * LEAST_CONTRAST:
-        raise PictureError(NOTHING)
-    ink = np.pad(ink / ink.max(), 1).astype(np.float32)
-    size = (ENLARGED * ink.shape[1], ENLARGED * ink.shape[0])
-    ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.LANCZOS))
-    return _cropped(np.clip((ink - 0.1) / 0.8, 0, 1))
-
-
-def _paper(greys: np.ndarray) -> np.ndarray:
-    """Return the grey level of the paper, where there is ink as well."""
-    small = _resized(greys, PAPER)
-    small = ndimage.median_filter(small, min(3, *small.shape))
-    size = max(int(WIDEST_STROKE * max(small.shape)), 3)
-    # Dark strokes are filled, larger regions keep their edges.
-    closed = ndimage.grey_closing(small, (size, size), mode="nearest")
-    image = Image.fromarray(closed.astype(np.float32))
-    return np.asarray(image.resize(greys.shape[::-1], Image.Resampling.BILINEAR), float)
+def _ink(greys: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return how much darker each pixel is than the paper (1: black), and the paper's noise."""
+    longest = max(greys.shape)
+    smooth = ndimage.gaussian_filter(greys, longest / 300)
+    blurred = ndimage.gaussian_filter(greys, longest / 100)
+    if not _is_dark_on_light(blurred):
+        smooth, blurred = 255 - smooth, 255 - blurred
+    window = round(WINDOW * longest) // 2 * 2 + 1
+    light = ndimage.grey_closing(blurred, (window, window), mode="nearest")
+    # As parts of the light, for ink in a shadow; where it is darker still, noise would grow too.
+    ink = (light - smooth) / np.maximum(light, 128)
+    step = max(longest // 100, 1)
+    changes = np.concatenate([(ink[:, step:] - ink[:, :-step]).ravel(), [0]])
+    # Most neighbours differ by noise alone; the paper is lighter than the light that was found.
+    noise = 1.48 / np.sqrt(2) * float(np.median(np.abs(changes)))
+    return ink - np.percentile(ink, 25), noise
 
 
 def _is_dark_on_light(greys: np.ndarray) -> bool:
-    """Whether the ink is darker than the paper, of which there is more."""
-    small = _resized(greys, PAPER)
-    # Ratios of grey levels: a shadow is a smaller one than ink, whatever its area.
-    levels = np.log(small + 10)
-    lighter = levels - np.median(levels)
-    height, width = (length // 10 for length in small.shape)
-    centre = lighter[height : len(small) - height, width : small.shape[1] - width]
-    return bool((np.minimum(centre, 0) ** 4).sum() >= (np.maximum(centre, 0) ** 4).sum())
+    """Return whether ink is darker than the paper."""
+    light = greys - greys.min() >= greys.max() - greys
+    sheets = [_sheet(light), _sheet(~light)]
+    if sheets[0] == sheets[1] == 0:
+        # Cropped at the digit, which may be most of the picture.
+        return bool(np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]]).mean() >= 0.5)
+    # The smaller one lies on the other.
+    return sheets[1] == 0 or 0 < sheets[0] <= sheets[1]
 
 
-def _without_strips(ink: np.ndarray) -> np.ndarray:
-    """Return the ink without what runs along a whole side: a strip, the desk around a sheet."""
-    labels = _labels(ink > _threshold(ink))
-    ink = ink.copy()
-    for turns in range(4):
-        turned, its_labels = np.rot90(ink, turns), np.rot90(labels, turns)
-        common = np.bincount(its_labels[0])
-        common[0] = 0
-        if common.max() < 0.8 * turned.shape[1]:
-            continue
-        # Only as deep as usual thereabouts: a digit may touch the strip.
-        depth = np.argmin(np.pad(its_labels == common.argmax(), ((0, 1), (0, 0))), axis=0)
-        usual = ndimage.median_filter(depth, max(len(depth) // 3, 3), mode="nearest")
-        turned[np.arange(len(turned))[:, None] < (usual + 3) * (usual > 0)] = 0
-    return ink
+def _sheet(mask: np.ndarray) -> int:
+    """Return the area of the largest region if it is a sheet of paper: a rectangle; otherwise 0."""
+    labels, count = ndimage.label(mask)
+    if not count:
+        return 0
+    largest = np.bincount(labels.ravel())[1:].argmax()
+    region = labels[ndimage.find_objects(labels)[largest]] == largest + 1
+    # Sheets are seldom quite upright, and a digit may reach an edge.
+    band = max(max(region.shape) // 30, 1)
+    edges = (region[:band], region[-band:], region[:, :band].T, region[:, -band:].T)
+    is_sheet = (
+        all(edge.any(axis=0).mean() >= 0.7 for edge in edges)
+        and region.mean() >= 0.5
+        and min(np.divide(region.shape, mask.shape)) >= 0.5
+    )
+    return region.size if is_sheet else 0
 
 
-def _without_noise(ink: np.ndarray) -> np.ndarray:
-    """Return the ink smoothed as much as its noise asks for."""
-    if min(ink.shape) < SMALL:
-        return ink
-    grain = _grain(ink)
-    return ndimage.gaussian_filter(ink, min(25 * grain, 2)) if grain > 0.015 else ink
+def _threshold(ink: np.ndarray, noise: float) -> np.ndarray:
+    """Return the ink without what is faint beside the darkest of it.
 
-
-def _grain(ink: np.ndarray) -> float:
-    """Return the standard deviation of the noise, from differences of neighbours."""
-    difference = np.diff(np.diff(ink, axis=0), axis=1)
-    return float(np.median(np.abs(difference)) / 0.6745 / 2)
-
-
-def _threshold(ink: np.ndarray) -> float:
-    """Return what separates ink from paper."""
-    drawn = ink[ink > LEAST_CONTRAST]
-    strongest = np.percentile(drawn, 90) if drawn.size else 0
-    noise = np.median(ink) + 5 * _grain(ink) if min(ink.shape) >= SMALL else 0
-    return max(0.35 * strongest, noise, LEAST_CONTRAST)
-
-
-def _lines(strong: np.ndarray) -> np.ndarray:
-    """Return the pixels of nearly horizontal lines."""
-    height, width = strong.shape
-    lines = np.zeros_like(strong)
-    if min(strong.shape) < SMALL:
-        return lines
-    runs = ndimage.binary_opening(strong, np.ones((1, max(width // 10, 8)), bool))
-    labels = _labels(ndimage.binary_dilation(runs, np.ones((3, 9))))
-    thickness = _run_lengths(strong)
-    for number, place in enumerate(ndimage.find_objects(labels), 1):
-        here = runs[place] & (labels[place] == number)
-        columns = here.any(axis=0)
-        start, stop = place[1].start, place[1].stop
-        from_border = min(start, width - stop) <= 5
-        if columns.sum() < (0.6 if from_border else 0.8) * width:
-            continue
-        # Where a stroke crosses, the line is as thick as the stroke: the usual one is the line's.
-        of_columns = np.where(here, thickness[place], height).min(axis=0)
-        usual = np.median(of_columns[columns])
-        if usual <= max(0.02 * min(strong.shape), 3):
-            lines[place] |= here & (thickness[place] <= 1.6 * usual + 1)
-    return lines
-
-
-def _run_lengths(strong: np.ndarray) -> np.ndarray:
-    """Return for each pixel the length of the vertical run of ink that it is in."""
-    height, width = strong.shape
-    lengths = np.zeros(strong.shape, int)
-    padded = np.pad(strong, ((1, 1), (0, 0))).T.astype(np.int8)
-    change = np.diff(padded, axis=1)
-    columns, starts = np.nonzero(change == 1)
-    _, stops = np.nonzero(change == -1)
-    marks = np.zeros((width, height + 1), int)
-    marks[columns, starts] += stops - starts
-    marks[columns, stops] -= stops - starts
-    lengths[:] = np.cumsum(marks, axis=1)[:, :-1].T
-    return lengths
-
-
-def _labels(mask: np.ndarray) -> np.ndarray:
-    """Return the number of the connected piece that each pixel is in, 0 outside."""
-    labels = np.zeros(mask.shape, np.int32)
-    ndimage.label(mask, EIGHT, output=labels)
-    return labels
-
-
-def _pieces_of(labels: np.ndarray, ink: np.ndarray) -> list[Piece]:
-    """Return the connected pieces of ink, those with the most ink first."""
-    places = ndimage.find_objects(labels)
-    masses = ndimage.sum_labels(ink, labels, np.arange(1, len(places) + 1))
-    pieces = [
-        Piece(number, rows.start, rows.stop, columns.start, columns.stop, float(mass))
-        for number, ((rows, columns), mass) in enumerate(zip(places, masses, strict=True), 1)
-    ]
-    return sorted(pieces, key=lambda piece: -piece.mass)
-
-
-def _on_the_page(pieces: list[Piece], shape: tuple[int, ...]) -> list[Piece]:
-    """Return the pieces without frames, neighbours at the border and specks."""
-    pieces = [piece for piece in pieces if not _is_frame(piece, pieces)]
-    if not pieces:
+    Raises:
+        PictureError: there is none.
+    """
+    detail = ink - ndimage.gaussian_filter(ink, max(ink.shape) / 30)
+    # Faint ink has edges, what is left of the light has none.
+    is_light = ink.max() < SHADE and detail.max() < EDGE * ink.max()
+    if is_light or ink.max() < max(LEAST_INK, LEAST_OF_NOISE * noise):
         raise PictureError(NOTHING)
-    largest = max(piece.size for piece in pieces)
-    parts = [piece for piece in pieces if _is_part(piece, shape)]
-    whole = [piece for piece in pieces if piece not in parts]
-    if not any(piece.size > 0.5 * largest for piece in whole):
-        whole = pieces
-    largest = max(piece.size for piece in whole)
-    return [piece for piece in whole if piece.size > 0.12 * largest]
+    return np.where(ink < FAINT * ink.max(), 0, ink)
 
 
-def _touches_border(piece: Piece, shape: tuple[int, ...]) -> bool:
-    height, width = shape
-    return piece.top == 0 or piece.left == 0 or piece.bottom == height or piece.right == width
+def _components(
+    ink: np.ndarray, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, list[_Part]]:
+    """Return the label of each pixel, of connected ink if none are given, and the parts."""
+    if labels is None:
+        labels, _ = ndimage.label(ink > 0, _NEIGHBOURS)
+    return labels, [
+        _Part((label,), place[0].start, place[0].stop, place[1].start, place[1].stop)
+        for label, place in enumerate(ndimage.find_objects(labels), 1)
+        if place is not None
+    ]
 
 
-def _is_part(piece: Piece, shape: tuple[int, ...]) -> bool:
-    """Whether a piece at the border is the rest of something outside of the picture."""
-    height, width = shape
-    if piece.left == 0 or piece.right == width:
-        return piece.width < 0.5 * piece.height or piece.size < 0.3 * height
-    return (piece.top == 0 or piece.bottom == height) and piece.height < 0.5 * piece.width
+def _cores(ink: np.ndarray) -> np.ndarray:
+    """Label connected ink; what reaches a side is parted where it is faint, as between digits."""
+    connected, count = ndimage.label(ink > 0, _NEIGHBOURS)
+    cores, _ = ndimage.label(ink > CORE * ink.max(), _NEIGHBOURS)
+    nearest = ndimage.distance_transform_edt(
+        cores == 0, return_distances=False, return_indices=True
+    )
+    labels = np.where(ink > 0, cores[tuple(nearest)] + count, 0)
+    is_parted = np.bincount(connected.ravel(), cores.ravel(), count + 1) > 0
+    is_parted &= np.isin(np.arange(count + 1), connected[:, [0, -1]])
+    return np.where(is_parted[connected], labels, connected)
 
 
-def _is_frame(piece: Piece, pieces: list[Piece]) -> bool:
-    """Whether a piece is a thin line around another."""
-    return any(
-        piece.top < other.top
-        and piece.bottom > other.bottom
-        and piece.left < other.left
-        and piece.right > other.right
-        and other.size > 0.3 * piece.size
-        for other in pieces
+def _without_frame(ink: np.ndarray) -> np.ndarray:
+    """Cut off dark bands along the edges, such as a desk around the sheet, with what is on them."""
+    rows, columns = (_inside((ink > 0).mean(axis=axis)) for axis in (1, 0))
+    inner = ink[rows, columns]
+    open_edges = [
+        edge
+        for edge, is_cut in (
+            (inner[:1], rows.start > 0),
+            (inner[-1:], rows.stop < ink.shape[0]),
+            (inner[:, :1], columns.start > 0),
+            (inner[:, -1:], columns.stop < ink.shape[1]),
+        )
+        if not is_cut
+    ]
+    # A picture that was cropped at the digit ends with its strokes.
+    return ink if any((edge > 0).mean() > 0.1 for edge in open_edges) or not inner.any() else inner
+
+
+def _inside(dark: np.ndarray) -> slice:
+    """Return what is between the bands at both ends, from the dark part of each row."""
+    most = len(dark) // 4
+    first = next((n for n in range(most) if dark[n] < BAND), most)
+    last = next((n for n in range(most) if dark[-1 - n] < BAND), most)
+    return slice(first, len(dark) - last)
+
+
+def _without_lines(ink: np.ndarray) -> np.ndarray:
+    """Remove ruled and squared lines and boxes: thin, straight, and longer than the digit."""
+    mask = ink > 0
+    across, down = _lines(mask), _lines(mask.T).T
+    rest = np.where(across | down, 0, ink)
+    labels, parts = _components(rest)
+    parts = [part for part in parts if part.size >= SMALL * max(ink.shape)]
+    if not parts:  # a box or squares; or a digit that is one line
+        return np.zeros_like(ink) if across.any() and down.any() else _without_edges(ink)
+    inner = [part for part in parts if not _touches(part, ink.shape)] or parts
+    main = max(inner, key=lambda part: part.size)
+    stroke = 2 * float(ndimage.distance_transform_edt(labels == main.labels[0]).max())
+    across = _longer(across, main.left, main.right, stroke)
+    down = _longer(down.T, main.top, main.bottom, stroke).T
+    return np.where(across | down, 0, ink)
+
+
+def _lines(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of thin horizontal lines, where no stroke crosses them."""
+    longest = max(mask.shape)
+    length, thickness = round(LONG * longest), round(THIN * longest)
+    # Lines are seldom quite straight: a pixel up or down counts as the same row.
+    thick = ndimage.binary_dilation(mask, np.ones((3, 1), bool))
+    runs = mask & _opened(thick, (1, max(length, 3)))
+    strokes = _opened(mask, (thickness + 1, 1))
+    return runs & ~strokes
+
+
+def _opened(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the opening by a rectangle; that of grey levels takes the same time for any size."""
+    return ndimage.grey_opening(mask.astype(np.uint8), size, mode="constant").astype(bool)
+
+
+def _longer(lines: np.ndarray, left: int, right: int, stroke: float) -> np.ndarray:
+    """Return the lines that are none of a digit's strokes: longer at both ends, or far thinner.
+
+    Args:
+        lines: bool `[H, W]`.
+        left: the first column of the digit.
+        right: the column after its last one.
+        stroke: the thickness of its strokes, in pixels.
+    """
+    width = lines.shape[1]
+    # The digit parts a line that it crosses.
+    gap = right - left + 5
+    padded = np.pad(lines, ((0, 0), (gap, gap))).astype(np.uint8)
+    joined = ndimage.grey_closing(padded, (1, gap))[:, gap:-gap]
+    labels, count = ndimage.label(joined, _NEIGHBOURS)
+    areas = ndimage.sum_labels(lines, labels, np.arange(count + 1))
+    kept = np.zeros(count + 1, bool)
+    for label, (_, columns) in enumerate(ndimage.find_objects(labels), 1):
+        length = columns.stop - columns.start
+        beyond = min(left - columns.start, columns.stop - right) >= BEYOND * width
+        kept[label] = length >= LINE * width and (beyond or areas[label] < 0.4 * stroke * length)
+    return lines & kept[labels]
+
+
+def _touches(part: _Part, shape: tuple[int, ...]) -> bool:
+    """Return whether a part reaches an edge of the picture."""
+    return part.top == 0 or part.left == 0 or part.bottom == shape[0] or part.right == shape[1]
+
+
+def _without_edges(ink: np.ndarray) -> np.ndarray:
+    """Remove what touches the edges: a desk, a strip, a shade, a part of the next digit.
+
+    Raises:
+        PictureError: there is nothing else.
+    """
+    labels, parts = _components(ink, _cores(ink))
+    free = [part for part in parts if not _touches(part, ink.shape)]
+    free = [part for part in free if part.size >= SMALL * max(ink.shape)]
+    touching = [part for part in parts if _touches(part, ink.shape)]
+    numbers = np.arange(labels.max() + 1)
+    mass = ndimage.sum_labels(ink, labels, numbers)
+    depth = ndimage.maximum(_distance_to_edge(ink.shape), labels, numbers)
+    most = max((mass[part.labels[0]] for part in free), default=0)
+    # A picture that was cropped at the digit: nothing else on it is as large. A shade is fainter.
+    cropped = [
+        part
+        for part in touching
+        if ink.max() >= SHADE
+        and depth[part.labels[0]] >= DEEP * min(ink.shape)
+        and mass[part.labels[0]] > most
+    ]
+    removed = [part.labels[0] for part in touching if part not in cropped]
+    rest = np.where(np.isin(labels, removed), 0, ink)
+    if not rest.any():
+        raise PictureError(f"{NOTHING}, within its edges")
+    return rest
+
+
+def _distance_to_edge(shape: tuple[int, ...]) -> np.ndarray:
+    rows, columns = (np.minimum(np.arange(n), np.arange(n)[::-1]) for n in shape)
+    return np.minimum(rows[:, None], columns[None])
+
+
+def _group(parts: list[_Part]) -> list[_Part]:
+    """Join the parts of each digit; digits stand side by side."""
+    tallest = max(part.height for part in parts)
+    digits: list[_Part] = []
+    for part in sorted(parts, key=lambda part: part.left):
+        if digits and _is_one_digit(digits[-1], part, tallest):
+            digits[-1] = _join(digits[-1], part)
+        else:
+            digits.append(part)
+    tallest = max(digit.height for digit in digits)
+    return [digit for digit in digits if digit.height >= LOW * tallest]
+
+
+def _is_one_digit(left: _Part, right: _Part, tallest: int) -> bool:
+    """Return whether two parts lie above each other, or are close and together no wider."""
+    gap = right.left - left.right
+    overlaps = -gap >= min(left.width, right.width) / 4
+    both = _join(left, right)
+    is_low = min(left.height, right.height) < LOW * tallest
+    close = gap <= 0.12 * both.height and (is_low or both.width <= NARROW * both.height)
+    return overlaps or close
+
+
+def _join(one: _Part, other: _Part) -> _Part:
+    return _Part(
+        labels=one.labels + other.labels,
+        top=min(one.top, other.top),
+        bottom=max(one.bottom, other.bottom),
+        left=min(one.left, other.left),
+        right=max(one.right, other.right),
     )
 
 
-def _digits_of(pieces: list[Piece]) -> list[list[Piece]]:
-    """Return the pieces of each digit, from left to right.
-
-    Pieces belong to one digit if they lie above each other, or if one is much smaller.
-    """
-    tallest = max(piece.height for piece in pieces)
-    tall = sorted((p for p in pieces if p.height > 0.6 * tallest), key=lambda p: p.left + p.right)
-    groups: list[list[Piece]] = []
-    for piece in tall:
-        if groups and any(_overlap(piece, other) > 0.35 for other in groups[-1]):
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-    for piece in pieces:
-        if piece not in tall:
-            nearest = min(groups, key=lambda group: _gap(piece, group[0]))
-            if _gap(piece, nearest[0]) < 0.3 * tallest:
-                nearest.append(piece)
-    return groups
-
-
-def _overlap(one: Piece, other: Piece) -> float:
-    """Return how much of the narrower one is above or below the other one, 0 to 1."""
-    both = min(one.right, other.right) - max(one.left, other.left)
-    return both / min(one.width, other.width)
-
-
-def _gap(one: Piece, other: Piece) -> int:
-    """Return the number of pixels between two bounding boxes."""
-    across = max(one.left, other.left) - min(one.right, other.right)
-    down = max(one.top, other.top) - min(one.bottom, other.bottom)
-    return max(across, down, 0)
-
-
-def _ink_of(group: list[Piece], ink: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the ink of a digit in its bounding box, 0 to 1."""
-    here = np.isin(labels, [piece.label for piece in group])
-    strongest = np.percentile(ink[here], 90)
-    reach = ndimage.binary_dilation(here, EIGHT, 2) & (here | (labels == 0))
-    ink = np.where(reach, np.minimum(ink / strongest, 1), 0)
-    return _cropped(np.where(ink < FAINT, 0, ink))
-
-
-def _cropped(ink: np.ndarray) -> np.ndarray:
-    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+def _cut(ink: np.ndarray, labels: np.ndarray, digit: _Part) -> np.ndarray:
+    rows, columns = slice(digit.top, digit.bottom), slice(digit.left, digit.right)
+    own = np.where(np.isin(labels[rows, columns], digit.labels), ink[rows, columns], 0)
+    return own / own.max()
 
 
 def _as_mnist(ink: np.ndarray) -> np.ndarray:
-    """Return a digit scaled into 20x20 pixels with its centre of mass in the middle of 28x28."""
+    """Scale ink, 0 to 1, into 20 x 20 pixels, with its centre of mass in the middle of 28 x 28."""
     scale = BOX / max(ink.shape)
     height, width = (max(round(length * scale), 1) for length in ink.shape)
-    # Pillow's filters cover all pixels that become one, so that thin lines are not lost.
     small = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
     digit = np.asarray(small)
     top, left = (_offset(digit.sum(axis=1 - axis)) for axis in (0, 1))
@@ -326,13 +377,3 @@ def _offset(mass: np.ndarray) -> int:
     """Return where a digit begins, from the mass of each row, if its centre is the middle."""
     centre = (np.arange(len(mass)) + 0.5) @ mass / mass.sum()
     return int(np.clip(round(SIZE / 2 - centre), 0, SIZE - len(mass)))
-
-
-def _resized(values: np.ndarray, side: int) -> np.ndarray:
-    """Return an image whose longer side is at most this many pixels."""
-    if max(values.shape) <= side:
-        return values
-    shrink = side / max(values.shape)
-    height, width = (max(round(length * shrink), 1) for length in values.shape)
-    image = Image.fromarray(values.astype(np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BOX), float)

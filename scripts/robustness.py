@@ -5,12 +5,21 @@ preparation with a plain resize to 28x28.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    # Neither `python -m scripts.robustness` nor PYTHONSAFEPATH adds this folder.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+        # Ctrl-C ends it, without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import numpy as np
-from command import failed, hush, remember_compiled
+from command import failed, remember_compiled, run_main, user_path
 from PIL import Image
 
 from jaxmnist import data, predictions
@@ -31,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished run on MNIST")
     parser.add_argument("--count", type=int, default=500, help="test digits for each nuisance")
-    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
     arguments = parser.parse_args(argv)
     try:
@@ -126,6 +135,4 @@ def plainly_resized(greys: np.ndarray) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    if "--debug" not in sys.argv:
-        hush()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_main(main))
