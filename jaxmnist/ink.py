@@ -5,7 +5,7 @@ morphological closing, printed lines are openings with long elements, digits con
 Source: Gonzalez and Woods, "Digital Image Processing", 4th edition, chapters 9 and 10.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -104,7 +104,8 @@ def _resized(greys: np.ndarray) -> np.ndarray:
     """Return a picture large enough for strokes to be many pixels thick, and no larger."""
     longest = max(greys.shape)
     if longest <= LEAST_SIZE // 2:
-        return ndimage.zoom(greys, LEAST_SIZE // longest, order=3, mode="nearest", grid_mode=True)
+        factor = LEAST_SIZE // longest
+        return np.asarray(ndimage.zoom(greys, factor, order=3, mode="nearest", grid_mode=True))
     if longest <= MOST_SIZE:
         return greys
     height, width = (max(round(length * MOST_SIZE / longest), 1) for length in greys.shape)
@@ -144,7 +145,7 @@ def _is_dark_on_light(greys: np.ndarray) -> bool:
 
 def _sheet(mask: np.ndarray) -> int:
     """Return the area of the largest region if it is a sheet of paper: a rectangle; otherwise 0."""
-    labels, count = ndimage.label(mask)
+    labels, count = _label(mask)
     if not count:
         return 0
     largest = np.bincount(labels.ravel())[1:].argmax()
@@ -174,12 +175,18 @@ def _threshold(ink: np.ndarray, noise: float) -> np.ndarray:
     return np.where(ink < FAINT * ink.max(), 0, ink)
 
 
+def _label(mask: np.ndarray, neighbours: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """Number connected pixels from 1, and return how many regions there are."""
+    labels: Any = ndimage.label(mask, neighbours)
+    return labels
+
+
 def _components(
     ink: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[_Part]]:
     """Return the label of each pixel, of connected ink if none are given, and the parts."""
     if labels is None:
-        labels, _ = ndimage.label(ink > 0, _NEIGHBOURS)
+        labels, _ = _label(ink > 0, _NEIGHBOURS)
     return labels, [
         _Part((label,), place[0].start, place[0].stop, place[1].start, place[1].stop)
         for label, place in enumerate(ndimage.find_objects(labels), 1)
@@ -189,9 +196,9 @@ def _components(
 
 def _cores(ink: np.ndarray) -> np.ndarray:
     """Label connected ink; what reaches a side is parted where it is faint, as between digits."""
-    connected, count = ndimage.label(ink > 0, _NEIGHBOURS)
-    cores, _ = ndimage.label(ink > CORE * ink.max(), _NEIGHBOURS)
-    nearest = ndimage.distance_transform_edt(
+    connected, count = _label(ink > 0, _NEIGHBOURS)
+    cores, _ = _label(ink > CORE * ink.max(), _NEIGHBOURS)
+    nearest: Any = ndimage.distance_transform_edt(
         cores == 0, return_distances=False, return_indices=True
     )
     labels = np.where(ink > 0, cores[tuple(nearest)] + count, 0)
@@ -237,7 +244,8 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
         return np.zeros_like(ink) if across.any() and down.any() else _without_edges(ink)
     inner = [part for part in parts if not _touches(part, ink.shape)] or parts
     main = max(inner, key=lambda part: part.size)
-    stroke = 2 * float(ndimage.distance_transform_edt(labels == main.labels[0]).max())
+    depth: Any = ndimage.distance_transform_edt(labels == main.labels[0])
+    stroke = 2 * float(depth.max())
     across = _longer(across, main.left, main.right, stroke)
     down = _longer(down.T, main.top, main.bottom, stroke).T
     return np.where(across | down, 0, ink)
@@ -273,7 +281,7 @@ def _longer(lines: np.ndarray, left: int, right: int, stroke: float) -> np.ndarr
     gap = right - left + 5
     padded = np.pad(lines, ((0, 0), (gap, gap))).astype(np.uint8)
     joined = ndimage.grey_closing(padded, (1, gap))[:, gap:-gap]
-    labels, count = ndimage.label(joined, _NEIGHBOURS)
+    labels, count = _label(joined, _NEIGHBOURS)
     areas = ndimage.sum_labels(lines, labels, np.arange(count + 1))
     kept = np.zeros(count + 1, bool)
     for label, (_, columns) in enumerate(ndimage.find_objects(labels), 1):
