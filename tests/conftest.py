@@ -1,6 +1,7 @@
 """What several test files share: small images, a small run, and golden numbers drawn by name."""
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import os
@@ -17,7 +18,9 @@ import pytest
 from safetensors.numpy import load_file as load_safetensors
 
 import jaxmnist
+from jaxmnist import mesh
 from jaxmnist.data import idx
+from jaxmnist.devices import ONE
 
 # The programs of the tests run for a moment: compiling them is what takes time. XLA_FLAGS= in the
 # environment brings the compiler's defaults back; .ci/run tests both.
@@ -132,6 +135,25 @@ def small_idx_dir(tmp_path_factory) -> Path:
     for name, content in small_files().items():
         (folder / name).write_bytes(content)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Compiles what the trainings of a test file have in common once."""
+    compile_programs, compiled = mesh.compile_programs, {}
+
+    def compile_once(config, model, tx, train_images, test_images, seeds=1, devices=ONE):
+        shapes = tuple(images.pixels.shape for images in (train_images, test_images))
+        key = dataclasses.replace(config, seed=0), shapes, seeds, devices
+        if key not in compiled:
+            compiled[key] = compile_programs(
+                config, model, tx, train_images, test_images, seeds, devices
+            )
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "compile_programs", compile_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from jaxmnist.predictions import make_predict
 from jaxmnist.training import Progress, Started, Stopped, TrainingError
 from tests.conftest import golden_batch, small_files
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 FIXTURES = Path(__file__).parent / "fixtures"
 TIMES = {"train_seconds", "images_per_second", "compile_seconds", "cores"}
 

@@ -22,6 +22,8 @@ from jaxmnist.training import EpochDone, Failed, Progress, Stopped, TrainingErro
 from tests.conftest import small_files
 from tests.test_runs import after, assert_same_run, damage, plain, without_times
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 MAPPINGS = ("loop", "vmap")
 
 

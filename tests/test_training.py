@@ -13,6 +13,8 @@ from jaxmnist.metrics import Metrics
 from jaxmnist.runs import Position
 from jaxmnist.training import EpochDone, Progress, Started, TrainingError
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 def test_a_run_learns(small_run):
     assert small_run.summary["final_test_accuracy"][0] > 90
