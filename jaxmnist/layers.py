@@ -261,7 +261,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, axis: shards.Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
-        y = conv(x, self.param("kernel", torch_uniform, shape, jnp.float32), self.padding)
+        y = conv(x, self.param("kernel", torch_uniform, shape), self.padding)
         if self.use_bias:
             bound = 1 / math.sqrt(math.prod(shape[:3]))
             bias = self.param("bias", _uniform(bound), (self.features,))
@@ -271,7 +271,7 @@ class Conv(nn.Module):
 
 def _uniform(bound: float):
     def init(key, shape):
-        return jax.random.uniform(key, shape, jnp.float32, minval=-bound, maxval=bound)
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
     return init
 
@@ -289,10 +289,10 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, axis: shards.Axis = None) -> jax.Array:
         features = x.shape[0]
-        scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
         if train:
             count = x.size // features * shards.count(axis)
             mean = shards.mean(_mean_of_channels(x), axis)

@@ -74,7 +74,7 @@ def create_state(
         average: what an average of the weights keeps a step; None: there is none.
     """
     key = jax.random.key(seed, impl=KEY_IMPL)
-    variables = model.init(stream(key, "init"), jnp.zeros((1, 28, 28, 1), jnp.float32))
+    variables = model.init(stream(key, "init"), jnp.zeros((1, 28, 28, 1)))
     params = variables["params"]
     parts = {
         "step": jnp.int32(0),
