@@ -203,9 +203,10 @@ def command(capsys, monkeypatch):
     return run
 
 
-# Where the tests run in the background, children begin with SIGINT ignored.
+# Where the tests run in the background or under nohup, children begin with these signals ignored.
 START = (
     "import os, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
     "del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
 )

@@ -143,6 +143,7 @@ def test_torch_files_that_are_something_else(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_what_else_a_torch_file_holds_is_named(tmp_path):
     torch = pytest.importorskip("torch")
     file = tmp_path / "model.pt"
