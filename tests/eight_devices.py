@@ -13,7 +13,7 @@ import sys
 # The programs run for a moment: optimising them (level 1 and above) would take longer. Not so for
 # twenty steps of eight copies of skeleton.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false "
+    "--xla_force_host_platform_device_count=8 "
     f"--xla_backend_optimization_level={int(sys.argv[1:3] == ['steps', 'skeleton'])}"
 )
 
