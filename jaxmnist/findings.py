@@ -252,7 +252,7 @@ def fill(file: Path, block: str) -> str:
         ConfigError: the markers are not there.
         OSError: the file cannot be read.
     """
-    before, begin, rest = file.read_text().partition(BEGIN)
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ConfigError(f"{file} has no {BEGIN} ... {END}; put both lines where results belong")

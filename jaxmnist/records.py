@@ -379,7 +379,7 @@ def write(path: Path, content: str) -> None:
     scratch = path.with_name(f".{path.name}.new")
     try:
         if not _has(path, content.encode()):
-            scratch.write_text(content)
+            scratch.write_bytes(content.encode())
             scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -387,7 +387,8 @@ def write(path: Path, content: str) -> None:
 
 def _has(path: Path, content: bytes) -> bool:
     try:
-        return path.stat().st_size == len(content) and path.read_bytes() == content
+        same_size = path.is_file() and path.stat().st_size == len(content)
+        return same_size and path.read_bytes() == content
     except OSError:
         return False
 
@@ -423,28 +424,27 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a file; after an error the file is as it was.
+    """Add a line to an existing file; after an error the file is as it was.
+
+    A missing file is an error: its folder was removed, although Orbax may have made it again
+    for a checkpoint.
 
     Raises:
-        OSError: the disk does not take it; the error names the file.
+        OSError: the file does not exist or the disk is full; the error names the file.
     """
-    size = path.stat().st_size if path.exists() else 0
+    size = None
     try:
-        with path.open("a") as file:
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.seek(max(size - 1, 0))
             # A process that was killed may have left a line without its end.
-            file.write(f"{'' if _ends_a_line(path, size) else chr(10)}{line}\n")
+            newline = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(newline + line.encode() + b"\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)
+        if size is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _ends_a_line(path: Path, size: int) -> bool:
-    if not size or not path.is_file():
-        return True
-    with path.open("rb") as file:
-        file.seek(size - 1)
-        return file.read(1) == b"\n"
 
 
 def make_row(

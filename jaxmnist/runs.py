@@ -251,6 +251,7 @@ def new_run(job: Job, out: str | os.PathLike | None, overwrite: bool) -> Iterato
     """
     with records.new_folder(job.config, out, overwrite) as (wished, path):
         records.write(path / records.CONFIG, job.config.to_json())
+        records.write_rows(path / records.METRICS, [])
         yield Begun(path, wished, _first_position(job), [])
 
 

@@ -152,6 +152,7 @@ def add(file: Path, done: Run) -> None:
         **{name: done.summary[name][0] for name in FIGURES},
         "train_seconds": done.summary["train_seconds"],
     }
+    file.touch()
     records.append(file, json.dumps(line))
 
 

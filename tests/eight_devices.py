@@ -131,7 +131,8 @@ if __name__ == "__main__":
     else:
         jax.config.update("jax_enable_x64", True)
         if what == "steps":
-            one_seed(config, STEPS, [Devices(2), Devices(4), Devices(8), Devices(8, "pmap")])
+            one_seed(config, STEPS, [Devices(8)])
+        elif what == "forms":
+            one_seed(config, STEPS, [Devices(2), Devices(4), Devices(8, "pmap")])
         else:
-            forms = [Devices(8), Devices(4), Devices(8, "pmap")]
-            many_seeds(config, (0, 1, 2, 3), forms)
+            many_seeds(config, (0, 1, 2, 3), [Devices(8), Devices(4), Devices(8, "pmap")])

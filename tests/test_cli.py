@@ -316,15 +316,16 @@ def test_the_compilation_cache_can_be_refused(command, monkeypatch, run, words, 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line(run, small_idx_dir, monkeypatch):
-    make = training.records.new_folder
+    new_run = training.new_run
 
     @contextlib.contextmanager
-    def with_full_log(*arguments):
-        with make(*arguments) as (wished, path):
-            (path / "metrics.jsonl").symlink_to("/dev/full")
-            yield wished, path
+    def with_full_log(*arguments, **named):
+        with new_run(*arguments, **named) as begun:
+            (begun.path / "metrics.jsonl").unlink()
+            (begun.path / "metrics.jsonl").symlink_to("/dev/full")
+            yield begun
 
-    monkeypatch.setattr(training.records, "new_folder", with_full_log)
+    monkeypatch.setattr(training, "new_run", with_full_log)
     status, _, err = run(*TINY, "--idx-dir", small_idx_dir, "--out", "here")
     assert status == 1
     assert "No space left on device" in err

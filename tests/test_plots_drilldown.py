@@ -33,6 +33,7 @@ def intervals(axes):
     return [segment for lines in axes.collections for segment in lines.get_segments()]
 
 
+@pytest.mark.slow
 def test_every_figure_in_both_kinds_says_what_it_is_made_from(rungs, images, tmp_path):
     names = drilldown.draw_all(rungs, images, tmp_path / "figures", "results.json 1234")
     files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}

@@ -310,7 +310,7 @@ def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(tmp_path), "write_text", full)
+        patched.setattr(type(tmp_path), "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
             records.write(tmp_path / "a.json", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
@@ -336,9 +336,16 @@ def test_appending_begins_on_a_line_of_its_own(tmp_path):
 
 def test_appending_is_whole_or_nothing(tmp_path):
     path = tmp_path / "metrics.jsonl"
+    records.write_rows(path, [])
     records.append(path, "one")
     records.append(path, "two")
     assert path.read_text() == "one\ntwo\n"
+
+
+def test_appending_does_not_make_a_removed_file_again(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
+        records.append(tmp_path / "metrics.jsonl", "one")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -119,7 +119,7 @@ def test_a_second_interrupt_ends_it_at_once_and_leaves_a_good_checkpoint(start, 
 
 
 def test_a_removed_folder_ends_the_run_in_a_line(start, tmp_path):
-    process = start(*WORDS)
+    process = start(*WORDS, "--epochs", "2000")  # more than it has time for
     wait_for_line(process, "epoch 2/20")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     status, _, err = finish(process)

@@ -13,6 +13,8 @@ from jaxmnist import TrainConfig, data
 from jaxmnist.config import by_name
 from tests.conftest import SCRIPTS
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 RECIPES = Path(__file__).parent.parent / "docs" / "recipes.md"
 
 
