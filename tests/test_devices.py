@@ -174,6 +174,18 @@ def test_what_can_be_shared_out(with_eight, count, batch_size, seeds):
     Devices(count).check_divides(batch_size, seeds)
 
 
+def test_compiled_programs_are_found_on_disk(tmp_path):
+    """In a process of its own, since JAX opens its cache once."""
+    compile_one = (
+        "import sys, jax; from pathlib import Path; from jaxmnist.devices import keep_compiled; "
+        "keep_compiled(Path(sys.argv[1]), 1); jax.jit(lambda x: x + 1)(1.0)"
+    )
+    words = [sys.executable, "-W", "error::UserWarning", "-c", compile_one, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "1-cores").glob("*-cache")) != []
+
+
 @pytest.mark.parametrize(
     ("words", "device"),
     [(["--devices", "2", "--parallel", "pmap"], "2 x cpu"), (["--seeds", "3"], "4 x cpu")],
