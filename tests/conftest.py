@@ -145,7 +145,7 @@ def shared_programs():
 
     def compile_once(config, model, tx, train_images, test_images, seeds=1, devices=ONE):
         shapes = tuple(images.pixels.shape for images in (train_images, test_images))
-        # Programs do not depend on the seed, which is an argument, nor on which images are held out.
+        # Programs depend neither on the seed, an argument, nor on which images are held out.
         key = dataclasses.replace(config, seed=0, fold=0), shapes, seeds, devices
         if key not in compiled:
             compiled[key] = compile_programs(
