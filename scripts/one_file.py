@@ -31,7 +31,6 @@ class Gap(nn.Module):
         """Return logits `[N, 10]` of normalised images `[N, 28, 28, 1]`."""
         # PyTorch's default initialisation: uniform within 1 / sqrt(fan_in).
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
         conv = functools.partial(nn.Conv, padding="VALID", use_bias=False, kernel_init=init)
 
         def block(x, features, size=3, dropout_rate=self.dropout_rate):
@@ -80,6 +79,7 @@ def create_state(key: jax.Array, model: nn.Module, total_steps: int) -> TrainSta
 def augment(key: jax.Array, image: jax.Array) -> jax.Array:
     """Rotate, shear, scale, shift and re-light one image `[28, 28]` with values from 0 to 1."""
     draws = jax.random.uniform(key, (8,), minval=-1, maxval=1)
+    # One rotation stands for the notebook's two, of up to 6 and 7 degrees.
     rotation, shear = jnp.deg2rad(13 * draws[0]), jnp.deg2rad(10 * draws[1])
     scale, shift = 1 + 0.2 * draws[2], jnp.round(2.8 * draws[3:5])
     brightness, contrast = 1 + 0.4 * draws[5:7]
