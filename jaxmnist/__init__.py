@@ -5,11 +5,12 @@
 >>> run.summary["final_test_accuracy"]
 """
 
-from jaxmnist.config import DATASETS, RECIPES, VARIANTS, ConfigError, TrainConfig
+from jaxmnist.config import ConfigError, TrainConfig
 from jaxmnist.models import create_model
-from jaxmnist.runs import Run, load_run
-from jaxmnist.seeds import SeedRuns, load_seeds, train_seeds
-from jaxmnist.training import train
+from jaxmnist.recipes import DATASETS, RECIPES, VARIANTS
+from jaxmnist.runs.run import Run, load_run
+from jaxmnist.runs.seeds import SeedRuns, load_seeds, train_seeds
+from jaxmnist.runs.training import train
 
 __all__ = [
     "DATASETS",

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmnist.devices import KEY_IMPL
+# JAX's kind of random keys.
+KEY_IMPL = "threefry2x32"
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -100,3 +101,13 @@ def initial_state(
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     create = jax.jit(create_state, static_argnums=(0, 1, 3), compiler_options=options)
     return create(model, tx, seed, average)
+
+
+def wrap_key(words: Any) -> jax.Array:
+    """Return the random keys of these words, uint32 `[..., 2]`."""
+    return jax.random.wrap_key_data(words, impl=KEY_IMPL)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array is of random keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmnist import shards
+from jaxmnist import collectives
 from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import TrainConfig, steps_per_epoch
 from jaxmnist.metrics import Array, Metrics, losses, measure
@@ -55,7 +55,7 @@ def normalise(pixels: jax.Array, mean: Array, std: Array) -> jax.Array:
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, axis: shards.Axis = None
+    model: nn.Module, tx: optax.GradientTransformation, axis: collectives.Axis = None
 ) -> TrainStep:
     """The training step: `train_step(state, batch) -> (state, metrics)`.
 
@@ -78,10 +78,10 @@ def make_train_step(
             )
             return losses(logits, batch.labels).mean(), (logits, updates.get("batch_stats", {}))
 
-        params = shards.own(state.params, axis)
+        params = collectives.own(state.params, axis)
         grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
         # The shares are of the same size: the gradient of the mean is the mean of the gradients.
-        grads = shards.mean(grads, axis)
+        grads = collectives.mean(grads, axis)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         state = state.replace(
             step=state.step + 1,
@@ -89,7 +89,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state.averaged(), shards.total(measure(logits, batch.labels), axis)
+        return state.averaged(), collectives.total(measure(logits, batch.labels), axis)
 
     return train_step
 
@@ -110,7 +110,7 @@ def make_order_of_epoch(config: TrainConfig) -> OrderOfEpoch:
     return order_of_epoch
 
 
-def make_batch_at(config: TrainConfig, axis: shards.Axis = None) -> BatchAt:
+def make_batch_at(config: TrainConfig, axis: collectives.Axis = None) -> BatchAt:
     """The batch of a step, or a share of it: `batch_at(state, images, order, position) -> batch`.
 
     `order` is the epoch's, `position` the step's place in the epoch. The batch depends on these,
@@ -121,11 +121,11 @@ def make_batch_at(config: TrainConfig, axis: shards.Axis = None) -> BatchAt:
     def batch_at(state: TrainState, images: Images, order: jax.Array, position: jax.Array) -> Batch:
         start = position * config.batch_size
         chosen = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
-        chosen = shards.share(chosen, axis)
+        chosen = collectives.share(chosen, axis)
         pixels = images.pixels[chosen]
         if config.augment:
             key = jax.random.fold_in(stream(state.key, "augment"), state.step)
-            parameters = shards.share(draw(key, config.batch_size), axis)
+            parameters = collectives.share(draw(key, config.batch_size), axis)
             pixels = apply(pixels, parameters)
         return Batch(normalise(pixels, images.mean, images.std), images.labels[chosen])
 
@@ -136,7 +136,7 @@ def make_train_chunk(
     config: TrainConfig,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    axis: shards.Axis = None,
+    axis: collectives.Axis = None,
 ) -> TrainChunk:
     """A stretch of training: `train_chunk(state, metrics, images, order, stop)`.
 
@@ -180,7 +180,7 @@ def make_eval_step(model: nn.Module) -> EvalStep:
     return eval_step
 
 
-def make_evaluate(model: nn.Module, axis: shards.Axis = None) -> Evaluate:
+def make_evaluate(model: nn.Module, axis: collectives.Axis = None) -> Evaluate:
     """Evaluation: `evaluate(state, images) -> metrics` over all images, however many.
 
     A device takes its share of the blocks; the metrics are those of all.
@@ -189,7 +189,7 @@ def make_evaluate(model: nn.Module, axis: shards.Axis = None) -> Evaluate:
 
     def evaluate(state: TrainState, images: Images) -> Metrics:
         count = len(images.pixels)
-        blocks = -(-count // (EVAL_BLOCK * shards.count(axis))) * shards.count(axis)
+        blocks = -(-count // (EVAL_BLOCK * collectives.count(axis))) * collectives.count(axis)
         padding = blocks * EVAL_BLOCK - count
         pixels = jnp.pad(images.pixels, ((0, padding), (0, 0), (0, 0)))
         labels = jnp.pad(images.labels, (0, padding))
@@ -204,8 +204,8 @@ def make_evaluate(model: nn.Module, axis: shards.Axis = None) -> Evaluate:
             valid = start + jnp.arange(EVAL_BLOCK) < count
             return eval_step(state, batch, valid)
 
-        each = jax.lax.map(of_block, shards.share(jnp.arange(blocks), axis))
+        each = jax.lax.map(of_block, collectives.share(jnp.arange(blocks), axis))
         summed = jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=leaf.dtype), each)
-        return shards.total(summed, axis)
+        return collectives.total(summed, axis)
 
     return evaluate

@@ -16,13 +16,13 @@ import numpy as np
 from benchmark.networks import step_flop
 from benchmark.protocol import ROUND_SECONDS, Contender, ContenderError
 from benchmark.tables import tables
-from command import run_main, user_path
-from output import make_console, print_table
 from rich.console import Console
+from support.command import run_main, user_path
+from support.output import make_console, print_table
 
 from jaxmnist import VARIANTS, TrainConfig, data
 from jaxmnist.config import ConfigError
-from jaxmnist.description import describe
+from jaxmnist.models.description import describe
 
 FOLDER = Path(__file__).parent / "benchmark"
 PEERS = ("pytorch", "flax")

@@ -23,15 +23,16 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, needing, remember_compiled, run_main
+from support.command import failed, needing, remember_compiled, run_main
 
-from jaxmnist import VARIANTS, data, records
-from jaxmnist.checkpoint import CheckpointError
+from jaxmnist import VARIANTS, data
+from jaxmnist.analysis.report import IDEAS
 from jaxmnist.config import ConfigError
-from jaxmnist.data import Dataset
-from jaxmnist.findings import IDEAS
-from jaxmnist.predictions import DIGITS, check_digits, load_runs, make_predict
-from jaxmnist.runs import Run, load_run
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.inference.predict import DIGITS, check_digits, load_runs, make_predict
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.checkpoint import CheckpointError
+from jaxmnist.runs.run import Run, load_run
 
 if TYPE_CHECKING:
     import socket
@@ -148,14 +149,14 @@ def newest_of_every_variant(folders: Sequence[Path]) -> list[Run]:
     Raises:
         ConfigError: there is none.
     """
-    summaries = [file for folder in folders for file in folder.rglob(records.SUMMARY)]
+    summaries = [file for folder in folders for file in folder.rglob(run_folder.SUMMARY)]
     newest: dict[str, Run] = {}
     for file in sorted(summaries, key=lambda file: file.stat().st_mtime, reverse=True):
         # Of several seeds there is a summary, too, beside the folders of each.
-        if not (file.parent / records.CHECKPOINTS).is_dir():
+        if not (file.parent / run_folder.CHECKPOINTS).is_dir():
             continue
         try:
-            config = records.read_config_of_run(file.parent)
+            config = run_folder.read_config_of_run(file.parent)
             if config.dataset == DIGITS and config.variant not in newest:
                 newest[config.variant] = load_run(file.parent)
         except (ConfigError, CheckpointError, OSError) as error:

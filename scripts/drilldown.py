@@ -23,24 +23,20 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from benchmark.networks import forward_flop
-from command import Signals, remember_compiled, run_main, until_stopped, user_path
-from display import Tally, make_display
-from output import make_console, print_line
 from rich.console import Console
+from support.command import Signals, remember_compiled, run_main, until_stopped, user_path
+from support.display import Tally, make_display
+from support.output import make_console, print_line
 
-from jaxmnist import VARIANTS, TrainConfig, data, findings, records, results, train_seeds
-from jaxmnist.config import (
-    ABLATIONS,
-    DATASETS,
-    ConfigError,
-    SeedsConfig,
-    by_name,
-    parse_seeds,
-)
-from jaxmnist.description import describe
-from jaxmnist.plots import drilldown
-from jaxmnist.results import IncompleteError, Rung
-from jaxmnist.seeds import SeedDone
+from jaxmnist import VARIANTS, TrainConfig, data, train_seeds
+from jaxmnist.analysis import report, results
+from jaxmnist.analysis.plots import drilldown
+from jaxmnist.analysis.results import IncompleteError, Rung
+from jaxmnist.config import ConfigError, SeedsConfig, by_name, parse_seeds
+from jaxmnist.models.description import describe
+from jaxmnist.recipes import ABLATIONS, DATASETS
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.seeds import SeedDone
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -121,9 +117,9 @@ def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[st
         if one == other:
             raise ConfigError(f"compare has {one} twice; expected two networks")
     rungs = dict(zip(names, results.rungs_of(found, names), strict=True))
-    comparisons = findings.compare([(rungs[one], rungs[other]) for one, other in pairs])
-    sentences = map(findings.sentence, comparisons)
-    return [*sentences, "", findings.steps_table(comparisons), "", findings.STEPS_LEGEND]
+    comparisons = report.compare([(rungs[one], rungs[other]) for one, other in pairs])
+    sentences = map(report.sentence, comparisons)
+    return [*sentences, "", report.steps_table(comparisons), "", report.STEPS_LEGEND]
 
 
 def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> list[str]:
@@ -138,7 +134,7 @@ def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> 
     for config in configs:
         results.check_same(found, config, "this command")
     for text in [ablation_text(arguments.out)] if arguments.ablate else texts(arguments.out):
-        findings.fill(text, "")
+        report.fill(text, "")
     remember_compiled()
     failures = []
     for config in configs:
@@ -151,7 +147,7 @@ def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> 
             try:
                 failures += train_variant(arguments, console, signals, config, missing)
             except ConfigError as error:
-                folder = run_folder(arguments.out, config)
+                folder = folder_of_runs(arguments.out, config)
                 failures.append(f"{config.name}: {error} (what was begun is in {folder})")
     return failures
 
@@ -174,7 +170,7 @@ def train_variant(
     seeds: Sequence[int],
 ) -> list[str]:
     """Trains one network with each of the seeds; returns why some failed."""
-    file, folder = arguments.out / RESULTS, run_folder(arguments.out, config)
+    file, folder = arguments.out / RESULTS, folder_of_runs(arguments.out, config)
     seeds = sorted({*seeds, *begun_seeds(folder, config.name, results.read(file))})
     tally = Tally(seeds, config.epochs)
     with make_display(console, arguments.quiet, tally) as display:
@@ -202,7 +198,7 @@ def train_variant(
     return [f"{config.name}, seed {seed}: {why}" for seed, why in done.failures.items()]
 
 
-def run_folder(out: Path, config: TrainConfig) -> Path:
+def folder_of_runs(out: Path, config: TrainConfig) -> Path:
     """Where the runs of a network and recipe are, until they are in the results."""
     return out / RUNS / config.name.replace("/", "-")
 
@@ -211,13 +207,13 @@ def begun_seeds(folder: Path, name: str, found: dict[str, Any]) -> list[int]:
     """The seeds that a stopped drill-down has begun; what is in the results needs no run folder."""
     if not folder.is_dir():
         return []
-    with records.locked(folder):
-        begun = [int(path.name.removeprefix("seed")) for path in records.seed_folders(folder)]
+    with run_folder.locked(folder):
+        begun = [int(path.name.removeprefix("seed")) for path in run_folder.seed_folders(folder)]
         unfinished = results.missing(found, name, begun)
         for seed in set(begun) - set(unfinished):
-            shutil.rmtree(records.seed_folder(folder, seed))
+            shutil.rmtree(run_folder.seed_folder(folder, seed))
         # It names the seeds of then; those that go on have a config of their own.
-        (folder / records.CONFIG).unlink(missing_ok=True)
+        (folder / run_folder.CONFIG).unlink(missing_ok=True)
         if not unfinished:
             shutil.rmtree(folder)
     return unfinished
@@ -242,7 +238,7 @@ def ablation_text(out: Path) -> Path:
 def text_of(file: Path, title: str) -> Path:
     """A text that has a block for results: as it is, or made with nothing else."""
     if not file.exists():
-        records.write(file, f"# {title}\n\n{findings.BEGIN}\n{findings.END}\n")
+        run_folder.write(file, f"# {title}\n\n{report.BEGIN}\n{report.END}\n")
     return file
 
 
@@ -252,13 +248,13 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     rungs = results.ladder(found)
     recipes = results.other_recipes(found)
     images = data.load(rungs[0].dataset, arguments.data_dir, arguments.idx_dir).train_images
-    blocks = (findings.results_block(rungs, recipes), findings.readme_block([*rungs, *recipes]))
+    blocks = (report.results_block(rungs, recipes), report.readme_block([*rungs, *recipes]))
     filled = {
-        text: findings.fill(text, block)
+        text: report.fill(text, block)
         for text, block in zip(texts(arguments.out), blocks, strict=False)
     }
     for text, content in filled.items():
-        records.write(text, content)
+        run_folder.write(text, content)
     drilldown.draw_all(rungs, images, arguments.out / FIGURES, results.digest(found))
     say_written(console, arguments.out / REPORT, [*rungs, *recipes])
 
@@ -267,7 +263,7 @@ def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
     """Writes the tables of an ablation, of what is in the results."""
     rungs = results.rungs_of(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
     text = ablation_text(arguments.out)
-    records.write(text, findings.fill(text, findings.ablation_block(rungs)))
+    run_folder.write(text, report.fill(text, report.ablation_block(rungs)))
     say_written(console, text, rungs)
 
 

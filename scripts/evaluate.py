@@ -23,18 +23,23 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, needing_out, remember_compiled, run_main, user_path
-from output import make_console, print_line, print_table
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from support.command import failed, needing_out, remember_compiled, run_main, user_path
+from support.output import make_console, print_line, print_table
 
-from jaxmnist import data, evaluation, predictions, records, stats
-from jaxmnist.config import DATASETS, ConfigError
-from jaxmnist.evaluation import Evaluation
-from jaxmnist.plots import evaluation as plots
-from jaxmnist.runs import Run
+from jaxmnist import data
+from jaxmnist.analysis import evaluation, stats
+from jaxmnist.analysis.evaluation import Evaluation
+from jaxmnist.analysis.plots import evaluation as plots
+from jaxmnist.config import ConfigError
+from jaxmnist.inference.predict import load_runs, make_predict
+from jaxmnist.inference.views import together, with_views
+from jaxmnist.recipes import DATASETS
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.run import Run
 
 FILE = "evaluation.json"
 LEGEND = (
@@ -92,18 +97,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Evaluates each network on all test images, and all together."""
-    runs = [run for path in arguments.runs for run in predictions.load_runs(path)]
+    runs = [run for path in arguments.runs for run in load_runs(path)]
     check_each_once(runs)
     dataset = arguments.dataset or common_dataset(runs)
     images = data.load(dataset, arguments.data_dir, arguments.idx_dir)
     labels = images.test_labels
     evaluated = []
     for one in runs:
-        predict = predictions.with_views(predictions.make_predict(one), arguments.views)
+        predict = with_views(make_predict(one), arguments.views)
         said = predict(images.test_images)
         evaluated.append(Evaluated([one], said, evaluation.evaluate(said, labels)))
     if len(runs) > 1:
-        said = predictions.together([one.said for one in evaluated])
+        said = together([one.said for one in evaluated])
         evaluated.append(Evaluated(runs, said, evaluation.evaluate(said, labels)))
     for one in evaluated:
         write(one, images, folder_of(one, arguments, dataset), arguments.views, dataset)
@@ -119,9 +124,9 @@ def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Pa
     """Where figures and pictures go: those of an ensemble to what was named first."""
     place = dataset if arguments.views == 1 else f"{dataset}-{arguments.views}views"
     if len(one.runs) > 1:
-        return (arguments.out or arguments.runs[0] / records.EVALUATION) / f"{place}-ensemble"
+        return (arguments.out or arguments.runs[0] / run_folder.EVALUATION) / f"{place}-ensemble"
     if arguments.out is None:
-        return one.runs[0].path / records.EVALUATION / place
+        return one.runs[0].path / run_folder.EVALUATION / place
     if arguments.runs == [one.runs[0].path]:
         return arguments.out / place
     # Several runs have a folder each, by their names below the folder that they share.
@@ -163,7 +168,7 @@ def write(one: Evaluated, images: data.Dataset, folder: Path, views: int, datase
     runs = [{"path": str(run.path), "config": json.loads(run.config.to_json())} for run in one.runs]
     what = {"dataset": dataset, "views": views, "runs": runs}
     content = json.dumps({**what, **one.figures.to_dict()}, indent=2) + "\n"
-    records.write(folder / FILE, content)
+    run_folder.write(folder / FILE, content)
     plots.draw_all(one.figures, images.test_images, folder, one.name)
 
 

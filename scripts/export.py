@@ -20,13 +20,15 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
-from command import failed, needing, needing_out, remember_compiled, run_main, user_path
+from support.command import failed, needing, needing_out, remember_compiled, run_main, user_path
 
-from jaxmnist import VARIANTS, TrainConfig, data, imported, records, runs
+from jaxmnist import VARIANTS, TrainConfig, data
 from jaxmnist.config import ConfigError, check_name
-from jaxmnist.export import pytorch
+from jaxmnist.export import imported, pytorch
 from jaxmnist.export.network import network_of
 from jaxmnist.export.targets import TARGETS, export
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.run import load_run, make_job
 
 IMAGES = 256
 
@@ -79,13 +81,13 @@ def to_file(arguments: argparse.Namespace) -> str:
         raise ConfigError(
             f"normalised_input is not for {arguments.to}, which holds weights alone: leave it out"
         )
-    run = runs.load_run(arguments.run)
+    run = load_run(arguments.run)
     images = data.load(run.config.dataset, arguments.data_dir, arguments.idx_dir)
     some = images.test_images[:IMAGES]
     network = network_of(run, arguments.normalised_input)
     # On some accelerators products are rounded more than the comparison allows.
     with needing(TARGETS[arguments.to].extra), jax.default_matmul_precision("highest"):
-        folder = arguments.out or run.path / records.EXPORT
+        folder = arguments.out or run.path / run_folder.EXPORT
         with needing_out(folder):
             folder.mkdir(parents=True, exist_ok=True)
         file, difference = export(network, arguments.to, folder, some)
@@ -102,10 +104,10 @@ def to_run(arguments: argparse.Namespace) -> str:
     if arguments.out is not None:
         raise ConfigError("out is for --to; name the folder of the new run without it")
     if arguments.run is not None:
-        records.check_free(arguments.run, overwrite=False)
+        run_folder.check_free(arguments.run, overwrite=False)
     with needing("torch"):
         variables = pytorch.read(arguments.from_torch, arguments.variant)
-    job = runs.make_job(
+    job = make_job(
         TrainConfig(arguments.variant),
         arguments.data_dir,
         arguments.idx_dir,

@@ -18,12 +18,12 @@ if __name__ == "__main__":
         # Ctrl-C ends it, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from command import failed, run_main, user_path
+from support.command import failed, run_main, user_path
 
-from jaxmnist import records
+from jaxmnist.analysis.plots.curves import curves
+from jaxmnist.analysis.plots.style import save
 from jaxmnist.config import ConfigError, SeedsConfig
-from jaxmnist.plots.curves import curves
-from jaxmnist.plots.style import save
+from jaxmnist.runs import run_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,10 +57,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> Path:
     """Draws the curves; returns the picture."""
-    out = arguments.out or arguments.runs[0] / records.CURVES
+    out = arguments.out or arguments.runs[0] / run_folder.CURVES
     if out.suffix not in (".png", ".svg"):
         raise ConfigError(f"out is {out}; expected a name that ends with .png or .svg")
-    rows = {str(path): records.read_rows(path / records.METRICS) for path in arguments.runs}
+    rows = {str(path): run_folder.read_rows(path / run_folder.METRICS) for path in arguments.runs}
     empty = [name for name, of_run in rows.items() if not of_run]
     if empty:
         raise ConfigError(f"{empty[0]} has no finished epoch yet; there is nothing to draw")
@@ -73,7 +73,7 @@ def is_held_out(path: Path) -> bool:
     """Return whether a run was tested on images held out of the training set."""
     # Curves need no config: where it is not readable, the images are called test images.
     with contextlib.suppress(ConfigError, OSError):
-        config = records.read_config(path)
+        config = run_folder.read_config(path)
         config = config.config if isinstance(config, SeedsConfig) else config
         return config.holdout is not None
     return False

@@ -19,11 +19,12 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, remember_compiled, run_main
+from support.command import failed, remember_compiled, run_main
 
-from jaxmnist import pictures, predictions
-from jaxmnist.pictures import PictureError
-from jaxmnist.predictions import Predict
+from jaxmnist.inference import pictures
+from jaxmnist.inference.pictures import PictureError
+from jaxmnist.inference.predict import Predict, check_digits, load_runs, make_predict
+from jaxmnist.inference.views import together
 
 STDIN = "-"
 STDOUT = 1
@@ -67,10 +68,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def load(path: Path) -> Predict:
     """The network, or the networks that answer together."""
-    runs = predictions.load_runs(path)
-    predictions.check_digits(runs)
-    each = [predictions.make_predict(run) for run in runs]
-    return lambda pixels: predictions.together([predict(pixels) for predict in each])
+    runs = load_runs(path)
+    check_digits(runs)
+    each = [make_predict(run) for run in runs]
+    return lambda pixels: together([predict(pixels) for predict in each])
 
 
 def answer(arguments: argparse.Namespace, predict: Predict) -> int:

@@ -19,14 +19,15 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from command import failed, remember_compiled, run_main, user_path
 from PIL import Image
+from support.command import failed, remember_compiled, run_main, user_path
 
-from jaxmnist import data, predictions
+from jaxmnist import data
+from jaxmnist.analysis.nuisances import NUISANCES, photo_of
 from jaxmnist.config import ConfigError
-from jaxmnist.ink import PictureError, find_digits
-from jaxmnist.nuisances import NUISANCES, photo_of
-from jaxmnist.predictions import Predict
+from jaxmnist.inference.ink import PictureError, find_digits
+from jaxmnist.inference.predict import DIGITS, Predict, check_digits, load_runs, make_predict
+from jaxmnist.inference.views import together
 
 SURE = 0.9
 TITLE = (
@@ -58,15 +59,15 @@ def measure(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: the run is not of digits, or there are not as many test digits.
     """
-    runs = predictions.load_runs(arguments.run)
-    predictions.check_digits(runs)
-    each = [predictions.make_predict(run) for run in runs]
-    images = data.load(predictions.DIGITS, arguments.data_dir, arguments.idx_dir)
+    runs = load_runs(arguments.run)
+    check_digits(runs)
+    each = [make_predict(run) for run in runs]
+    images = data.load(DIGITS, arguments.data_dir, arguments.idx_dir)
     if not 1 <= arguments.count <= len(images.test_images):
         raise ConfigError(f"count is {arguments.count}; expected 1 to {len(images.test_images)}")
 
     def predict(pixels: np.ndarray) -> np.ndarray:
-        return predictions.together([one(pixels) for one in each])
+        return together([one(pixels) for one in each])
 
     chosen = np.random.default_rng(0).permutation(len(images.test_images))[: arguments.count]
     labels = images.test_labels[chosen]

@@ -26,16 +26,18 @@ if __name__ == "__main__":
         # What follows takes a second to import, in which Ctrl-C should not print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from command import Signals, remember_compiled, run_main, until_stopped, user_path
-from display import Tally, make_display
-from output import make_console, print_line, print_table
 from rich.console import Console
 from rich.table import Table
+from support.command import Signals, remember_compiled, run_main, until_stopped, user_path
+from support.display import Tally, make_display
+from support.output import make_console, print_line, print_table
 
-from jaxmnist import TrainConfig, records, stats, train_seeds
+from jaxmnist import TrainConfig, train_seeds
+from jaxmnist.analysis import stats
 from jaxmnist.config import ConfigError, SeedsConfig, by_name, parse_seeds
-from jaxmnist.runs import Run
-from jaxmnist.seeds import SeedDone
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.run import Run
+from jaxmnist.runs.seeds import SeedDone
 
 ROOT = Path(__file__).parent.parent
 OUT, RUNS = ROOT / "docs" / "search.jsonl", ROOT / "runs" / "search"
@@ -153,7 +155,7 @@ def add(file: Path, done: Run) -> None:
         "train_seconds": done.summary["train_seconds"],
     }
     file.touch()
-    records.append(file, json.dumps(line))
+    run_folder.append(file, json.dumps(line))
 
 
 def by_run(file: Path, config: TrainConfig, figure: str = "final_test_loss") -> ByRun:

@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from command import run_main
-from output import make_console, print_table
 from rich.table import Table
+from support.command import run_main
+from support.output import make_console, print_table
 
 import jaxmnist
-from jaxmnist import records
-from jaxmnist.checkpoint import CheckpointError
 from jaxmnist.config import ConfigError, SeedsConfig
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.checkpoint import CheckpointError
 
 TRAIN = Path(__file__).parent / "train.py"
 # Two networks of one seed, and one of several in processes, which is only killed.
@@ -128,7 +128,7 @@ def make_reference(name: str, scratch: Path) -> Reference:
 
 def load(folder: Path) -> list[jaxmnist.Run]:
     """The finished runs in a folder, one a seed."""
-    if isinstance(records.read_config(folder), SeedsConfig):
+    if isinstance(run_folder.read_config(folder), SeedsConfig):
         return list(jaxmnist.load_seeds(folder).runs.values())
     return [jaxmnist.load_run(folder)]
 
@@ -294,7 +294,7 @@ DAMAGES: dict[str, Inflict] = {
 # Without the look at the disk before a checkpoint: as if the room had been taken after it.
 UNCHECKED = [
     "-c",
-    "import os, runpy, sys; from jaxmnist import checkpoint; del sys.argv[0]; "
+    "import os, runpy, sys; from jaxmnist.runs import checkpoint; del sys.argv[0]; "
     "checkpoint._check_room = lambda *_: None; sys.path[0] = os.path.dirname(sys.argv[0]); "
     "runpy.run_path(sys.argv[0], run_name='__main__')",
 ]

@@ -25,19 +25,22 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 import tyro
-from command import Signals, failed, needing, remember_compiled, run_main, user_path
-from display import Tally, make_display
-from output import make_console, print_line, print_table
 from rich.console import Console
-from watchers import Profile, TensorBoard, guarded
+from support.command import Signals, failed, needing, remember_compiled, run_main, user_path
+from support.display import Tally, make_display
+from support.output import make_console, print_line, print_table
+from support.tables import epochs_table, evaluated_images, parameters_table, seeds_table, spread
+from support.watchers import Profile, TensorBoard, guarded
 
-from jaxmnist import TrainConfig, create_model, data, hosts, runs, seeds, training
+from jaxmnist import TrainConfig, create_model, data
 from jaxmnist.config import ConfigError, parse_config, parse_seeds, spoken
-from jaxmnist.devices import check_platform, choose_devices, remarks_on
-from jaxmnist.report import epochs_table, evaluated_images, parameters_table, seeds_table, spread
-from jaxmnist.runs import Run
-from jaxmnist.seeds import SeedRuns
-from jaxmnist.training import Stopped
+from jaxmnist.parallel import distributed
+from jaxmnist.parallel.devices import check_platform, choose_devices, remarks_on
+from jaxmnist.runs import run as runs
+from jaxmnist.runs import seeds, training
+from jaxmnist.runs.run import Run, make_plan, shapes
+from jaxmnist.runs.seeds import SeedRuns
+from jaxmnist.runs.training import Stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +127,10 @@ def join(argv: Sequence[str]) -> None:
     """Joins the processes that the command line names, before anything of JAX is used."""
     known = first_look(argv)
     if not known.help:
-        hosts.join(known.coordinator, known.num_processes, known.process_id)
+        distributed.join(known.coordinator, known.num_processes, known.process_id)
         check_platform()
         same = (known.variant, known.seed, known.seeds, known.resume, str(known.out))
-        hosts.check_same(str(same))
+        distributed.check_same(str(same))
 
 
 def first_look(argv: Sequence[str]) -> argparse.Namespace:
@@ -162,7 +165,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     default = Arguments(TrainConfig(variant, recipe=known.recipe))
     begun = None
     if known.resume and known.out is not None:
-        begun = parse_begun(hosts.from_first(functools.partial(begun_config, known.out)))
+        begun = parse_begun(distributed.from_first(functools.partial(begun_config, known.out)))
         if begun and known.variant in (None, begun.config.variant):
             default = begun
     arguments = tyro.cli(Arguments, args=list(argv), default=default)
@@ -220,7 +223,7 @@ def words_to_resume(argv: Sequence[str], path: Path) -> list[str]:
 def run(arguments: Arguments, signals: Signals) -> int:
     """Does what the command line asks for."""
     # One of the processes speaks for all.
-    console = make_console(quiet=not hosts.is_first())
+    console = make_console(quiet=not distributed.is_first())
     watchers = make_watchers(arguments)
     if arguments.dry_run:
         dry_run(arguments, console)
@@ -296,10 +299,10 @@ def make_watchers(arguments: Arguments) -> list[TensorBoard | Profile]:
         raise ConfigError("profile is for a run of one seed, not of several")
     watchers = []
     if arguments.tensorboard:
-        hosts.from_first(find_tensorboard)
-    if arguments.tensorboard and hosts.is_first():
+        distributed.from_first(find_tensorboard)
+    if arguments.tensorboard and distributed.is_first():
         watchers.append(TensorBoard())
-    if arguments.profile and hosts.is_first():
+    if arguments.profile and distributed.is_first():
         watchers.append(Profile())
     return watchers
 
@@ -320,8 +323,8 @@ def dry_run(arguments: Arguments, console: Console) -> None:
     else:  # as many images, of no pixels
         images, labels = np.zeros((data.TRAIN_COUNT, 0, 0), np.uint8), np.zeros(data.TRAIN_COUNT)
         dataset = data.Dataset(images, labels, images[:0], labels[:0], mean=0.0, std=1.0)
-    plan = runs.make_plan(config, dataset)
-    state = runs.shapes(config, create_model(config.variant, config.dropout), plan.tx)
+    plan = make_plan(config, dataset)
+    state = shapes(config, create_model(config.variant, config.dropout), plan.tx)
     console.print_json(config.to_json())
     print_table(console, parameters_table(state.params))
     total = config.epochs * plan.steps
@@ -392,6 +395,6 @@ if __name__ == "__main__":
     if status in (1, 2) and jax.distributed.is_initialized():
         # The others are waiting, or gone: to take leave of them would take too long.
         # If all were refused the same, they have the time to say so: this end is theirs, too.
-        time.sleep(1 if hosts.is_first() else 0)
+        time.sleep(1 if distributed.is_first() else 0)
         os._exit(status)
     sys.exit(status)

@@ -19,9 +19,10 @@ import pytest
 from safetensors.numpy import load_file as load_safetensors
 
 import jaxmnist
-from jaxmnist import mesh
 from jaxmnist.data import idx
-from jaxmnist.devices import ONE
+from jaxmnist.parallel import programs
+from jaxmnist.parallel.devices import ONE
+from jaxmnist.runs import training
 
 # The programs of the tests run for a moment: compiling them is what takes time. XLA_FLAGS= in the
 # environment brings the compiler's defaults back; .ci/run tests both.
@@ -145,20 +146,20 @@ def small_idx_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shared_programs():
     """Compiles what the trainings of a test file have in common once."""
-    compile_programs, compiled = mesh.compile_programs, {}
+    compile_here, compiled = programs.compile_programs, {}
 
     def compile_once(config, model, tx, train_images, test_images, seeds=1, devices=ONE):
         shapes = tuple(images.pixels.shape for images in (train_images, test_images))
         # Programs depend neither on the seed, an argument, nor on which images are held out.
         key = dataclasses.replace(config, seed=0, fold=0), shapes, seeds, devices
         if key not in compiled:
-            compiled[key] = compile_programs(
+            compiled[key] = compile_here(
                 config, model, tx, train_images, test_images, seeds, devices
             )
         return compiled[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh, "compile_programs", compile_once)
+        patch.setattr(training, "compile_programs", compile_once)
         yield
 
 

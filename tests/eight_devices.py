@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from jaxmnist import TrainConfig, create_model
-from jaxmnist.devices import Devices, make_layout
-from jaxmnist.mesh import compile_programs, lower_programs, stack
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
+from jaxmnist.parallel.devices import Devices, make_layout
+from jaxmnist.parallel.programs import compile_programs, lower_programs, stack
 from jaxmnist.state import create_state
 from jaxmnist.steps import Images, epoch_order
 

@@ -12,7 +12,7 @@ import pytest
 
 import jaxmnist
 from jaxmnist import TrainConfig
-from jaxmnist.description import describe
+from jaxmnist.models.description import describe
 from tests.conftest import COMPILED_QUICKLY, golden_batch, golden_variables
 from tests.test_description import PARAMETERS
 

@@ -11,10 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxmnist import ConfigError, TrainConfig, checkpoint, create_model, records
-from jaxmnist.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from jaxmnist import ConfigError, TrainConfig, create_model
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules, make_optimizer
+from jaxmnist.runs import checkpoint
+from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from jaxmnist.runs.summary import make_row
 from jaxmnist.state import create_state, initial_state
 
 METRICS = Metrics(np.float32(12.5), np.int32(90), np.int32(128))
@@ -219,7 +221,7 @@ def test_the_rows_of_the_longest_run_can_be_read_again():
     tested = types.SimpleNamespace(loss=1e5 * long, accuracy=100 * long)
     schedules = Schedules(lambda step: 1e-5 * long, lambda step: long)
     config, step = TrainConfig("less_params", seed=2**32 - 1), 2**31 - 1
-    row = records.make_row(config, schedules, 50_000, step, METRICS, tested, 1e5 * long)
+    row = make_row(config, schedules, 50_000, step, METRICS, tested, 1e5 * long)
     row |= {"train_loss": 1e5 * long, "train_accuracy": 100 * long}
     rows = len(json.dumps([row])) * checkpoint.MAX_EPOCHS
     assert rows + 100_000 < checkpoint.MAX_RECORD_BYTES

@@ -13,10 +13,11 @@ import jax
 import pytest
 import requests
 
-from jaxmnist import ConfigError, TrainConfig, data, training
+from jaxmnist import ConfigError, TrainConfig, data
 from jaxmnist.config import SeedsConfig, parse_seeds
 from jaxmnist.data import sources
-from jaxmnist.limits import cores
+from jaxmnist.parallel.limits import cores
+from jaxmnist.runs import training
 from tests.conftest import small_files
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ def script():
 @pytest.fixture(scope="module")
 def command(script):
     """scripts/command.py, as the script has it."""
-    return sys.modules["command"]
+    return sys.modules["support.command"]
 
 
 @pytest.fixture

@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 
 from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import (
-    ABLATIONS,
-    CHANGES,
-    DATASETS,
-    NETWORKS,
-    RECIPES,
-    VARIANTS,
     ConfigError,
-    Recipe,
     SeedsConfig,
     TrainConfig,
     by_name,
@@ -26,6 +19,7 @@ from jaxmnist.config import (
     spoken,
     steps_per_epoch,
 )
+from jaxmnist.recipes import ABLATIONS, CHANGES, DATASETS, NETWORKS, RECIPES, VARIANTS, Recipe
 
 
 def test_the_seven_variants_in_order():

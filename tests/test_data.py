@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxmnist import ConfigError, data
-from jaxmnist.data import DataError, idx, ignore_progress, sources, tfds_mnist
+from jaxmnist.data import DataError, cache, idx, ignore_progress, sources, tfds_mnist
 from tests.conftest import SCRIPTS, small_files
 from tests.test_idx import qmnist_labels
 
@@ -273,7 +273,7 @@ def test_a_damaged_cache_in_a_read_only_folder_is_passed_over(
     def refuse(**arguments):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "a folder")
 
-    monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(cache.tempfile, "TemporaryDirectory", refuse)
     assert_loaded(data.load("kmnist", tmp_path))
     assert "passed over: train-labels-idx1-ubyte from" in caplog.text
     assert "it cannot be removed: [Errno 30] Read-only file system" in caplog.text
@@ -281,14 +281,14 @@ def test_a_damaged_cache_in_a_read_only_folder_is_passed_over(
 
 def test_a_damaged_cache_that_another_process_removes_first(tmp_path, fetches, monkeypatch):
     data.load("kmnist", tmp_path)
-    cache = damage(tmp_path)
-    remove = data._remove
+    damaged = damage(tmp_path)
+    remove = cache.remove
 
     def beaten(folder, reason):
-        shutil.rmtree(cache)
+        shutil.rmtree(damaged)
         remove(folder, reason)
 
-    monkeypatch.setattr(data, "_remove", beaten)
+    monkeypatch.setattr(cache, "remove", beaten)
     assert_loaded(data.load("kmnist", tmp_path))
     assert fetches == ["kmnist"]
     assert not list(tmp_path.rglob(".new-*"))
@@ -417,7 +417,7 @@ def test_a_disk_that_does_not_take_the_cache_costs_only_time(tmp_path, stock, ca
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "_publish", full)
+    monkeypatch.setattr(cache, "publish", full)
     assert_loaded(data.load("kmnist", tmp_path))
     assert "could not be kept" in caplog.text
     assert not list(tmp_path.rglob(".new-*"))
@@ -493,7 +493,7 @@ def test_a_folder_of_another_user_is_not_trusted(no_home, monkeypatch):
 def test_without_a_home_directory_compiled_programs_are_not_kept(no_home, monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.chdir(no_home)
-    command = importlib.import_module("command")
+    command = importlib.import_module("support.command")
     command.remember_compiled()
     # What older versions of platformdirs return.
     monkeypatch.setattr(

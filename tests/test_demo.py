@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import TrainConfig, data, imported, runs
+from jaxmnist import TrainConfig, data
+from jaxmnist.export import imported
+from jaxmnist.runs.run import make_job
 from tests.conftest import SCRIPTS, golden_variables
 
 
@@ -31,7 +33,7 @@ def make_run(small_idx_dir, monkeypatch):
 
     def make_run(path, variant, dataset="mnist", ended=0):
         config = TrainConfig(variant, dataset)
-        job = runs.make_job(config, None, small_idx_dir, data.ignore_progress)
+        job = make_job(config, None, small_idx_dir, data.ignore_progress)
         imported.write_run(job, golden_variables(variant), path, path)
         os.utime(path / "summary.json", (ended, ended))
         return path

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxmnist import VARIANTS
-from jaxmnist.description import describe
+from jaxmnist.models.description import describe
 
 PARAMETERS = dict(zip(VARIANTS, (6_379_786, 4_572, 4_652, 4_708, 6_124, 6_124, 7_364), strict=True))
 

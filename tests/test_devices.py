@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist import VARIANTS, ConfigError, TrainConfig, devices, load_run, train
-from jaxmnist.devices import Devices, choose_devices, fetch, lay
+from jaxmnist import VARIANTS, ConfigError, TrainConfig, load_run, train
+from jaxmnist.parallel import devices
+from jaxmnist.parallel.devices import Devices, choose_devices, fetch, lay
 from tests.conftest import COMPILED_QUICKLY, finish
 from tests.test_runs import plain
 
@@ -177,7 +178,8 @@ def test_what_can_be_shared_out(with_eight, count, batch_size, seeds):
 def test_compiled_programs_are_found_on_disk(tmp_path):
     """In a process of its own, since JAX opens its cache once."""
     compile_one = (
-        "import sys, jax; from pathlib import Path; from jaxmnist.devices import keep_compiled; "
+        "import sys, jax; from pathlib import Path; "
+        "from jaxmnist.parallel.devices import keep_compiled; "
         "keep_compiled(Path(sys.argv[1]), 1); jax.jit(lambda x: x + 1)(1.0)"
     )
     words = [sys.executable, "-W", "error::UserWarning", "-c", compile_one, tmp_path]

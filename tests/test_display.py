@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jaxmnist.seeds import SeedsStarted
-from jaxmnist.training import EpochDone, Failed, Progress, Started
+from jaxmnist.runs.seeds import SeedsStarted
+from jaxmnist.runs.training import EpochDone, Failed, Progress, Started
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 @pytest.fixture(scope="module")
 def display():
     sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("display")
+    yield importlib.import_module("support.display")
     sys.path.remove(str(SCRIPTS))
 
 

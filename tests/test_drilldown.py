@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 import jaxmnist
-from jaxmnist import VARIANTS, findings, records, results, training
-from jaxmnist.config import ABLATIONS, NETWORKS
-from jaxmnist.seeds import SeedDone
+from jaxmnist import VARIANTS
+from jaxmnist.analysis import report, results
+from jaxmnist.recipes import ABLATIONS, NETWORKS
+from jaxmnist.runs import run_folder, training
+from jaxmnist.runs.seeds import SeedDone
 from tests.test_results import finished, write_ladder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -166,7 +168,7 @@ def test_a_seed_that_fails_is_named_and_the_others_are_kept(run, out, script, mo
 def test_a_network_that_cannot_be_trained_keeps_no_other_from_it(run, out, script, monkeypatch):
     (out / "runs/gap/seed0").mkdir(parents=True)
     words = ("--dataset", "kmnist", "--epochs", "2", "--seeds", "1", "--quiet")
-    with records.locked(out / "runs/gap"):
+    with run_folder.locked(out / "runs/gap"):
         status, _, err = run(*words, "--variants", "less_params,gap")
     assert status == 1
     assert err.startswith("error: gap: another process is training into ")
@@ -211,7 +213,7 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     )
     assert header.startswith("| step | n | points | 95 % interval | d | p |")
     assert [row.split(" | ")[0] for row in rows] == ["| `dropout` → `gap`", "| `skeleton` → `gap`"]
-    assert legend == findings.STEPS_LEGEND
+    assert legend == report.STEPS_LEGEND
     for word in (
         "Points",
         "Intervals",
@@ -286,7 +288,7 @@ def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
     assert run("--report") == (0, f"16 runs: {out / 'results.md'}\n", "")
     assert "| `gap/fast` | 2 | **99.45 ± 0.07** |" in (out / "results.md").read_text()
     rungs = results.ladder(results.read(out / "results.json"), ["gap", "gap/fast"])
-    gap, fast = findings.readme_block(rungs).splitlines()[2:]
+    gap, fast = report.readme_block(rungs).splitlines()[2:]
     assert gap.startswith("| `gap` | width where it pays, ")
     assert fast.startswith("| `gap --recipe fast` | a recipe of our own, few epochs | 7,364 |")
 

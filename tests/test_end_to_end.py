@@ -11,10 +11,13 @@ import pytest
 from PIL import Image, ImageOps
 
 import jaxmnist
-from jaxmnist import TrainConfig, data, imported, pictures, runs
+from jaxmnist import TrainConfig, data
+from jaxmnist.export import imported
 from jaxmnist.export.network import network_of
 from jaxmnist.export.targets import TARGETS, export
-from jaxmnist.predictions import make_predict
+from jaxmnist.inference import pictures
+from jaxmnist.inference.predict import make_predict
+from jaxmnist.runs.run import make_job
 from tests.conftest import trained_variables
 
 pytestmark = pytest.mark.slow
@@ -57,7 +60,7 @@ def test_gap_learns_mnist_in_a_third_of_an_epoch(data_dir, tmp_path):
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     """A run of `gap` that somebody trained to the end."""
-    job = runs.make_job(TrainConfig("gap"), data_dir, None, data.ignore_progress)
+    job = make_job(TrainConfig("gap"), data_dir, None, data.ignore_progress)
     out = tmp_path_factory.mktemp("runs") / "gap"
     return imported.write_run(job, trained_variables(), out, Path("gap_seed0.safetensors"))
 

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jaxmnist import evaluation, pictures, predictions
+from jaxmnist.analysis import evaluation
 from jaxmnist.data import idx
+from jaxmnist.inference import pictures
+from jaxmnist.inference.predict import make_predict
+from jaxmnist.inference.views import together
 from tests.conftest import SCRIPTS
 
 
@@ -37,7 +40,7 @@ def of_digits(monkeypatch):
     """Lets predict take the small runs, which are of other data sets."""
 
     def of_digits(dataset):
-        monkeypatch.setattr(predictions, "DIGITS", dataset)
+        monkeypatch.setattr("jaxmnist.inference.predict.DIGITS", dataset)
 
     return of_digits
 
@@ -204,7 +207,7 @@ def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch,
     files = [str(folder / name) for name in ("0.png", "1.png", "2.png")]
     assert [answer["file"] for answer in answers] == [*files, "-", files[2]]
     assert all(set(answer) == {"file", "digit", "probabilities"} for answer in answers)
-    predict = predictions.make_predict(small_run)
+    predict = make_predict(small_run)
     for answer, file in zip(answers, [*files, files[1], files[2]], strict=True):
         expected = np.exp(predict(pictures.read(Path(file))[None])[0])
         np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
@@ -219,10 +222,10 @@ def test_predicts_in_words_and_together(command, small_seeds, folder, of_digits)
     status, out, err = command("predict", small_seeds.path, folder / "0.png")
     assert (status, err) == (0, "")
     digit = pictures.read(folder / "0.png")[None]
-    said = [predictions.make_predict(run)(digit) for run in small_seeds.runs.values()]
-    together = 100 * np.exp(predictions.together(said)[0])
-    each = "  ".join(f"{place}: {percent:.1f}" for place, percent in enumerate(together))
-    assert out == f"{folder / '0.png'}: {together.argmax()}   (%  {each})\n"
+    said = [make_predict(run)(digit) for run in small_seeds.runs.values()]
+    joint = 100 * np.exp(together(said)[0])
+    each = "  ".join(f"{place}: {percent:.1f}" for place, percent in enumerate(joint))
+    assert out == f"{folder / '0.png'}: {joint.argmax()}   (%  {each})\n"
 
 
 @pytest.mark.parametrize("name", ["two\nlines.png", "[bold].png", "\udcff.png", "n" * 300 + ".png"])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmnist import evaluation
+from jaxmnist.analysis import evaluation
 
 
 def said(*choices):

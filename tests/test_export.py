@@ -11,10 +11,10 @@ import pytest
 
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig
-from jaxmnist.description import describe
 from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo, targets
 from jaxmnist.export.network import ExportError, Network, network_of
 from jaxmnist.export.targets import TARGETS, export
+from jaxmnist.models.description import describe
 from jaxmnist.steps import normalise
 from tests.conftest import drawn, golden, golden_batch, golden_variables
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist import RECIPES, VARIANTS, ConfigError, TrainConfig, findings, results, stats
-from jaxmnist.config import ABLATIONS
-from jaxmnist.results import PUBLISHED
+from jaxmnist import RECIPES, VARIANTS, ConfigError, TrainConfig
+from jaxmnist.analysis import report, results, stats
+from jaxmnist.analysis.results import PUBLISHED
+from jaxmnist.recipes import ABLATIONS
 from tests.test_results import finished, write_ladder
 
 ROOT = Path(__file__).parent.parent
@@ -35,18 +36,18 @@ def cells(block, start, heading=""):
 
 def compared(rungs, *pairs):
     by_name = {rung.name: rung for rung in rungs}
-    return findings.compare([(by_name[one], by_name[other]) for one, other in pairs])
+    return report.compare([(by_name[one], by_name[other]) for one, other in pairs])
 
 
 def test_a_gain_and_a_loss_in_words(tmp_path):
     rungs = ladder(tmp_path, {"gap": [99.5, 99.51, 99.52, 99.53, 99.54, 99.55, 99.56]}, seeds=7)
     gain, loss = compared(rungs, ("dropout", "gap"), ("gap", "skeleton"))
     # Two of the 2^7 choices of signs: p is 1/64, Holm's twice that.
-    assert findings.sentence(gain) == (
+    assert report.sentence(gain) == (
         "`gap` gained 0.53 points on `dropout`, in 7 of 7 seeds, 95 % interval +0.51 to +0.55, "
         "p = 0.031 after correction for 2 comparisons (0.016 alone)."
     )
-    assert findings.sentence(loss) == (
+    assert report.sentence(loss) == (
         "`skeleton` lost 0.53 points on `gap`, in 7 of 7 seeds, 95 % interval "
         "\N{MINUS SIGN}0.55 to \N{MINUS SIGN}0.51, p = 0.031 after correction for 2 "
         "comparisons (0.016 alone)."
@@ -55,7 +56,7 @@ def test_a_gain_and_a_loss_in_words(tmp_path):
 
 def test_what_cannot_be_told_apart_in_words(tmp_path):
     (comparison,) = compared(ladder(tmp_path, {"gap": [98.9, 99.0, 99.4]}), ("dropout", "gap"))
-    assert findings.sentence(comparison) == (
+    assert report.sentence(comparison) == (
         "`gap` is not shown to differ from `dropout` with 3 seeds: +0.10 points, higher in 1 of 3 "
         "seeds, 95 % interval \N{MINUS SIGN}0.56 to +0.76, p = 1.000; it takes at least 6 seeds to "
         "show any."
@@ -65,7 +66,7 @@ def test_what_cannot_be_told_apart_in_words(tmp_path):
 def test_enough_seeds_need_no_remark(tmp_path):
     rungs = ladder(tmp_path, {"gap": [98.9, 99.0, 99.4] * 2}, seeds=6)
     (comparison,) = compared(rungs, ("dropout", "gap"))
-    assert findings.sentence(comparison).endswith("p = 0.500.")
+    assert report.sentence(comparison).endswith("p = 0.500.")
 
 
 def test_what_is_tested_together_is_corrected(tmp_path):
@@ -76,22 +77,22 @@ def test_what_is_tested_together_is_corrected(tmp_path):
     assert [c.p for c in comparisons] == [0.5, 0.5, None]
     # One seed is not tested: it is no comparison to correct for.
     assert {c.together for c in comparisons} == {2}
-    assert findings.sentence(comparisons[0]).endswith(
+    assert report.sentence(comparisons[0]).endswith(
         "p = 0.500 after correction for 2 comparisons (0.250 alone); it takes at least 7 seeds to "
         "show any."
     )
-    assert cells(findings.steps_table(comparisons), "`augmentation` → `gap`")[5] == "0.500"
+    assert cells(report.steps_table(comparisons), "`augmentation` → `gap`")[5] == "0.500"
 
 
 def test_what_tests_nothing_in_words(tmp_path):
     rungs = ladder(tmp_path, {"skeleton": [99.2], "gap": [99.5, 99.5, 99.5]})
     one, same = compared(rungs, ("skeleton", "gap"), ("dropout", "gap"))
-    assert findings.sentence(one) == (
+    assert report.sentence(one) == (
         "`gap` less `skeleton`: +0.30 points, n = 1; nothing to judge by, for one seed does not "
         "show how far others differ."
     )
     # Differences that are all the same are tested as any others are.
-    assert "+0.50 points, higher in 3 of 3 seeds, " in findings.sentence(same)
+    assert "+0.50 points, higher in 3 of 3 seeds, " in report.sentence(same)
     assert same.p == 0.25
 
 
@@ -100,7 +101,7 @@ def test_networks_without_a_common_seed_are_refused(tmp_path):
     other = rungs[1]._replace(runs=[{**run, "seed": run["seed"] + 7} for run in rungs[1].runs])
     words = "skeleton has the seeds 0 to 2 and less_params 7 to 9; expected one in common"
     with pytest.raises(ConfigError, match=words):
-        findings.compare([(rungs[0], other)])
+        report.compare([(rungs[0], other)])
 
 
 @pytest.mark.parametrize(
@@ -116,24 +117,24 @@ def test_networks_without_a_common_seed_are_refused(tmp_path):
 def test_a_verdict(tmp_path, finals, expected):
     rungs = ladder(tmp_path, {"gap": finals}, seeds=len(finals))
     (comparison,) = compared(rungs, ("augmentation", "gap"))
-    assert findings.verdict(comparison) == expected
+    assert report.verdict(comparison) == expected
 
 
 def test_a_trial_is_not_held_against_the_original(tmp_path):
     file = tmp_path / "results.json"
     write_ladder(file)
     rungs = results.ladder(results.read(file))
-    assert {findings.verdict(one) for one in findings.compare(findings.neighbours(rungs))} == {
+    assert {report.verdict(one) for one in report.compare(report.neighbours(rungs))} == {
         "not judged"
     }
-    block = findings.results_block(rungs)
+    block = report.results_block(rungs)
     assert cells(block, "`gap`")[-2:] == ["-", "-"]
     assert cells(block, "`gap`", "## What training")[2::2] == ["-", "-"]
 
 
 def test_accuracies(tmp_path):
     finals = {"gap": [99.3, 99.4, 99.5], "less_params": [98.5] * 3, "dropout": [98.4] * 3}
-    block = findings.results_block(ladder(tmp_path, {**finals, "skeleton": [99.0]}))
+    block = report.results_block(ladder(tmp_path, {**finals, "skeleton": [99.0]}))
     assert cells(block, "`gap`") == [
         "`gap`",
         "3",
@@ -153,7 +154,7 @@ def test_accuracies(tmp_path):
 
 
 def test_training_from_inside(tmp_path):
-    block = findings.results_block(ladder(tmp_path, {"gap": [99.3, 99.4, 99.5]}))
+    block = report.results_block(ladder(tmp_path, {"gap": [99.3, 99.4, 99.5]}))
     # Train accuracies of these runs end at 99.4; the original's gap has 98.31 and 99.40.
     assert cells(block, "`gap`", "## What training") == [
         "`gap`",
@@ -166,7 +167,7 @@ def test_training_from_inside(tmp_path):
 
 def test_steps_and_claims(tmp_path):
     rungs = ladder(tmp_path, {"gap": [99.3, 99.4, 99.5] * 3, "skeleton": [99.0]}, seeds=9)
-    block = findings.results_block(rungs)
+    block = report.results_block(rungs)
     # Nine gains of 0.3 to 0.5: p is 2^-8, corrected for the five steps that have several seeds. Of
     # their standard deviation, sqrt(6 * 0.01 / 8), 0.02 is 0.231.
     assert cells(block, "`augmentation` → `gap`") == [
@@ -205,7 +206,7 @@ def test_claims_are_of_best_epochs_and_verdicts_of_final_ones(tmp_path):
     rungs = ladder(tmp_path, {"gap": [98.5, 98.51, 98.52] * 3}, seeds=9)
     for run in rungs[-1].runs:
         run["best_test_accuracy"] = 99.55
-    claim = cells(findings.results_block(rungs), "`augmentation` → `gap`", "## What the original")
+    claim = cells(report.results_block(rungs), "`augmentation` → `gap`", "## What the original")
     assert claim[2:] == [
         "+0.50 ± 0.00",
         "\N{MINUS SIGN}0.49 ± 0.01",
@@ -214,7 +215,7 @@ def test_claims_are_of_best_epochs_and_verdicts_of_final_ones(tmp_path):
 
 
 def test_costs_and_conditions(tmp_path):
-    block = findings.results_block(ladder(tmp_path, {}))
+    block = report.results_block(ladder(tmp_path, {}))
     assert cells(block, "`gap`", "## What it costs") == ["`gap`", "7,364", "1.25", "4.7", "1", "15"]
     assert "- Device: cpu, 2 cores, x86_64\n" in block
     assert "- Images: mnist, tested on 10,000\n- Steps of a run: 936 of 128 images\n" in block
@@ -226,7 +227,7 @@ def test_numbers_in_conditions_are_in_order(tmp_path):
     for rung, steps, cores in zip(rungs, (14040, 936, 5622), (10, 2, 2), strict=False):
         for run in rung.runs:
             run.update(steps=steps, device=f"cpu, {cores} cores", test_count=steps)
-    block = findings.results_block(rungs)
+    block = report.results_block(rungs)
     assert "\n- Steps of a run: 936 of 128; 5,622 of 128; 14,040 of 128 images\n" in block
     assert "\n- Device: cpu, 2 cores; cpu, 2 cores, x86_64; cpu, 10 cores\n" in block
     assert "tested on 936; 5,622; 10,000; 14,040\n" in block
@@ -235,7 +236,7 @@ def test_numbers_in_conditions_are_in_order(tmp_path):
 def test_an_ablation_says_how_little_it_could_show(tmp_path):
     few, many = ({"gap": [99.3, 99.4, 99.5] * n, "dropout": [99.1, 99.0] * 2} for n in (1, 3))
     rungs = ladder(tmp_path, {**many, "dropout": [98.9, 99.2, 99.0] * 3}, seeds=9)
-    block = findings.ablation_block([rungs[2], rungs[6], rungs[3]])
+    block = report.ablation_block([rungs[2], rungs[6], rungs[3]])
     least = [
         stats.least_to_show([points - 99 for points in finals], 2)
         for finals in ([99.3, 99.4, 99.5] * 3, [98.9, 99.2, 99.0] * 3)
@@ -247,18 +248,18 @@ def test_an_ablation_says_how_little_it_could_show(tmp_path):
     ) in block
     (tmp_path / "results.json").unlink()
     rungs = ladder(tmp_path, {"gap": few["gap"]})
-    assert "No difference at all can be shown with fewer than 6 seeds." in findings.ablation_block(
+    assert "No difference at all can be shown with fewer than 6 seeds." in report.ablation_block(
         [rungs[2], rungs[6]]
     )
 
 
 def test_how_many_seeds_has_an_end(tmp_path):
     (comparison,) = compared(ladder(tmp_path, {"gap": [10.0, 99.0, 50.0]}), ("dropout", "gap"))
-    assert findings.steps_table([comparison]).endswith("| over 1,000,000 |")
+    assert report.steps_table([comparison]).endswith("| over 1,000,000 |")
 
 
 def test_the_table_of_the_readme(tmp_path):
-    row = cells(findings.readme_block(ladder(tmp_path, {"gap": [99.3, 99.4, 99.5]})), "`gap`")
+    row = cells(report.readme_block(ladder(tmp_path, {"gap": [99.3, 99.4, 99.5]})), "`gap`")
     assert row == [
         "`gap`",
         "width where it pays, one-cycle schedule",
@@ -274,14 +275,14 @@ def test_the_table_of_the_readme(tmp_path):
 
 def test_a_block_is_filled_in_and_nothing_else_changes(tmp_path):
     file = tmp_path / "README.md"
-    file.write_text(f"before\n{findings.BEGIN}\nstale\n{findings.END}\nafter\n")
-    filled = f"before\n{findings.BEGIN}\n\nnew\n\n{findings.END}\nafter\n"
-    assert findings.fill(file, "new") == filled
+    file.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
+    filled = f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    assert report.fill(file, "new") == filled
     file.write_text(filled)
-    assert findings.fill(file, "new") == filled
-    file.write_text(filled.replace(findings.END, ""))
+    assert report.fill(file, "new") == filled
+    file.write_text(filled.replace(report.END, ""))
     with pytest.raises(ConfigError, match=r"README\.md has no <!-- results: .* put both lines"):
-        findings.fill(file, "new")
+        report.fill(file, "new")
 
 
 @pytest.fixture
@@ -294,14 +295,14 @@ def test_what_is_published_is_not_stale(published):
     found = results.read(DOCS / "results.json")
     recipes = results.other_recipes(found)
     for file, block in (
-        (ROOT / "README.md", findings.readme_block([*published, *recipes])),
-        (DOCS / "results.md", findings.results_block(published, recipes)),
+        (ROOT / "README.md", report.readme_block([*published, *recipes])),
+        (DOCS / "results.md", report.results_block(published, recipes)),
         (
             DOCS / "ablation.md",
-            findings.ablation_block(results.rungs_of(found, ABLATIONS["gap"])),
+            report.ablation_block(results.rungs_of(found, ABLATIONS["gap"])),
         ),
     ):
-        assert findings.fill(file, block) == file.read_text(), f"{AGAIN}: {file}"
+        assert report.fill(file, block) == file.read_text(), f"{AGAIN}: {file}"
 
 
 def test_the_figures_are_of_these_results_and_all_are_shown(published):
@@ -330,4 +331,4 @@ def test_every_line_of_a_table_says_what_it_is():
         if variant in VARIANTS
     ]
     ablated = [name for names in ABLATIONS.values() for name in names]
-    assert {*own, *ablated} == set(findings.IDEAS)
+    assert {*own, *ablated} == set(report.IDEAS)

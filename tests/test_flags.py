@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import ConfigError, devices, predictions
+from jaxmnist import ConfigError
+from jaxmnist.inference.predict import make_predict
 from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
+from jaxmnist.parallel import devices
 from jaxmnist.state import create_state
 from tests.conftest import SCRIPTS
 
@@ -39,7 +41,7 @@ def test_a_run_is_read_and_used_under_other_flags(small_run, other_flags):
     same = jaxmnist.load_run(small_run.path)
     jax.tree.map(np.testing.assert_array_equal, same.variables, small_run.variables)
     pixels = np.zeros((2, 28, 28), np.uint8)
-    assert predictions.make_predict(same)(pixels).dtype == np.float32
+    assert make_predict(same)(pixels).dtype == np.float32
 
 
 def test_the_key_has_its_own_kind(other_flags):

@@ -10,7 +10,8 @@ import chex
 import jax
 import pytest
 
-from jaxmnist import ConfigError, TrainConfig, hosts, load_run, train_seeds
+from jaxmnist import ConfigError, TrainConfig, load_run, train_seeds
+from jaxmnist.parallel import distributed
 from tests.conftest import COMPILED_QUICKLY, finish, wait_for_line
 from tests.test_runs import plain
 
@@ -153,7 +154,7 @@ def test_processes_that_train_different_things_do_not_train_together(start_two, 
 )
 def test_processes_that_cannot_be_joined(words, message):
     with pytest.raises(ConfigError, match=message):
-        hosts.join(*words)
+        distributed.join(*words)
 
 
 def test_processes_of_which_one_alone_goes_on_do_not_wait_for_ever(start_two):
@@ -190,20 +191,20 @@ def test_jax_is_asked_for_others_where_there_are_some(monkeypatch, environment, 
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: asked.append(True))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    hosts.join(None, None, None)
-    hosts.join(None, 1, None)
+    distributed.join(None, None, None)
+    distributed.join(None, 1, None)
     assert asked == [True] * found
 
 
 def test_a_process_alone_decides_alone():
-    hosts.join(None, None, None)
-    hosts.join(None, 1, None)
-    hosts.check_same("anything")
-    assert hosts.is_first()
-    assert hosts.agree(3, False, True) == (3, False, True)
-    assert hosts.from_first(lambda: b"content") == b"content"
-    with pytest.raises(OSError, match="broken"), hosts.missing_the_others():
-        hosts.from_first(failing)
+    distributed.join(None, None, None)
+    distributed.join(None, 1, None)
+    distributed.check_same("anything")
+    assert distributed.is_first()
+    assert distributed.agree(3, False, True) == (3, False, True)
+    assert distributed.from_first(lambda: b"content") == b"content"
+    with pytest.raises(OSError, match="broken"), distributed.missing_the_others():
+        distributed.from_first(failing)
 
 
 def failing():
@@ -212,18 +213,18 @@ def failing():
 
 def test_an_error_of_the_device_is_its_own_where_there_are_no_others(monkeypatch):
     error = jax.errors.JaxRuntimeError("INTERNAL: broken\nand more")
-    with pytest.raises(jax.errors.JaxRuntimeError), hosts.missing_the_others():
+    with pytest.raises(jax.errors.JaxRuntimeError), distributed.missing_the_others():
         raise error
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with (
-        pytest.raises(hosts.HostError, match=r"or is gone \(INTERNAL: broken\); --resume"),
-        hosts.missing_the_others(),
+        pytest.raises(distributed.HostError, match=r"or is gone \(INTERNAL: broken\); --resume"),
+        distributed.missing_the_others(),
     ):
         raise error
 
 
 def test_several_seeds_are_not_for_processes_that_train_together(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts, "from_first", lambda action: action())
+    monkeypatch.setattr(distributed, "from_first", lambda action: action())
     with pytest.raises(ConfigError, match="there are 2 processes that train one seed together"):
         train_seeds(TrainConfig(), range(4), out=tmp_path / "runs")

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import ConfigError, TrainConfig, data, imported, runs
+from jaxmnist import ConfigError, TrainConfig, data
+from jaxmnist.export import imported
+from jaxmnist.runs.run import make_job
 from tests.conftest import golden_variables
 
 
 @pytest.fixture
 def job(small_idx_dir):
     config = TrainConfig("batch_norm", "kmnist", epochs=2)
-    return runs.make_job(config, None, small_idx_dir, data.ignore_progress)
+    return make_job(config, None, small_idx_dir, data.ignore_progress)
 
 
 def test_an_imported_network_is_a_finished_run(job, tmp_path, command, small_idx_dir):

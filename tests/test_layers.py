@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from jaxmnist import layers
+from jaxmnist.models import layers
+from jaxmnist.models.convolution import conv, image_size, matmul_conv, native_conv, retile
+from jaxmnist.models.random_bits import random_words
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -42,13 +44,13 @@ def test_matmul_and_native_convolution_agree(kernel_size, channels, features, si
     @functools.partial(jax.jit, static_argnums=0)
     def value_and_grads(conv):
         def weighted_sum(x, kernel):
-            y = layers.retile(conv(x, kernel, padding), 1)
+            y = retile(conv(x, kernel, padding), 1)
             return jnp.sum(y * normal(2, *y.shape)) / 10, y
 
         (_, y), grads = jax.value_and_grad(weighted_sum, (0, 1), has_aux=True)(x, kernel)
         return y, grads
 
-    ours, native = value_and_grads(layers.matmul_conv), value_and_grads(layers.native_conv)
+    ours, native = value_and_grads(matmul_conv), value_and_grads(native_conv)
     chex.assert_trees_all_close(ours, native, **TOLERANCE)
     assert ours[0].shape == (features, 1, 1, *[size + 2 * padding - kernel_size + 1] * 2, 6)
 
@@ -56,20 +58,20 @@ def test_matmul_and_native_convolution_agree(kernel_size, channels, features, si
 def test_tiled_images_are_convolved_as_plain_ones():
     images = normal(0, 3, 10, 10, 4)
     kernel = normal(1, 3, 3, 3, 8)
-    x = layers.retile(plain(images), 2)
-    chex.assert_shape(layers.matmul_conv(x, kernel), (8, 2, 2, 4, 4, 4))
-    for conv in (layers.matmul_conv, layers.native_conv):
-        from_tiles, from_plain = (layers.retile(conv(i, kernel), 1) for i in (x, plain(images)))
+    x = retile(plain(images), 2)
+    chex.assert_shape(matmul_conv(x, kernel), (8, 2, 2, 4, 4, 4))
+    for convolve in (matmul_conv, native_conv):
+        from_tiles, from_plain = (retile(convolve(i, kernel), 1) for i in (x, plain(images)))
         chex.assert_trees_all_close(from_tiles, from_plain, **TOLERANCE)
 
 
 def test_tiles_worked_by_hand():
     x = plain(jnp.arange(16.0).reshape(1, 4, 4, 1))
-    tiles = layers.retile(x, 2)
+    tiles = retile(x, 2)
     assert tiles[0, 0, 0, :, :, 0].tolist() == [[0, 2], [8, 10]]  # upper left pixels
     assert tiles[0, 1, 0, :, :, 0].tolist() == [[4, 6], [12, 14]]  # lower left ones
-    assert layers.image_size(tiles) == (4, 4)
-    chex.assert_trees_all_equal(layers.retile(tiles, 1), x)
+    assert image_size(tiles) == (4, 4)
+    chex.assert_trees_all_equal(retile(tiles, 1), x)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_tiles_worked_by_hand():
 )
 def test_where_tiles_pay(channels, features, size, tile):
     x = jnp.zeros((channels, 1, 1, size, size, 2))
-    y = jax.eval_shape(layers.matmul_conv, x, jnp.zeros((3, 3, channels, features)))
+    y = jax.eval_shape(matmul_conv, x, jnp.zeros((3, 3, channels, features)))
     assert y.shape[1:3] == (tile, tile)
 
 
@@ -91,7 +93,7 @@ def test_where_tiles_pay(channels, features, size, tile):
 def test_where_winograds_method_pays(channels, size, products):
     x, kernel = jnp.zeros((channels, 1, 1, size, size, 2)), jnp.zeros((3, 3, channels, 8))
     # A function of its own: traces are cached by function.
-    jaxpr = jax.make_jaxpr(lambda *operands: layers.matmul_conv(*operands))(x, kernel)
+    jaxpr = jax.make_jaxpr(lambda *operands: matmul_conv(*operands))(x, kernel)
     names = [equation.primitive.name for equation in jaxpr.eqns]
     assert names.count("dot_general") == products
 
@@ -101,15 +103,15 @@ def test_convolution_worked_by_hand():
     x = plain(jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1))
     kernel = jnp.array([[1.0, 0.0], [0.0, -1.0]])[:, :, None, None]
     expected = jnp.full((1, 1, 1, 2, 2, 1), -4.0)
-    chex.assert_trees_all_close(layers.matmul_conv(x, kernel), expected)
-    chex.assert_trees_all_close(layers.native_conv(x, kernel), expected)
+    chex.assert_trees_all_close(matmul_conv(x, kernel), expected)
+    chex.assert_trees_all_close(native_conv(x, kernel), expected)
 
 
 @pytest.mark.parametrize(("backend", "native"), [("cpu", False), ("gpu", True), ("tpu", True)])
 def test_each_backend_gets_its_convolution(monkeypatch, backend, native):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     # A function of its own: traces are cached by function.
-    jaxpr = jax.make_jaxpr(lambda *operands: layers.conv(*operands))(
+    jaxpr = jax.make_jaxpr(lambda *operands: conv(*operands))(
         plain(normal(0, 2, 5, 5, 3)), normal(1, 3, 3, 2, 4)
     )
     primitives = {equation.primitive.name for equation in jaxpr.eqns}
@@ -214,7 +216,7 @@ def test_random_words_are_threefrys(first):
     # JAX's own generator takes the two words of each counter as the two halves of an array.
     key, counters = jax.random.key(7), jnp.uint32(first) + jnp.arange(7, dtype=jnp.uint32)
     words = threefry_2x32(jax.random.key_data(key), jnp.concatenate([counters, 0 * counters]))
-    chex.assert_trees_all_equal(layers.random_words(key, counters), (words[:7], words[7:]))
+    chex.assert_trees_all_equal(random_words(key, counters), (words[:7], words[7:]))
 
 
 @pytest.mark.parametrize(("size", "tile"), [(4, 1), (4, 2), (5, 1)])
@@ -230,7 +232,7 @@ def test_max_pool_worked_by_hand(size, tile):
     )[:size, :size]
 
     def pooled(square):
-        return layers.max_pool(layers.retile(plain(square.reshape(1, size, size, 1)), tile))
+        return layers.max_pool(retile(plain(square.reshape(1, size, size, 1)), tile))
 
     expected = jnp.array([[5.0, 8.0], [0.0, -4.0]]).reshape(1, 1, 1, 2, 2, 1)
     chex.assert_trees_all_equal(pooled(square), expected)

@@ -5,7 +5,8 @@ import os
 import psutil
 import pytest
 
-from jaxmnist import limits, mesh
+from jaxmnist.parallel import limits
+from jaxmnist.parallel.seed_mapping import choose_mapping, shares_of_cores
 
 GIB = 1 << 30
 V2 = {"own": "0::/\n"}
@@ -80,5 +81,5 @@ def test_cores_are_those_of_the_quota(machine, files, count):
 
 def test_a_small_container_trains_seeds_in_one_process(machine):
     machine({**V2, "memory.max": f"{900 << 20}"})
-    assert mesh.shares_of_cores(4) == [list(range(8))]
-    assert mesh.choose_mapping("auto", 4) == "loop"
+    assert shares_of_cores(4) == [list(range(8))]
+    assert choose_mapping("auto", 4) == "loop"

@@ -8,11 +8,21 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxmnist import ConfigError, TrainConfig, create_model, data, limits, mesh
-from jaxmnist.mesh import Programs, stack, unstack
+from jaxmnist import ConfigError, TrainConfig, create_model, data
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
-from jaxmnist.runs import to_devices
+from jaxmnist.parallel import limits
+from jaxmnist.parallel.programs import (
+    Programs,
+    compile_block,
+    compile_programs,
+    equal_blocks,
+    free_bytes,
+    stack,
+    unstack,
+)
+from jaxmnist.parallel.seed_mapping import choose_mapping, shares_of_cores
+from jaxmnist.runs.run import to_devices
 from jaxmnist.state import initial_state
 
 SEEDS = 3
@@ -28,7 +38,7 @@ class Block:
         images = to_devices(data.load("fashion_mnist", idx_dir=idx_dir), None)
         self.images, self.test_images = images
         self.create = functools.partial(initial_state, model, tx)
-        compile_for = functools.partial(mesh.compile_programs, self.config, model, tx, *images)
+        compile_for = functools.partial(compile_programs, self.config, model, tx, *images)
         self.programs = {seeds: compile_for(seeds) for seeds in (1, SEEDS)}
 
     def train(self, seeds, stop, broken=()):
@@ -106,7 +116,7 @@ def test_the_program_of_one_seed_has_no_products_in_batches(block):
     [(8, 8, 8), (8, 100, 8), (10, 8, 5), (11, 8, 6), (9, 4, 3), (7, 1, 1), (1, 5, 1)],
 )
 def test_blocks_are_as_few_and_as_equal_as_can_be(seeds, most, size):
-    assert mesh.equal_blocks(seeds, most) == size
+    assert equal_blocks(seeds, most) == size
 
 
 @pytest.mark.parametrize(
@@ -121,8 +131,8 @@ def test_a_block_fits_into_the_memory(monkeypatch, limit, size, compiled):
         calls.append(seeds)
         return Programs(seeds, *5 * [None], 0.0, 10 + 9 * seeds)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(mesh, "free_bytes", lambda: limit)
-    programs = mesh.compile_block(compile_for, 10)
+    monkeypatch.setattr("jaxmnist.parallel.programs.free_bytes", lambda: limit)
+    programs = compile_block(compile_for, 10)
     assert (programs.places, programs.memory_bytes, calls) == (size, 10 + 9 * size, compiled)
 
 
@@ -135,10 +145,10 @@ def test_a_program_too_large_to_be_compiled_is_made_smaller(monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return Programs(seeds, *5 * [None], 0.0, 0)  # type: ignore[arg-type]
 
-    programs = mesh.compile_block(compile_for, 300)
+    programs = compile_block(compile_for, 300)
     assert (programs.places, calls) == (25, [100, 50, 25])
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        mesh.compile_block(failing, 8)
+        compile_block(failing, 8)
 
 
 def failing(seeds):
@@ -152,14 +162,14 @@ def test_programs_say_what_memory_they_need(block):
 
 
 def test_free_memory_is_the_devices_own(monkeypatch):
-    assert 0 < mesh.free_bytes() < psutil.virtual_memory().total
+    assert 0 < free_bytes() < psutil.virtual_memory().total
 
     class Device:
         def memory_stats(self):
             return {"bytes_limit": 1000, "bytes_in_use": 200}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert mesh.free_bytes() == 640
+    assert free_bytes() == 640
 
 
 def on_machine(monkeypatch, backend="cpu", cores=4, gigabytes=100):
@@ -187,7 +197,7 @@ def on_machine(monkeypatch, backend="cpu", cores=4, gigabytes=100):
 )
 def test_how_seeds_are_mapped(monkeypatch, machine, wished, seeds, mapping):
     on_machine(monkeypatch, **machine)
-    assert mesh.choose_mapping(wished, seeds) == mapping
+    assert choose_mapping(wished, seeds) == mapping
 
 
 @pytest.mark.parametrize(
@@ -200,7 +210,7 @@ def test_how_seeds_are_mapped(monkeypatch, machine, wished, seeds, mapping):
 def test_mappings_that_cannot_be_had(monkeypatch, wished, message):
     on_machine(monkeypatch, backend="gpu")
     with pytest.raises(ConfigError, match=message):
-        mesh.choose_mapping(wished, 8)
+        choose_mapping(wished, 8)
 
 
 @pytest.mark.parametrize(
@@ -214,4 +224,4 @@ def test_mappings_that_cannot_be_had(monkeypatch, wished, message):
 )
 def test_cores_are_dealt_out(monkeypatch, machine, seeds, shares):
     on_machine(monkeypatch, **machine)
-    assert mesh.shares_of_cores(seeds) == shares
+    assert shares_of_cores(seeds) == shares

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jaxmnist.ink import PictureError, find_digits
-from jaxmnist.nuisances import NUISANCES, photo_of
+from jaxmnist.analysis.nuisances import NUISANCES, photo_of
+from jaxmnist.inference.ink import PictureError, find_digits
 
 
 @pytest.fixture(scope="module")

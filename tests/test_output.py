@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.tables import epochs_table, seeds_table
 
-from jaxmnist.report import epochs_table, seeds_table
-from jaxmnist.training import EpochDone, Started
+from jaxmnist.runs.training import EpochDone, Started
 from tests.conftest import SCRIPTS
 from tests.test_display import row
 
@@ -25,7 +25,7 @@ def scripts(monkeypatch):
 PRINTS = """
 import sys
 sys.path.insert(0, {scripts!r})
-from output import lasting_output
+from support.output import lasting_output
 with lasting_output() as output:
     for number in range(2000):
         print("a line of this many characters", number, {text!r})
@@ -104,7 +104,7 @@ def test_what_a_stream_cannot_encode(encoding, expected):
 def test_the_exit_status_when_output_was_lost(
     monkeypatch, capsys, error, needs_output, status, said
 ):
-    import command
+    from support import command
 
     class Lost:
         """Stands for `lasting_output`."""
@@ -128,7 +128,7 @@ NAMES = ["r[/x]", "runs/gap[fast]", "[bold]", "[red]a[/red]", ":smile:", "100%",
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_names_are_shown_as_they_are(name, is_terminal):
-    import display
+    from support import display
 
     console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal, color_system=None)
     with display.make_display(console, False, display.Tally([0], 15)) as shown:
@@ -142,7 +142,7 @@ def test_names_are_shown_as_they_are(name, is_terminal):
 
 @pytest.mark.parametrize("width", [20, 40, 59, 72, 200])
 def test_tables_keep_their_digits_on_any_terminal(width):
-    import output
+    from support import output
 
     summary = {
         "seeds": [4294967295],

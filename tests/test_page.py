@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxmnist import pictures
+from jaxmnist.inference import pictures
 from tests.conftest import SCRIPTS
 
 PAGE = SCRIPTS / "page"

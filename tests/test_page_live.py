@@ -19,7 +19,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from jaxmnist import TrainConfig, data, imported, runs
+from jaxmnist import TrainConfig, data
+from jaxmnist.export import imported
+from jaxmnist.runs.run import make_job
 from tests.conftest import SCRIPTS, golden_variables, trained_variables
 
 pytestmark = pytest.mark.slow
@@ -40,7 +42,7 @@ def two_runs(small_idx_dir, tmp_path_factory):
     """A network that reads digits, and one that has learnt nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data.idx, "SHA256", {})
-        job = runs.make_job(TrainConfig("gap"), None, small_idx_dir, data.ignore_progress)
+        job = make_job(TrainConfig("gap"), None, small_idx_dir, data.ignore_progress)
     job = job._replace(normalisation=(0.1307, 0.3081))  # of what it was trained on
     folder = tmp_path_factory.mktemp("runs")
     for name, variables in (("good", trained_variables()), ("bad", golden_variables("gap"))):

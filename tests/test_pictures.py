@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from jaxmnist import pictures
-from jaxmnist.pictures import PictureError
+from jaxmnist.inference import pictures
+from jaxmnist.inference.pictures import PictureError
 
 
 def drawing(size=(200, 200), stroke=14, dark_on_light=True, mode="L"):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmnist import augment, optim, results, stats
-from jaxmnist.plots import drilldown
+from jaxmnist import augment, optim
+from jaxmnist.analysis import results, stats
+from jaxmnist.analysis.plots import drilldown
 from tests.conftest import drawn
 from tests.test_results import write_ladder
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxmnist import evaluation
-from jaxmnist.plots import curves
-from jaxmnist.plots import evaluation as plots
+from jaxmnist.analysis import evaluation
+from jaxmnist.analysis.plots import curves
+from jaxmnist.analysis.plots import evaluation as plots
 from tests.conftest import drawn
 
 

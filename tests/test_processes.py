@@ -17,8 +17,10 @@ import psutil
 import pytest
 
 import jaxmnist
-from jaxmnist import devices, mesh, processes, worker
-from jaxmnist.training import EpochDone, Failed, Progress, Stopped, TrainingError, Watch
+from jaxmnist.parallel import devices
+from jaxmnist.parallel.seed_mapping import shares_of_cores
+from jaxmnist.runs import processes, worker
+from jaxmnist.runs.training import EpochDone, Failed, Progress, Stopped, TrainingError, Watch
 from tests.conftest import SCRIPT, finish, wait_for_line
 from tests.test_runs import assert_same_run
 
@@ -51,7 +53,7 @@ class Worker:
 def lead(monkeypatch, tmp_path):
     """Leads two workers, who say what the test says, over four seeds."""
     monkeypatch.setattr(processes, "POLL_SECONDS", 0)
-    monkeypatch.setattr(processes.runs, "load_run", lambda path: path.name)
+    monkeypatch.setattr(processes, "load_run", lambda path: path.name)
     events, inbox, team = [], queue.SimpleQueue(), [Worker(), Worker()]
 
     def train(*messages, should_stop=lambda: False):
@@ -255,7 +257,7 @@ def workers_of(process):
     return [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if "jaxmnist.worker" in child.cmdline()
+        if "jaxmnist.runs.worker" in child.cmdline()
     ]
 
 
@@ -302,7 +304,7 @@ def test_killed_it_leaves_no_orphan_and_goes_on(start, whole, tmp_path):
     process = start(*WORDS)
     wait_for_line(process, "seed 1, epoch 2/12")
     workers = workers_of(process)
-    assert len(workers) == len(mesh.shares_of_cores(3))
+    assert len(workers) == len(shares_of_cores(3))
     process.kill()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     # The seeds need not be said again, and may go on in another way.
@@ -312,7 +314,7 @@ def test_killed_it_leaves_no_orphan_and_goes_on(start, whole, tmp_path):
     assert_same_runs(tmp_path / "runs", whole)
 
 
-@pytest.mark.skipif(len(mesh.shares_of_cores(3)) < 2, reason="one core has one worker")
+@pytest.mark.skipif(len(shares_of_cores(3)) < 2, reason="one core has one worker")
 def test_a_killed_worker_is_named_and_the_others_finish(start, whole, tmp_path):
     process = start(*WORDS)
     wait_for_line(process, "seed 1, epoch 1/12")

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist import ConfigError, TrainConfig, records
+from jaxmnist import ConfigError, TrainConfig
 from jaxmnist.config import SeedsConfig
-from jaxmnist.limits import cores
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
+from jaxmnist.parallel.limits import cores
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.summary import environment, git_commit, join_summaries, make_row, make_summary
 
 SCHEDULES = Schedules(learning_rate=lambda step: step / 100, momentum=lambda step: 0.9)
 
@@ -21,7 +23,7 @@ def metrics(loss_sum, correct, count):
 
 
 def row(epoch, correct, test_loss=50.0):
-    return records.make_row(
+    return make_row(
         TrainConfig("less_params", seed=4),
         SCHEDULES,
         epoch,
@@ -56,7 +58,7 @@ def test_a_figure_that_is_not_finite_is_null(loss):
 def test_a_summary_worked_by_hand():
     config = TrainConfig("less_params", seed=4, epochs=3)
     rows = [row(1, 95), row(2, 99), row(3, 97)]
-    summary = records.make_summary(config, 4572, rows, 100, 1.23456, {"device": "abacus"})
+    summary = make_summary(config, 4572, rows, 100, 1.23456, {"device": "abacus"})
     assert summary == {
         "format": 1,
         "variant": "less_params",
@@ -82,12 +84,12 @@ def test_a_summary_worked_by_hand():
 def test_the_summary_of_many_seeds_worked_by_hand():
     many = SeedsConfig(TrainConfig("less_params", epochs=3), (4, 5, 6))
     finished = {
-        seed: records.make_summary(
+        seed: make_summary(
             many.of(seed), 4572, [row(1, 95), row(2, 99), row(3, last)], 100, seconds, {}
         )
         for seed, last, seconds in ((4, 97, 1.5), (6, 98, 0.5))
     }
-    summary = records.join_summaries(many, 4572, 30, 100, finished, {5: "the loss became nan"})
+    summary = join_summaries(many, 4572, 30, 100, finished, {5: "the loss became nan"})
     assert summary == {
         "format": 1,
         "variant": "less_params",
@@ -110,18 +112,18 @@ def test_the_summary_of_many_seeds_worked_by_hand():
 
 
 def test_the_environment(monkeypatch):
-    found = records.environment()
+    found = environment()
     assert found["device"].split(",")[0] in ("cpu", "gpu", "tpu")
     assert {"python", "jax", "jaxlib", "flax", "optax", "jaxmnist"} <= set(found["versions"])
     assert found["versions"]["jax"] == jax.__version__
-    monkeypatch.setattr(records, "_PACKAGES", ("not-installed-anywhere",))
-    assert records.environment()["versions"]["not-installed-anywhere"] is None
+    monkeypatch.setattr("jaxmnist.runs.summary._PACKAGES", ("not-installed-anywhere",))
+    assert environment()["versions"]["not-installed-anywhere"] is None
 
 
 def test_git_commit_outside_a_checkout_is_none(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
-    assert records.git_commit() is None
+    monkeypatch.setattr("jaxmnist.runs.summary.__file__", str(tmp_path / "summary.py"))
+    assert git_commit() is None
 
 
 @pytest.mark.parametrize(
@@ -140,11 +142,11 @@ def test_git_commit_outside_a_checkout_is_none(tmp_path, monkeypatch):
     ],
 )
 def test_default_name(config, name):
-    assert records.default_name(config) == name
+    assert run_folder.default_name(config) == name
 
 
 def claim(out=None, overwrite=False):
-    with records.new_folder(TrainConfig("gap"), out, overwrite) as claimed:
+    with run_folder.new_folder(TrainConfig("gap"), out, overwrite) as claimed:
         return claimed
 
 
@@ -182,7 +184,7 @@ def test_what_an_interrupted_overwriting_leaves_can_be_overwritten(tmp_path, mon
     for seed in (0, 1):
         (tmp_path / f"seed{seed}" / "checkpoints").mkdir(parents=True)
         (tmp_path / f"seed{seed}" / "config.json").write_text(many.of(seed).to_json())
-    rmtree = records.shutil.rmtree
+    rmtree = run_folder.shutil.rmtree
 
     def interrupted(path):
         if path.parent.name == "seed1":
@@ -190,7 +192,7 @@ def test_what_an_interrupted_overwriting_leaves_can_be_overwritten(tmp_path, mon
         rmtree(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records.shutil, "rmtree", interrupted)
+        patch.setattr(run_folder.shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             claim(tmp_path, overwrite=True)
     assert {entry.name for entry in tmp_path.iterdir()} == {"config.json", "seed1"}
@@ -240,7 +242,7 @@ def test_files_of_the_system_are_no_obstacle(tmp_path, name):
         (folder / name).write_text("")
     (tmp_path / "seed1" / "config.json").write_text(many.of(1).to_json())
     with pytest.raises(ConfigError, match="holds seed1, which is not of a run"):
-        records.check_is_run(tmp_path)
+        run_folder.check_is_run(tmp_path)
     (tmp_path / "config.json").write_text(many.to_json())
     claim(tmp_path, overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
@@ -267,43 +269,43 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path):
 
 
 def test_a_folder_has_one_user_at_a_time(tmp_path):
-    with records.locked(tmp_path):
+    with run_folder.locked(tmp_path):
         with (
             pytest.raises(ConfigError, match=r"another process is training into .*; wait for it"),
-            records.locked(tmp_path),
+            run_folder.locked(tmp_path),
         ):
             pass
         with pytest.raises(ConfigError, match="another process"):
             claim(tmp_path)
-    with records.locked(tmp_path):
+    with run_folder.locked(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_leads_elsewhere_is_refused(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    records.check_own(tmp_path / "run")
+    run_folder.check_own(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "7").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match=r"checkpoints/7 is a link; the files of a run are in"):
-        records.check_own(tmp_path / "run")
+        run_folder.check_own(tmp_path / "run")
     with pytest.raises(ConfigError, match="nowhere does not exist; expected the folder of a run"):
-        records.check_own(tmp_path / "nowhere")
+        run_folder.check_own(tmp_path / "nowhere")
 
 
 def test_a_config_that_cannot_be_one_is_not_read(tmp_path):
     file = tmp_path / "config.json"
     with pytest.raises(ConfigError, match=r"has no config\.json; expected the folder of a run"):
-        records.read_config(tmp_path)
+        run_folder.read_config(tmp_path)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"config\.json: 'utf-8' codec can't decode"):
-        records.read_config(tmp_path)
+        run_folder.read_config(tmp_path)
     with file.open("wb") as opened:
         opened.truncate(1 << 40)  # a hole: a terabyte that takes no room
     with pytest.raises(ConfigError, match="has 1099511627776 bytes; expected a config"):
-        records.read_config(tmp_path)
+        run_folder.read_config(tmp_path)
 
 
 def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):
-    records.write(tmp_path / "a.json", "one")
+    run_folder.write(tmp_path / "a.json", "one")
 
     def full(self, content):
         self.touch()
@@ -312,39 +314,39 @@ def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(type(tmp_path), "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
-            records.write(tmp_path / "a.json", "two")
+            run_folder.write(tmp_path / "a.json", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "one"
 
 
 def test_a_file_that_has_the_content_is_left_untouched(tmp_path):
     file = tmp_path / "a.json"
-    records.write(file, "one")
+    run_folder.write(file, "one")
     before = file.stat()
-    records.write(file, "one")
+    run_folder.write(file, "one")
     assert file.stat() == before
-    records.write(file, "two")
+    run_folder.write(file, "two")
     assert file.read_text() == "two"
 
 
 def test_appending_begins_on_a_line_of_its_own(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"ep')
-    records.append(path, "one")
+    run_folder.append(path, "one")
     assert path.read_text() == '{"ep\none\n'
 
 
 def test_appending_is_whole_or_nothing(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    records.write_rows(path, [])
-    records.append(path, "one")
-    records.append(path, "two")
+    run_folder.write_rows(path, [])
+    run_folder.append(path, "one")
+    run_folder.append(path, "two")
     assert path.read_text() == "one\ntwo\n"
 
 
 def test_appending_does_not_make_a_removed_file_again(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
-        records.append(tmp_path / "metrics.jsonl", "one")
+        run_folder.append(tmp_path / "metrics.jsonl", "one")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -353,30 +355,30 @@ def test_a_disk_that_does_not_take_a_line_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
-        records.append(path, "three")
+        run_folder.append(path, "three")
 
 
 def test_what_was_made_of_a_run_goes_with_it(small_run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(small_run.path, out)
-    for name in records.DERIVED_FOLDERS:
+    for name in run_folder.DERIVED_FOLDERS:
         (out / name / "below").mkdir(parents=True, exist_ok=True)
-    (out / records.CURVES).write_bytes(b"")
-    records.check_is_run(out)
-    with records.new_folder(small_run.config, out, overwrite=True):
+    (out / run_folder.CURVES).write_bytes(b"")
+    run_folder.check_is_run(out)
+    with run_folder.new_folder(small_run.config, out, overwrite=True):
         assert list(out.iterdir()) == []
 
 
 def test_what_was_made_of_the_network_alone(tmp_path):
-    for name in records.DERIVED_FOLDERS:
+    for name in run_folder.DERIVED_FOLDERS:
         (tmp_path / name / "below").mkdir(parents=True)
-    records.remove_derived(tmp_path)
+    run_folder.remove_derived(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"profile", "tensorboard"}
 
 
 def test_a_row_that_is_still_being_written_is_none_yet(small_run, tmp_path):
     file = tmp_path / "metrics.jsonl"
-    records.write_rows(file, small_run.rows)
+    run_folder.write_rows(file, small_run.rows)
     whole = file.read_text()
     file.write_text(whole + whole.splitlines()[0])  # but for its end
-    assert records.read_rows(file) == small_run.rows
+    assert run_folder.read_rows(file) == small_run.rows

@@ -1,10 +1,10 @@
 import jax.numpy as jnp
 import pytest
 from rich.console import Console
+from support.tables import epochs_table, evaluated_images, parameters_table, seeds_table, spread
 
 from jaxmnist.config import SeedsConfig
-from jaxmnist.report import epochs_table, evaluated_images, parameters_table, seeds_table, spread
-from jaxmnist.seeds import SeedRuns
+from jaxmnist.runs.seeds import SeedRuns
 from tests.conftest import SCRIPTS
 from tests.test_results import finished
 

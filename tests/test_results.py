@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig, results
+from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig
+from jaxmnist.analysis import results
 from jaxmnist.config import by_name
 
 ENVIRONMENT = {

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import ConfigError, TrainConfig, data, runs, training
-from jaxmnist.checkpoint import CheckpointError
+from jaxmnist import ConfigError, TrainConfig, data
 from jaxmnist.data import idx
-from jaxmnist.predictions import make_predict
-from jaxmnist.training import Progress, Started, Stopped, TrainingError
+from jaxmnist.inference.predict import make_predict
+from jaxmnist.runs import training
+from jaxmnist.runs.checkpoint import CheckpointError
+from jaxmnist.runs.run import begun_config, to_devices
+from jaxmnist.runs.summary import environment
+from jaxmnist.runs.training import Progress, Started, Stopped, TrainingError
 from tests.conftest import golden_batch, small_files
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -158,9 +161,9 @@ def test_what_a_run_was_begun_with_is_what_its_checkpoint_says(train, small_conf
     path = stop(train, 20).path
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "epochs": 35}))
-    assert runs.begun_config(path) == small_config
+    assert begun_config(path) == small_config
     shutil.rmtree(path / "checkpoints")
-    assert runs.begun_config(path).epochs == 35
+    assert begun_config(path).epochs == 35
 
 
 def test_keeping_nothing_is_refused_before_anything_is_removed(train):
@@ -269,13 +272,14 @@ def test_if_no_checkpoint_is_whole_nothing_is_touched(train):
 
 
 def test_another_machine_or_version_is_said(train, small_run, monkeypatch):
-    environment = runs.records.environment()
+    known = environment()
     stop(train, 5)
-    monkeypatch.setattr(runs.records, "environment", lambda _: {**environment, "device": "abacus"})
+    changed = {**known, "device": "abacus"}
+    monkeypatch.setattr("jaxmnist.runs.run.environment", lambda _: changed)
     events = []
     train(resume=True, report=events.append)
     (remark,) = events[0].remarks
-    assert remark.startswith(f"device was {environment['device']} and is abacus: the result may")
+    assert remark.startswith(f"device was {known['device']} and is abacus: the result may")
 
 
 def test_a_folder_in_use_is_refused(train):
@@ -358,12 +362,12 @@ def test_nothing_in_a_run_is_a_pickle(small_run):
 
 def test_limit_train(small_idx_dir):
     dataset = data.load("kmnist", idx_dir=small_idx_dir)
-    train_images, test_images = runs.to_devices(dataset, 100)
+    train_images, test_images = to_devices(dataset, 100)
     assert len(train_images.pixels) == len(train_images.labels) == 100
     assert len(test_images.pixels) == 430
     np.testing.assert_array_equal(train_images.pixels, dataset.train_images[:100])
     with pytest.raises(ConfigError, match="limit_train is 601, but there are 600 training images"):
-        runs.to_devices(dataset, 601)
+        to_devices(dataset, 601)
 
 
 def test_a_run_knows_how_its_images_were_normalised(small_run, small_idx_dir):

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import ConfigError, mesh, records, seeds, training
-from jaxmnist.checkpoint import CheckpointError
+from jaxmnist import ConfigError
 from jaxmnist.data import idx
-from jaxmnist.seeds import SeedDone, SeedsStarted
-from jaxmnist.training import EpochDone, Failed, Progress, Stopped, TrainingError
+from jaxmnist.runs import run_folder, training
+from jaxmnist.runs import seeds as seeds
+from jaxmnist.runs.checkpoint import CheckpointError
+from jaxmnist.runs.seeds import SeedDone, SeedsStarted
+from jaxmnist.runs.training import EpochDone, Failed, Progress, Stopped, TrainingError
 from tests.conftest import small_files
 from tests.test_runs import after, assert_same_run, damage, plain, without_times
 
@@ -198,7 +200,7 @@ def test_seeds_that_are_not_equally_far_do_not_share_a_block(train, whole, monke
         return train_block(jobs, begun, programs, watch)
 
     monkeypatch.setattr(seeds, "train_block", watched)
-    monkeypatch.setattr(mesh, "compile_block", lambda compile_for, _: compile_for(3))
+    monkeypatch.setattr(seeds, "compile_block", lambda compile_for, _: compile_for(3))
     found = train((3, 0, 1, 2, 4), seed_mapping="vmap", resume=True)
     assert blocks == [([1, 2, 4], 3), ([0], 3)]
     assert found.runs.keys() == {3, 0, 1, 2, 4}
@@ -268,7 +270,7 @@ def failing_for_seed_1(position, config):
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_a_seed_whose_checkpoint_cannot_be_written_fails_alone(train, mapping, monkeypatch):
-    mkdir = type(records.seed_folder(train().path, 0)).mkdir
+    mkdir = type(run_folder.seed_folder(train().path, 0)).mkdir
 
     def full(self, *arguments, **options):
         if self.parent.name == "seed2":
@@ -342,7 +344,7 @@ def test_a_damaged_config_is_written_anew(train, whole):
     path = train().path
     (path / "config.json").write_text("no JSON")
     assert_same_runs(train(resume=True), whole["loop"][0])
-    assert records.read_config_of_seeds(path).seeds == (0, 1, 2)
+    assert run_folder.read_config_of_seeds(path).seeds == (0, 1, 2)
 
 
 def test_one_run_and_many_are_not_taken_for_each_other(train, small_config, small_idx_dir):
@@ -377,7 +379,7 @@ def test_a_seed_that_another_process_is_at_fails_alone(train):
         if isinstance(event, Progress) and event.seeds == (0,) and event.step == 4:
             path = events[0].out / "seed1"
             path.mkdir()
-            held.enter_context(records.locked(path))
+            held.enter_context(run_folder.locked(path))
         events.append(event)
 
     events = []
@@ -388,14 +390,14 @@ def test_a_seed_that_another_process_is_at_fails_alone(train):
 
 
 def test_a_log_of_all_that_cannot_be_written_ends_no_seed(train, whole, monkeypatch):
-    append = records.append
+    append = run_folder.append
 
     def full(path, line):
         if path.parent.name == "runs":
             raise OSError(28, "No space left on device", str(path))
         append(path, line)
 
-    monkeypatch.setattr(records, "append", full)
+    monkeypatch.setattr(run_folder, "append", full)
     assert_same_runs(train(), whole["loop"][0])
 
 

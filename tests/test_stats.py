@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import permutation_test, ttest_1samp
 
-from jaxmnist import stats
+from jaxmnist.analysis import stats
 
 NUMBERS = st.lists(st.integers(0, 10_000), min_size=2, max_size=20)
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmnist import TrainConfig, create_model, data, layers
-from jaxmnist.mesh import compile_programs, stack
+from jaxmnist import TrainConfig, create_model, data
 from jaxmnist.metrics import Metrics
+from jaxmnist.models import layers
 from jaxmnist.optim import make_optimizer
-from jaxmnist.runs import to_devices
+from jaxmnist.parallel.programs import compile_programs, stack
+from jaxmnist.runs.run import to_devices
 from jaxmnist.state import initial_state
 from jaxmnist.steps import (
     EVAL_BLOCK,

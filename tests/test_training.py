@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import ConfigError, TrainConfig, data, training
+from jaxmnist import ConfigError, TrainConfig, data
 from jaxmnist.metrics import Metrics
-from jaxmnist.runs import Position
-from jaxmnist.training import EpochDone, Progress, Started, TrainingError
+from jaxmnist.runs import training
+from jaxmnist.runs.run import Position
+from jaxmnist.runs.training import EpochDone, Progress, Started, TrainingError
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 

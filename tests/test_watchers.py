@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import jaxmnist
-from jaxmnist.training import EpochDone, Started
+from jaxmnist.runs.training import EpochDone, Started
 from tests.conftest import SCRIPTS
 
 
@@ -47,7 +47,7 @@ def test_tensorboard_has_every_row(command, small_idx_dir, tmp_path):
 
 def test_figures_that_are_not_finite_are_left_out(small_run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    from watchers import TensorBoard
+    from support.watchers import TensorBoard
 
     row = {**small_run.rows[0], "seed": 3, "train_loss": None}
     with TensorBoard() as watcher:
@@ -77,7 +77,7 @@ def test_a_watcher_that_fails_is_a_note_and_ends_no_training(
 ):
     """The disk is full, say, or another profiler is on."""
     monkeypatch.syspath_prepend(SCRIPTS)
-    import watchers
+    from support import watchers
 
     def failing(method):
         def fail(*arguments):

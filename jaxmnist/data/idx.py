@@ -190,6 +190,11 @@ def _read(path: Path, dataset: str, name: str) -> bytes:
     return forms[-1]
 
 
+def describe_error(error: OSError, folder: Path) -> str:
+    """Return which file could not be read, and why."""
+    return f"{error.filename or folder} cannot be read: {error.strerror or error}"
+
+
 def is_qmnist(files: Files) -> bool:
     """Return whether the labels are in QMNIST's format."""
     magic = struct.pack(">I", _QMNIST_LABELS_MAGIC)

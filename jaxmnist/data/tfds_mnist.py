@@ -17,9 +17,9 @@ from PIL import Image
 from tensorflow_datasets.core.hashing import Hasher
 from tensorflow_datasets.image_classification import mnist
 
-from jaxmnist.config import DATASETS
 from jaxmnist.data import idx
 from jaxmnist.data.idx import DataError, Files, Progress
+from jaxmnist.recipes import DATASETS
 
 _SPLITS = {
     "train": (idx.TRAIN_IMAGES, idx.TRAIN_LABELS),

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmnist.config import TrainConfig
-from jaxmnist.description import Layer, describe
 from jaxmnist.models import create_model
-from jaxmnist.runs import Run
+from jaxmnist.models.description import Layer, describe
+from jaxmnist.runs.run import Run
 from jaxmnist.steps import normalise
 
 # Named as in the state; `kernel` is [kh, kw, I, O].

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist.description import SIZE, Layer
 from jaxmnist.export.network import Arrays, Network
+from jaxmnist.models.description import SIZE, Layer
 
 # Old enough for every runtime in use.
 OPSET, IR_VERSION = 17, 8

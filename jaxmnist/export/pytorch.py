@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.config import ConfigError
-from jaxmnist.description import Layer, describe
 from jaxmnist.export.network import Network
 from jaxmnist.export.state_dict import CONV, NORM, variables_of
+from jaxmnist.models.description import Layer, describe
 
 COUNTER = "num_batches_tracked"
 WEIGHTS_ALONE = "expected what torch.save(model.state_dict(), FILE) writes"

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxmnist.description import SIZE
 from jaxmnist.export.network import ExportError, Network
 from jaxmnist.models import create_model
+from jaxmnist.models.description import SIZE
 from jaxmnist.steps import normalise
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmnist.config import ConfigError
-from jaxmnist.description import describe
+from jaxmnist.models.description import describe
 
 # Our names and PyTorch's names of a layer's arrays, in PyTorch's order.
 CONV = {"kernel": "weight", "bias": "bias"}

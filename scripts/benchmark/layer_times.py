@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from protocol import Job, Offer, serve
 
-from jaxmnist import layers
-from jaxmnist.models import create_model
+from jaxmnist.models import create_model, layers
 
 
 def prepare(work: dict[str, Any]) -> Offer:

@@ -1,6 +1,6 @@
 """What the seven networks cost: arithmetic and memory."""
 
-from jaxmnist.description import Layer
+from jaxmnist.models.description import Layer
 
 FLOAT_BYTES = 4
 

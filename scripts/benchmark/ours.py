@@ -10,11 +10,11 @@ from layer_times import repeat
 from protocol import Job, Offer, serve
 
 from jaxmnist.config import TrainConfig, steps_per_epoch
-from jaxmnist.mesh import compile_programs, stack
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
-from jaxmnist.records import environment
+from jaxmnist.parallel.programs import compile_programs, stack
+from jaxmnist.runs.summary import environment
 from jaxmnist.state import initial_state
 from jaxmnist.steps import Images
 

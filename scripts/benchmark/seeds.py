@@ -1,4 +1,4 @@
-"""Many seeds of jaxmnist in training, in each of the ways that `mesh.py` knows."""
+"""Many seeds of jaxmnist in training, in each of the ways that there are."""
 
 import functools
 import multiprocessing
@@ -14,7 +14,7 @@ from ours import Trainer
 from protocol import Job, Offer, serve
 
 from jaxmnist.config import TrainConfig
-from jaxmnist.mesh import shares_of_cores
+from jaxmnist.parallel.seed_mapping import shares_of_cores
 
 
 def prepare(work: dict[str, Any]) -> Offer:

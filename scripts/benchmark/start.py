@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train
-from command import keep_compiled_programs
+from support.command import keep_compiled_programs
 
-from jaxmnist import training
+from jaxmnist.runs import training
 
 
 def main() -> None:

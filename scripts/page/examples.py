@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmnist import evaluation
-from jaxmnist.evaluation import CLASSES
+from jaxmnist.analysis import evaluation
+from jaxmnist.data.dataset import CLASSES
 
 MISTAKES = 10
 

@@ -19,7 +19,7 @@ from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from werkzeug.exceptions import BadRequest, HTTPException, UnprocessableEntity, UnsupportedMediaType
 
-from jaxmnist import pictures
+from jaxmnist.inference import pictures
 
 # A drawing is a square of bytes, 0 for ink and 255 for paper, row by row.
 SIDE = 140

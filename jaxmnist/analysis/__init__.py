@@ -1,0 +1,1 @@
+"""What the runs show: evaluation, statistics, results, their report and plots."""

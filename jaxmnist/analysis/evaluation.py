@@ -1,0 +1,164 @@
+"""What the predictions of a network are worth: how often right, how sure, and where wrong."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from jaxmnist.data.dataset import CLASSES
+
+BINS = 15
+MISTAKES = 36
+
+
+@dataclasses.dataclass(frozen=True)
+class Bin:
+    """Predictions of about the same confidence."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None  # the mean of what the network gave its choices; None of none
+    accuracy: float | None  # the share of them that is right, in percent
+    low_accuracy: float | None  # its 95 % interval
+    high_accuracy: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """An image that is taken for another digit."""
+
+    index: int
+    label: int
+    said: int
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Figures of a network on a data set; accuracies in percent."""
+
+    count: int
+    correct: int
+    accuracy: float
+    low: float  # of the 95 % interval, by Wilson's method
+    high: float
+    loss: float  # nats an image
+    precision: list[float | None]  # by digit: of those said to be it; None where there is none
+    recall: list[float | None]  # of those that are it
+    confusion: np.ndarray  # int [10, 10]: rows are what it is, columns what is said
+    calibration_error: float
+    bins: list[Bin]
+    mistakes: list[Mistake]  # the most confident ones, most confident first
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {**dataclasses.asdict(self), "confusion": self.confusion.tolist()}
+
+
+def evaluate(log_probabilities: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """Compares what was said with what is.
+
+    Args:
+        log_probabilities: float32 `[N, 10]`, N at least 1.
+        labels: whole numbers `[N]`.
+    """
+    count, labels = len(labels), labels.astype(int)
+    said = log_probabilities.argmax(axis=1)
+    confidence = np.exp(log_probabilities.max(axis=1).astype(float))
+    right = said == labels
+    correct = int(right.sum())
+    low, high = interval(correct, count)
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(confusion, (labels, said), 1)
+    bins = calibration(confidence, right)
+    return Evaluation(
+        count=count,
+        correct=correct,
+        accuracy=100 * correct / count,
+        low=low,
+        high=high,
+        loss=float(-log_probabilities[np.arange(count), labels].astype(float).mean()),
+        precision=_shares(confusion.diagonal(), confusion.sum(axis=0)),
+        recall=_shares(confusion.diagonal(), confusion.sum(axis=1)),
+        confusion=confusion,
+        calibration_error=calibration_error(bins),
+        bins=bins,
+        mistakes=[
+            Mistake(int(i), int(labels[i]), int(said[i]), float(confidence[i]))
+            for i in np.argsort(-confidence, kind="stable")
+            if not right[i]
+        ][:MISTAKES],
+    )
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
+    """Groups predictions by confidence, in bins of equal width from 0 to 1.
+
+    Args:
+        confidence: the probability of what was said, `[N]`.
+        right: whether that is so, bool `[N]`.
+    """
+    edges = np.linspace(0, 1, BINS + 1)
+    places = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = []
+    for place in range(BINS):
+        inside = right[places == place]
+        figures: tuple[float | None, ...] = (None, None, None, None)
+        if len(inside):
+            mean = float(confidence[places == place].mean())
+            figures = (mean, 100 * float(inside.mean()), *interval(int(inside.sum()), len(inside)))
+        bins.append(Bin(float(edges[place]), float(edges[place + 1]), len(inside), *figures))
+    return bins
+
+
+def interval(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, in percent, by Wilson's method.
+
+    Args:
+        correct: how many were right.
+        count: of how many, at least one.
+    """
+    ends = binomtest(correct, count).proportion_ci(method="wilson")
+    return 100 * float(ends.low), 100 * float(ends.high)
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """The expected calibration error, in percentage points.
+
+    The mean distance of confidence and accuracy, each bin by its number of predictions. Source:
+    Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", ICML 2017,
+    equation 3.
+    """
+    total = sum(one.count for one in bins)
+    return sum(
+        one.count / total * abs(100 * one.confidence - one.accuracy)
+        for one in bins
+        if one.confidence is not None and one.accuracy is not None
+    )
+
+
+def compare(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[int, int, float]:
+    """Whether two networks differ on the same images, by McNemar's exact test.
+
+    Args:
+        first: log-probabilities of the one, float32 `[N, 10]`.
+        second: those of the other.
+        labels: whole numbers `[N]`.
+
+    Returns:
+        How many images only the second gets right, how many only the first, and p, two-sided.
+    """
+    one, other = (said.argmax(axis=1) == labels for said in (first, second))
+    gains, losses = int((other & ~one).sum()), int((one & ~other).sum())
+    p = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+    return gains, losses, float(p)
+
+
+def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
+    """Percentages; None of nothing."""
+    return [
+        100 * float(part / whole) if whole else None
+        for part, whole in zip(parts, wholes, strict=True)
+    ]

@@ -1,0 +1,85 @@
+"""Our own copy of the images: four IDX files and their digests, read in a fraction of a second."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from jaxmnist.data import idx
+from jaxmnist.data.dataset import Dataset, to_dataset
+from jaxmnist.data.idx import DataError, Files
+
+_log = logging.getLogger(__name__)
+
+_DIGESTS = "SHA256SUMS"
+
+
+def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Dataset | None:
+    """Return the arrays of our own copy, or None if there is no whole one.
+
+    A damaged copy is removed. One that the system cannot read now is left alone.
+    """
+    if not os.path.exists(cache):
+        return None
+    try:
+        lines = (cache / _DIGESTS).read_text().splitlines()
+        kept = {name: digest for digest, name in (line.split() for line in lines)}
+        if set(kept) != set(idx.NAMES):
+            raise DataError(f"{cache / _DIGESTS} is damaged")
+        files = {name: (cache / name).read_bytes() for name in idx.NAMES}
+        return to_dataset(dataset, files, published or kept, cache)
+    except (DataError, ValueError, *idx.NOT_A_FILE) as error:
+        remove(cache, error)
+    except OSError as error:
+        _log.warning("passed over: %s", idx.describe_error(error, cache))
+    return None
+
+
+def remove(folder: Path, reason: Exception) -> None:
+    """Remove a damaged folder of ours, and log it; a folder that must stay is passed over."""
+    try:
+        # Under another name first: a second process that removes it too finds nothing, or all.
+        with folder_beside(folder) as scratch:
+            folder.rename(scratch / folder.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _log.warning("passed over: %s; it cannot be removed: %s", reason, error)
+        return
+    _log.warning("removed: %s", reason)
+
+
+def write_cache(files: Files, cache: Path) -> None:
+    """Keeps the files for the next start; a disk that does not take them costs only time."""
+    try:
+        with folder_beside(cache) as scratch:
+            folder = scratch / cache.name
+            folder.mkdir()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            sums = "".join(f"{idx.sha256(files[name])}  {name}\n" for name in idx.NAMES)
+            (folder / _DIGESTS).write_text(sums)
+            publish(folder, cache)
+    except OSError as error:
+        _log.warning("the images could not be kept in %s: %s", cache, error)
+
+
+@contextlib.contextmanager
+def folder_beside(final: Path) -> Iterator[Path]:
+    """A scratch folder on the same disk as `final`, removed afterwards."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".new-", dir=final.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        yield Path(scratch)
+
+
+def publish(built: Path, final: Path) -> None:
+    """Gives a finished folder its name, unless another process was faster with the same."""
+    try:
+        built.rename(final)
+    except OSError:
+        if not final.exists():
+            raise

@@ -1,0 +1,82 @@
+"""A data set in memory, and what is known of each: classes, sizes, normalisation."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmnist.config import ConfigError
+from jaxmnist.data import idx
+from jaxmnist.data.idx import DataError, Files
+
+# The notebooks' constants for MNIST; those of the other data sets are computed.
+NORMALISATION = {"mnist": (0.1307, 0.3081)}
+
+CLASSES = 10
+# Training images of each data set, as published.
+TRAIN_COUNT = 60_000
+
+
+class Dataset(NamedTuple):
+    """A data set in memory; uint8, images `[N, 28, 28]`, labels `[N]`."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    mean: float  # of the training pixels / 255
+    std: float
+
+
+def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
+    """Puts some training images in the place of the test set.
+
+    Args:
+        dataset: as `load` returned it.
+        count: how many.
+        fold: which: 0 the last ones, 1 those before, and so on.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    available = len(dataset.train_images)
+    if count * (fold + 1) > available - 1:
+        raise ConfigError(
+            f"holdout is {count} and fold {fold}, but there are {available} training images: "
+            f"expected a fold of at most {max((available - 1) // count - 1, 0)}, or fewer images"
+        )
+    held = np.zeros(available, bool)
+    held[available - count * (fold + 1) : available - count * fold] = True
+    images, labels = dataset.train_images, dataset.train_labels
+    return dataset._replace(
+        train_images=images[~held],
+        train_labels=labels[~held],
+        test_images=images[held],
+        test_labels=labels[held],
+    )
+
+
+def to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: object) -> Dataset:
+    """The arrays of the four files, after comparing them with their digests."""
+    idx.check(files, digests, origin)
+    names = {name: f"{name} from {origin}" for name in idx.NAMES}
+    train_images = idx.parse_images(files[idx.TRAIN_IMAGES], names[idx.TRAIN_IMAGES])
+    train_labels = idx.parse_labels(files[idx.TRAIN_LABELS], names[idx.TRAIN_LABELS])
+    test_images = idx.parse_images(files[idx.TEST_IMAGES], names[idx.TEST_IMAGES])
+    test_labels = idx.parse_labels(files[idx.TEST_LABELS], names[idx.TEST_LABELS])
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if len(images) != len(labels):
+            raise DataError(f"{origin} has {len(images)} images but {len(labels)} labels")
+    mean, std = NORMALISATION.get(dataset) or _mean_and_std(train_images)
+    return Dataset(train_images, train_labels, test_images, test_labels, mean, std)
+
+
+def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
+    """Of the pixels / 255, exactly, from their histogram."""
+    share = np.bincount(images.ravel(), minlength=256) / images.size
+    values = np.arange(256) / 255
+    mean = float(share @ values)
+    std = float(np.sqrt(share @ (values - mean) ** 2))
+    if std == 0:
+        raise DataError("all training pixels are alike; there is nothing to learn from them")
+    return mean, std

@@ -1,0 +1,1 @@
+"""Digits read by trained networks, from arrays and from pictures."""

@@ -1,0 +1,43 @@
+"""The networks: seven variants of the course, and those of the ablations."""
+
+from jaxmnist.config import check_name
+from jaxmnist.models import variants, variations
+from jaxmnist.models.variants import Network
+from jaxmnist.recipes import RECIPES
+
+__all__ = ["NETWORKS", "Network", "create_model"]
+
+NETWORKS: dict[str, type[Network]] = {
+    "skeleton": variants.Skeleton,
+    "less_params": variants.LessParams,
+    "batch_norm": variants.BatchNormalised,
+    "dropout": variants.DroppedOut,
+    "fc_layer": variants.FullyConnected,
+    "augmentation": variants.Augmented,
+    "gap": variants.Gap,
+    "gap_without_norm": variations.GapWithoutNorm,
+    "gap_late_pool": variations.GapLatePool,
+    "gap_wide": variations.GapWide,
+    "gap_two_pools": variations.GapTwoPools,
+}
+
+
+def create_model(variant: str, dropout_rate: float | None = None) -> Network:
+    """Return the network of a variant.
+
+    Args:
+        variant: one of `jaxmnist.VARIANTS` or `recipes.VARIATIONS`.
+        dropout_rate: the probability that an activation is dropped in training; None takes the
+            recipe's own.
+
+    Returns:
+        A linen module; `model.apply(variables, images, train=False)` takes float32
+        `[N, 28, 28, 1]`, normalised, and returns float32 logits `[N, 10]`.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    check_name("variant", variant, NETWORKS)
+    if dropout_rate is None:
+        dropout_rate = RECIPES["notebook"][variant].dropout
+    return NETWORKS[variant](dropout_rate=dropout_rate)

@@ -1,0 +1,169 @@
+"""The layers of the seven networks, in the layout in which each backend is fast.
+
+Activations are `[channels, t, t, height, width, batch]` from the first layer to the last: pixels
+come in tiles of t x t, and `x[c, i, j, row, column, n]` is the pixel `(t row + i, t column + j)` of
+image n. A tile of one pixel is the plain image.
+
+With the batch in the minor dimension a CPU reads and writes long contiguous runs whatever the
+number of channels (here 4 to 18). A convolution becomes matrix products over shifted images; in
+tiles of 2x2 it needs 16 of them for four pixels, in place of nine for each, and with many channels
+Winograd's method makes do with a quarter of that arithmetic. GPU and TPU compilers choose the
+physical layout themselves, so there all tiles are of one pixel, and the layout costs nothing.
+`from_images` and `to_logits` are the only doors between this layout and the public one.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmnist import collectives
+from jaxmnist.models.convolution import (
+    conv,
+    image_size,
+    retile,
+)
+from jaxmnist.models.random_bits import random_words
+
+# PyTorch's default for weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def from_images(images: jax.Array) -> jax.Array:
+    """Public layout `[N, H, W, C]` to the layers' `[C, 1, 1, H, W, N]`."""
+    return images.transpose(3, 1, 2, 0)[:, None, None]
+
+
+def to_logits(x: jax.Array) -> jax.Array:
+    """The last layer's `[classes, 1, 1, 1, 1, N]` to the public `[N, classes]`."""
+    height, width = image_size(x)
+    if (height, width) != (1, 1):
+        raise ValueError(f"the last layer is {height}x{width} pixels; expected 1x1")
+    return x.reshape(len(x), -1).T
+
+
+def per_channel(values: jax.Array) -> jax.Array:
+    """`[C]`, to be broadcast over activations."""
+    return values.reshape(-1, 1, 1, 1, 1, 1)
+
+
+class Conv(nn.Module):
+    """Convolution of stride 1; its kernel is kept as `[kh, kw, I, O]`."""
+
+    features: int
+    kernel_size: int = 3
+    padding: int = 0
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, axis: collectives.Axis = None
+    ) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
+        y = conv(x, self.param("kernel", torch_uniform, shape), self.padding)
+        if self.use_bias:
+            bound = 1 / math.sqrt(math.prod(shape[:3]))
+            bias = self.param("bias", _uniform(bound), (self.features,))
+            y = y + per_channel(bias)
+        return y
+
+
+def _uniform(bound: float):
+    def init(key, shape):
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    return init
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's constants.
+
+    Normalises with the biased variance of the batch; the running variance takes the unbiased one,
+    as torch.nn.BatchNorm2d does and flax.linen.BatchNorm does not.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, axis: collectives.Axis = None
+    ) -> jax.Array:
+        features = x.shape[0]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        if train:
+            count = x.size // features * collectives.count(axis)
+            mean = collectives.mean(_mean_of_channels(x), axis)
+            var = collectives.mean(_mean_of_channels(jnp.square(x - per_channel(mean))), axis)
+            if not self.is_initializing():
+                unbiased = var * (count / (count - 1))
+                running_mean.value = self._blend(running_mean.value, mean)
+                running_var.value = self._blend(running_var.value, unbiased)
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        offset = bias - mean * factor
+        return x * per_channel(factor) + per_channel(offset)
+
+    def _blend(self, running: jax.Array, batch: jax.Array) -> jax.Array:
+        return self.momentum * running + (1 - self.momentum) * batch
+
+
+def _mean_of_channels(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=(1, 2, 3, 4, 5))
+
+
+class Dropout(nn.Module):
+    """Sets activations to zero with probability `rate` in training and scales up the rest.
+
+    The rate is rounded to a multiple of 2**-16 (an error below 1e-5), so that one random word
+    decides two activations. What is dropped is drawn for the whole batch, of which a device works
+    out its own part.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, axis: collectives.Axis = None
+    ) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        images = x.shape[-1]
+        rows = x.size // images
+        # A pair of words for each image of the whole batch and each four rows.
+        row = jnp.arange(-(-rows // 4), dtype=jnp.uint32)[:, None]
+        image = jnp.arange(images, dtype=jnp.uint32) + jnp.uint32(collectives.index(axis) * images)
+        counters = row * (images * collectives.count(axis)) + image
+        words = jnp.concatenate(random_words(self.make_rng("dropout"), counters))
+        halves = jnp.concatenate([words & 0xFFFF, words >> 16])[:rows]
+        keep = (halves >= round(self.rate * 2**16)).reshape(x.shape)
+        return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest of each 2x2 square; a last odd row or column is left out."""
+    height, width = image_size(x)
+    if height % 2 or width % 2:
+        x = retile(x, 1)[:, :, :, : height // 2 * 2, : width // 2 * 2]
+    squares = retile(x, 2)
+    top = _larger(squares[:, 0, 0], squares[:, 0, 1])
+    bottom = _larger(squares[:, 1, 0], squares[:, 1, 1])
+    return _larger(top, bottom)[:, None, None]
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger of each two. Between equals the gradient goes to the first, as in PyTorch.
+
+    `jnp.maximum` shares it among them, and its gradient takes twice as long.
+    """
+    return jnp.where(b > a, b, a)
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """The mean over all pixels, kept as a 1x1 image."""
+    return x.mean(axis=(1, 2, 3, 4), keepdims=True)

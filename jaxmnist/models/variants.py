@@ -1,0 +1,229 @@
+"""The drill-down: seven networks for 28x28 digits, each one idea further than the one before.
+
+A network is a list of layers. Read from top to bottom, the seven lists are the whole course.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+
+from jaxmnist import collectives
+from jaxmnist.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    from_images,
+    global_avg_pool,
+    max_pool,
+    to_logits,
+)
+
+Layer = nn.Module | Callable[[jax.Array], jax.Array]
+
+
+# The vocabulary. `parent=None`: a layer gets its place and its name when the network is called.
+
+
+def conv(features: int, kernel_size: int = 3, padding: int = 0, use_bias: bool = False) -> Layer:
+    """A convolution, alone."""
+    return Conv(features, kernel_size, padding, use_bias, parent=None)
+
+
+def norm() -> Layer:
+    """A batch normalisation, alone."""
+    return BatchNorm(parent=None)
+
+
+def conv_relu(features: int, kernel_size: int = 3) -> list[Layer]:
+    """Convolution and ReLU."""
+    return [conv(features, kernel_size), nn.relu]
+
+
+def conv_relu_norm(features: int, kernel_size: int = 3) -> list[Layer]:
+    """Convolution, ReLU and batch normalisation."""
+    return [*conv_relu(features, kernel_size), norm()]
+
+
+def conv_relu_norm_drop(features: int, rate: float, kernel_size: int = 3) -> list[Layer]:
+    """Convolution, ReLU, batch normalisation and dropout."""
+    return [*conv_relu_norm(features, kernel_size), Dropout(rate, parent=None)]
+
+
+class Network(nn.Module):
+    """A network made of a list of layers, numbered by kind: conv0, conv1, norm0, ...
+
+    Args:
+        dropout_rate: the probability that an activation is dropped in training.
+        axis: of devices, over which a batch is shared out, if images are one device's share of it.
+
+    Args of a call:
+        images: float32 `[N, 28, 28, 1]`, normalised.
+        train: whether BatchNorm uses the batch's statistics and Dropout drops; needs the random
+            stream `dropout` and the mutable collection `batch_stats`.
+
+    Returns of a call: float32 logits `[N, 10]`.
+    """
+
+    dropout_rate: float = 0.0
+    axis: collectives.Axis = None
+
+    def layers(self) -> Sequence[Layer]:
+        """The layers in order of use."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        kinds = {Conv: "conv", BatchNorm: "norm", Dropout: "dropout"}
+        numbers = Counter()
+        x = from_images(images)
+        for layer in self.layers():
+            if isinstance(layer, nn.Module):
+                kind = kinds[type(layer)]
+                x = layer.clone(parent=self, name=f"{kind}{numbers[kind]}")(x, train, self.axis)
+                numbers[kind] += 1
+            else:
+                x = layer(x)
+        return to_logits(x)
+
+
+class Skeleton(Network):
+    """The first network that works: 3x3 convolutions, two poolings, 6,379,786 parameters.
+
+    `python scripts/train.py --variant skeleton`; results: docs/results.md.
+    """
+
+    def layers(self) -> Sequence[Layer]:
+        return [
+            conv(32, padding=1, use_bias=True),  # 28x28
+            nn.relu,
+            conv(64, padding=1, use_bias=True),
+            nn.relu,
+            max_pool,  # 14x14
+            conv(128, padding=1, use_bias=True),
+            nn.relu,
+            conv(256, padding=1, use_bias=True),
+            nn.relu,
+            max_pool,  # 7x7
+            conv(512, use_bias=True),  # 5x5
+            nn.relu,
+            conv(1024, use_bias=True),  # 3x3
+            nn.relu,
+            conv(10, use_bias=True),  # 1x1
+        ]
+
+
+class LessParams(Network):
+    """Adds thrift: narrow layers, a 1x1 transition and an average in place of the 7x7 end.
+
+    4,572 parameters, no biases. `python scripts/train.py --variant less_params`;
+    results: docs/results.md.
+    """
+
+    def layers(self) -> Sequence[Layer]:
+        return [
+            *conv_relu(8),  # 26x26
+            *conv_relu(16),  # 24x24
+            max_pool,  # 12x12
+            *conv_relu(8, kernel_size=1),
+            *conv_relu(10),  # 10x10
+            *conv_relu(10),  # 8x8
+            *conv_relu(16),  # 6x6
+            conv(10, kernel_size=1),
+            global_avg_pool,
+        ]
+
+
+class BatchNormalised(Network):
+    """Adds batch normalisation, once a block: 4,652 parameters.
+
+    In the transition block it comes before the ReLU, elsewhere after, as in the notebook.
+    `python scripts/train.py --variant batch_norm`; results: docs/results.md.
+    """
+
+    def layers(self) -> Sequence[Layer]:
+        return [
+            *conv_relu(8),  # 26x26
+            *conv_relu_norm(16),  # 24x24
+            max_pool,  # 12x12
+            conv(8, kernel_size=1),
+            norm(),
+            nn.relu,
+            *conv_relu(10),  # 10x10
+            *conv_relu(10),  # 8x8
+            *conv_relu_norm(16),  # 6x6
+            conv(10, kernel_size=1),
+            global_avg_pool,
+        ]
+
+
+class DroppedOut(Network):
+    """Adds dropout, and batch normalisation after every convolution: 4,708 parameters.
+
+    `python scripts/train.py --variant dropout`; results: docs/results.md.
+    """
+
+    def layers(self) -> Sequence[Layer]:
+        rate = self.dropout_rate
+        return [
+            *conv_relu_norm_drop(8, rate),  # 26x26
+            *conv_relu_norm_drop(16, rate),  # 24x24
+            max_pool,  # 12x12
+            *conv_relu_norm_drop(8, rate, kernel_size=1),
+            *conv_relu_norm_drop(10, rate),  # 10x10
+            *conv_relu_norm_drop(10, rate),  # 8x8
+            *conv_relu_norm_drop(16, rate),  # 6x6
+            conv(10, kernel_size=1),
+            global_avg_pool,
+        ]
+
+
+class FullyConnected(Network):
+    """Adds capacity: a wider block, and a fully connected layer after the average.
+
+    6,124 parameters. `python scripts/train.py --variant fc_layer`; results: docs/results.md.
+    """
+
+    def layers(self) -> Sequence[Layer]:
+        rate = self.dropout_rate
+        return [
+            *conv_relu_norm_drop(8, rate),  # 26x26
+            *conv_relu_norm_drop(16, rate),  # 24x24
+            max_pool,  # 12x12
+            *conv_relu_norm_drop(8, rate, kernel_size=1),
+            *conv_relu_norm_drop(10, rate),  # 10x10
+            *conv_relu_norm_drop(16, rate),  # 8x8
+            *conv_relu_norm_drop(16, rate),  # 6x6
+            global_avg_pool,
+            conv(10, kernel_size=1),
+        ]
+
+
+class Augmented(FullyConnected):
+    """Adds augmented training images; the network is that of fc_layer: 6,124 parameters.
+
+    `python scripts/train.py --variant augmentation`; results: docs/results.md.
+    """
+
+
+class Gap(Network):
+    """Adds width where it pays, a layer after the average, and the one-cycle schedule.
+
+    7,364 parameters. `python scripts/train.py --variant gap`; results: docs/results.md.
+    """
+
+    def layers(self) -> Sequence[Layer]:
+        rate = self.dropout_rate
+        return [
+            *conv_relu_norm(4),  # 26x26
+            *conv_relu_norm_drop(8, rate),  # 24x24
+            max_pool,  # 12x12
+            *conv_relu_norm_drop(10, rate, kernel_size=1),
+            *conv_relu_norm_drop(16, rate),  # 10x10
+            *conv_relu_norm_drop(16, rate),  # 8x8
+            *conv_relu_norm_drop(18, rate),  # 6x6
+            global_avg_pool,
+            *conv_relu_norm_drop(16, rate, kernel_size=1),
+            conv(10, kernel_size=1),
+        ]

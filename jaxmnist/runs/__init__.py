@@ -1,0 +1,1 @@
+"""A run: its training, its folder and its checkpoints."""

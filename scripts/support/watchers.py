@@ -1,0 +1,137 @@
+"""What looks on while a network trains, besides the display: TensorBoard and the profiler."""
+# pyright: reportMissingImports=false
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.seeds import SeedsStarted
+from jaxmnist.runs.summary import Row
+from jaxmnist.runs.training import EpochDone, Progress, Started
+
+# Of a row of metrics.jsonl.
+SCALARS = (
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "learning_rate",
+    "momentum",
+    "images_per_second",
+)
+
+
+@contextlib.contextmanager
+def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
+    """Enter a watcher, or a display, whose failure must not end the training.
+
+    Args:
+        watcher: has a method `show`, which takes the events of a training.
+
+    Yields:
+        The same method; after an error, which is printed once, it does nothing.
+    """
+    failed = False
+
+    def attempt(method: Callable[..., Any], *arguments: Any) -> None:
+        nonlocal failed
+        try:
+            method(*arguments)
+        except Exception as error:
+            if not failed:
+                print(f"note: {type(watcher).__name__} is off: {error}", file=sys.stderr)
+            failed = True
+
+    def show(event: Any) -> None:
+        if not failed:
+            attempt(watcher.show, event)
+
+    attempt(watcher.__enter__)
+    try:
+        yield show
+    finally:
+        attempt(watcher.__exit__, *sys.exc_info())
+
+
+class TensorBoard:
+    """Writes every epoch's figures for TensorBoard, a curve for each seed.
+
+    Raises:
+        ModuleNotFoundError: tensorboardX is not installed.
+    """
+
+    def __init__(self):
+        # tensorboardX's own SummaryWriter writes in a thread, which a full disk would let wait for
+        # ever, and the training with it.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        proto: Any = event_pb2  # its classes are made when it is imported
+        self._writer_of, self._scalar = event_file_writer.EventsWriter, summary.scalar
+        self._event, self._log = proto.Event, proto.SessionLog
+        self._folder, self._writers = Path(), {}
+
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def show(self, event: Any) -> None:
+        """Takes note of where the run is, and writes what an epoch came to."""
+        if isinstance(event, Started | SeedsStarted):
+            self._folder = event.out / run_folder.TENSORBOARD
+        if isinstance(event, EpochDone):
+            for row in event.rows:
+                self._write(row)
+
+    def _write(self, row: Row) -> None:
+        seed, step = row["seed"], row["epoch"]
+        if seed not in self._writers:
+            folder = self._folder / f"seed{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writers[seed] = self._writer_of(str(folder / "events"))
+            # Of a run that goes on, what was written after its checkpoint holds no longer.
+            start = self._log(status=self._log.START)
+            event = self._event(wall_time=time.time(), step=step, session_log=start)
+            self._writers[seed].write_event(event)
+        for name in SCALARS:
+            if row[name] is not None:
+                summary = self._scalar(name, row[name])
+                event = self._event(wall_time=time.time(), step=step, summary=summary)
+                self._writers[seed].write_event(event)
+        self._writers[seed].flush()
+
+
+class Profile:
+    """Traces the steps between the first two signs of life, about a second's worth."""
+
+    def __init__(self):
+        self._folder, self._tracing, self._done = Path(), False, False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+        elif not self._done and kind is None:
+            print("note: too few steps were left for a profile", file=sys.stderr)
+
+    def show(self, event: Any) -> None:
+        """Begins with the first chunk's end, when all is compiled, and ends with the next."""
+        if isinstance(event, Started):
+            self._folder = event.out / run_folder.PROFILE
+        if isinstance(event, Progress) and self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing, self._done = False, True
+        elif isinstance(event, Progress) and not self._done:
+            jax.profiler.start_trace(self._folder)
+            self._tracing = True
