@@ -1,7 +1,7 @@
-"""A device's share of a batch: what a function that runs on one of many knows of the others.
+"""JAX's collectives over the devices that share a batch; with `axis=None`, those of one device.
 
-`axis` names the axis of devices over which a batch is shared out, in equal parts. None: there is
-one device, which has all of it, and nothing here does anything.
+`axis` names the mesh axis whose devices each hold an equal part of the batch. With None a function
+returns its argument, so that a step reads the same for one device and for many.
 """
 
 from typing import TypeVar
@@ -12,40 +12,42 @@ Axis = str | None
 Tree = TypeVar("Tree")
 
 
-def count(axis: Axis) -> int:
-    """How many devices share the batch."""
+def axis_size(axis: Axis) -> int:
+    """Return the number of devices."""
     return 1 if axis is None else jax.lax.axis_size(axis)
 
 
-def index(axis: Axis) -> jax.Array | int:
-    """Which of them this one is, from 0."""
+def axis_index(axis: Axis) -> jax.Array | int:
+    """Return the index of this device, from 0."""
     return 0 if axis is None else jax.lax.axis_index(axis)
 
 
-def total(tree: Tree, axis: Axis) -> Tree:
-    """The sums of what the devices have, leaf by leaf."""
+def psum(tree: Tree, axis: Axis) -> Tree:
+    """Return the sum over the devices, leaf by leaf."""
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def mean(tree: Tree, axis: Axis) -> Tree:
-    """The means of what the devices have, leaf by leaf: a sum, divided by their number."""
-    return jax.tree.map(lambda leaf: leaf / count(axis), total(tree, axis))
+def pmean(tree: Tree, axis: Axis) -> Tree:
+    """Return the mean over the devices, leaf by leaf."""
+    return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
-def share(tree: Tree, axis: Axis) -> Tree:
-    """This device's part of arrays `[N, ...]` that every device has whole: `[N / count, ...]`."""
+def shard(tree: Tree, axis: Axis) -> Tree:
+    """Return this device's part `[N / size, ...]` of arrays `[N, ...]` that all devices hold."""
+    if axis is None:
+        return tree
 
     def part(leaf):
-        size = len(leaf) // count(axis)
-        return jax.lax.dynamic_slice_in_dim(leaf, index(axis) * size, size)
+        size = len(leaf) // axis_size(axis)
+        return jax.lax.dynamic_slice_in_dim(leaf, axis_index(axis) * size, size)
 
-    return tree if axis is None else jax.tree.map(part, tree)
+    return jax.tree.map(part, tree)
 
 
-def own(tree: Tree, axis: Axis) -> Tree:
-    """The same values as this device's own, with gradients of its own.
+def pvary(tree: Tree, axis: Axis) -> Tree:
+    """Return the same values marked as varying over the devices, so that gradients stay local.
 
-    JAX would otherwise sum the gradient of what all devices share, without a word.
+    JAX would otherwise sum the gradient of a replicated array over the devices silently.
     """
     if axis is None:
         return tree

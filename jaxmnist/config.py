@@ -1,20 +1,32 @@
-"""What a run is: the variants, what each trains with, and the frozen `TrainConfig`."""
+"""The frozen `TrainConfig`: every value that decides the result of a run."""
 
 import dataclasses
 import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from jaxmnist.recipes import CHANGES, DATASETS, NETWORKS, RECIPES, Recipe
+from jaxmnist.recipes import (
+    AUGMENTATIONS,
+    CHANGES,
+    DATASETS,
+    DEFAULTS,
+    NETWORKS,
+    RECIPES,
+    SCHEDULES,
+    values_of,
+)
 
 # A guard against a slip of the finger.
 MAX_SEEDS = 1000
 
-# Of the files of a run. A change that older readers would misunderstand makes it one more.
-FORMAT = 1
+# Version of the files of a run; bump it when older readers would misunderstand a change.
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+# The fields of `DEFAULTS` that format 1 has.
+_FORMAT_1 = {"batch_size", "augment", "dropout"}
 
 
 class ConfigError(Exception):
@@ -25,34 +37,46 @@ class ConfigError(Exception):
 
 
 def _from_recipe() -> Any:
-    """A field that is None until `TrainConfig` fills it in from the variant's recipe."""
+    """Return a field that is None until `TrainConfig` takes its value from the recipe."""
     return dataclasses.field(default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the result of a run, and nothing else.
+    """Every value that decides the result of a run, and nothing else.
 
-    A field left at None takes the value of the variant's recipe, so that a constructed config
-    has no None but in `limit_train`.
+    A field left at None takes the value of the variant's recipe; of a constructed config only
+    `limit_train` and `holdout` can be None.
 
     Args:
-        variant: one of the seven networks: skeleton, less_params, batch_norm, dropout, fc_layer,
-            augmentation, gap; or one that stands next to gap: gap_without_norm, gap_late_pool,
-            gap_wide, gap_two_pools.
+        variant: the network: skeleton, less_params, batch_norm, dropout, fc_layer, augmentation,
+            gap; or one next to gap: gap_without_norm, gap_late_pool, gap_wide, gap_two_pools.
         dataset: mnist, fashion_mnist or kmnist.
-        recipe: where the defaults of the fields below come from, and the rest of the training:
-            notebook is the original's, record and fast are ours for gap (docs/recipes.md).
+        recipe: the source of all fields that are not given: notebook is the original's, record
+            and fast are ours for gap (docs/recipes.md).
         epochs: passes over the training images.
         batch_size: images a step.
         learning_rate: the constant rate, or the peak of the one-cycle schedule.
         seed: decides the initial weights, the order of the images, augmentation and dropout.
-        augment: whether to rotate, shift, scale, shear and re-light the training images.
-        dropout: the probability that an activation is dropped, for variants that have dropout.
+        augment: whether the training images are augmented.
+        dropout: the probability that an activation is dropped, for variants with dropout.
         limit_train: train on this many images only, the first ones, for quick trials.
-        holdout: keep this many training images out of the training, and test on them, not on the
-            test set: what is chosen by trying is to be chosen on these.
-        fold: which of them: 0 the last ones, 1 those before, and so on.
+        holdout: keep this many training images out of the training, and test on them instead of
+            the test set.
+        fold: the images held out: 0 the last ones, 1 those before, and so on.
+        augmentation: notebook (rotate, shift, scale, shear, re-light), one of its parts (rotation,
+            affine, jitter), or bilinear and its relatives (docs/recipes.md).
+        schedule: of the learning rate: constant or one_cycle.
+        momentum: of SGD, where the schedule does not cycle it.
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: added to the gradients, times the parameters.
+        ema_decay: of the moving average of weights and statistics that is evaluated; 0: none.
+        cycle_momentum: whether the one-cycle schedule cycles the momentum too.
+        base_momentum: the smallest momentum of the cycle.
+        max_momentum: the largest momentum of the cycle.
+        pct_start: the part of the steps in which the learning rate climbs.
+        div_factor: the peak over the first learning rate.
+        final_div_factor: the first learning rate over the last one.
 
     Raises:
         ConfigError: a value is out of range; the message names it.
@@ -70,101 +94,74 @@ class TrainConfig:
     limit_train: int | None = None
     holdout: int | None = None
     fold: int = 0
+    augmentation: str = _from_recipe()
+    schedule: str = _from_recipe()
+    momentum: float = _from_recipe()
+    nesterov: bool = _from_recipe()
+    weight_decay: float = _from_recipe()
+    ema_decay: float = _from_recipe()
+    cycle_momentum: bool = _from_recipe()
+    base_momentum: float = _from_recipe()
+    max_momentum: float = _from_recipe()
+    pct_start: float = _from_recipe()
+    div_factor: float = _from_recipe()
+    final_div_factor: float = _from_recipe()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         check_name("variant", self.variant, NETWORKS)
-        _check_recipe(self.recipe, self.variant)
         check_name("dataset", self.dataset, DATASETS)
-        recipe = self.recipe_of_variant
-        for name in ("epochs", "batch_size", "learning_rate", "augment", "dropout"):
+        _check_recipe(self.recipe, self.variant)
+        for name, value in values_of(self.variant, self.recipe).items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, getattr(recipe, name))
-        for name in ("epochs", "batch_size"):
-            _check_positive_int(name, getattr(self, name))
-        if self.limit_train is not None:
-            _check_positive_int("limit_train", self.limit_train)
-        if self.holdout is not None:
-            _check_positive_int("holdout", self.holdout)
-        if not (type(self.fold) is int and self.fold >= 0):
-            raise ConfigError(f"fold is {self.fold!r}; expected a whole number from 0")
-        if self.fold and self.holdout is None:
-            raise ConfigError(f"fold is {self.fold}, but nothing is held out; pass --holdout, too")
-        if not (_is_number(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(
-                f"learning_rate is {self.learning_rate!r}; expected a finite number above 0"
-            )
-        if not (type(self.seed) is int and 0 <= self.seed < 2**32):
-            raise ConfigError(
-                f"seed is {self.seed!r}; expected a whole number from 0 to {2**32 - 1}"
-            )
-        if type(self.augment) is not bool:
-            raise ConfigError(f"augment is {self.augment!r}; expected True or False")
-        _check_dropout(self.variant, self.dropout)
-        if self.variant in ("gap", "gap_two_pools") and self.batch_size == 1:
-            raise ConfigError(
-                f"batch_size is 1; {self.variant} normalises single numbers over the batch: use at "
-                "least 2"
-            )
-
-    @property
-    def recipe_of_variant(self) -> Recipe:
-        """The recipe that this variant's defaults come from."""
-        name, *changes = self.recipe.split("/")
-        recipe = RECIPES[name][self.variant]
-        for change in changes:
-            recipe = recipe._replace(**CHANGES[change])
-        return recipe
+                object.__setattr__(self, name, value)
+        _check_values(self)
+        _check_together(self)
 
     @property
     def name(self) -> str:
-        """The variant, and how its recipe differs from the notebook's: gap/no_dropout, gap/record.
+        """The variant, and what its recipe has beyond the notebook's: gap/no_dropout, gap/record.
 
-        Fields that differ from the recipe's are no part of it. `by_name` has the way back.
+        Fields that differ from the recipe's are no part of it. `by_name` is the inverse.
         """
         beyond = [part for part in self.recipe.split("/") if part != TrainConfig.recipe]
         return "/".join([self.variant, *beyond])
 
-    @property
-    def schedule(self) -> str:
-        """`constant` or `one_cycle`."""
-        return self.recipe_of_variant.schedule
-
     def to_json(self) -> str:
-        """The config as a JSON object, every field written out."""
+        """Return the config as a JSON object, every field written out."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
-        """Reads what `to_json` wrote.
+        """Return the config that `to_json` wrote.
+
+        Format 1 left the fields out that had no option; they are the recipe's.
 
         Raises:
-            ConfigError: the text is not a JSON object of exactly these fields, or of another
-                format.
+            ConfigError: the text is not a JSON object of these fields, or of another format.
         """
         values = _object_of(text)
-        check_format("config", values.pop("format", None))
+        found = values.pop("format", None)
+        check_format("config", found)
         fields = {field.name for field in dataclasses.fields(cls)}
-        # Runs of before these were there had the same value.
-        whole = {"holdout": None, "fold": 0, **values}
-        if set(whole) != fields:
+        optional = {"holdout", "fold", *DEFAULTS} - _FORMAT_1 if found == 1 else set()
+        if not fields - optional <= set(values) <= fields:
             raise ConfigError(
                 f"config has {sorted(values)}; expected an object with the fields {sorted(fields)}"
             )
-        return cls(**whole)
+        return cls(**values)
 
     def check_continues(self, begun: "TrainConfig") -> None:
-        """Accepts a run that this config can go on with.
+        """Check that a run begun with another config can go on with this one.
 
-        Everything must be as it was, but for the epochs of a run at a constant rate, which may
-        grow.
+        Everything must be equal, except that the epochs may grow at a constant learning rate.
 
         Args:
             begun: the config that the run was begun with.
 
         Raises:
-            ConfigError: something differs; the message names each field, as it was and as it is.
+            ConfigError: a field differs; the message names each with both values.
         """
         may_grow = begun.schedule == self.schedule == "constant" and self.epochs > begun.epochs
         differing = [
@@ -325,16 +322,16 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
     return train_count // batch_size
 
 
-def check_format(what: str, found: object) -> None:
-    """Accepts the format that this version reads.
+def check_format(what: str, found: object, readable: Sequence[int] = READABLE_FORMATS) -> None:
+    """Check that this version reads a format.
 
     Raises:
-        ConfigError: it is another one.
+        ConfigError: it does not.
     """
-    if found != FORMAT:
+    if found not in readable:
         raise ConfigError(
-            f"{what} is of format {found!r}, but this version of jaxmnist reads format {FORMAT}; "
-            "use the version that wrote it"
+            f"{what} is of format {found!r}, but this version of jaxmnist reads format "
+            f"{' and '.join(map(str, readable))}; use the version that wrote it"
         )
 
 
@@ -370,21 +367,72 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
-def _check_positive_int(field: str, value: object) -> None:
-    if not (type(value) is int and value > 0):
-        raise ConfigError(f"{field} is {value!r}; expected a whole number of at least 1")
+def _check_values(config: TrainConfig) -> None:
+    """Check each value alone.
+
+    Raises:
+        ConfigError: one is of another type or out of range.
+    """
+    check_name("augmentation", config.augmentation, AUGMENTATIONS)
+    check_name("schedule", config.schedule, SCHEDULES)
+    for name in ("augment", "nesterov", "cycle_momentum"):
+        value = getattr(config, name)
+        if type(value) is not bool:
+            raise ConfigError(f"{name} is {value!r}; expected True or False")
+    for name, (least, most) in _WHOLE.items():
+        value = getattr(config, name)
+        if value is None and name in ("limit_train", "holdout"):
+            continue
+        if not (type(value) is int and least <= value <= most):
+            upwards = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"{name} is {value!r}; expected a whole number {upwards}")
+    for name, (accepts, words) in _NUMBERS.items():
+        value = getattr(config, name)
+        is_number = type(value) in (int, float) and math.isfinite(value)
+        if not (is_number and accepts(value)):
+            raise ConfigError(f"{name} is {value!r}; expected {words}")
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+_WHOLE = {
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "limit_train": (1, math.inf),
+    "holdout": (1, math.inf),
+    "fold": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+_FRACTION = (lambda value: 0 <= value < 1, "a number from 0 up to, not with, 1")
+_POSITIVE = (lambda value: value > 0, "a finite number above 0")
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": _POSITIVE,
+    "dropout": _FRACTION,
+    "momentum": _FRACTION,
+    "base_momentum": _FRACTION,
+    "max_momentum": _FRACTION,
+    "ema_decay": _FRACTION,
+    "weight_decay": (lambda value: value >= 0, "a finite number of at least 0"),
+    "pct_start": (lambda value: 0 < value < 1, "a number between 0 and 1"),
+    "div_factor": _POSITIVE,
+    "final_div_factor": _POSITIVE,
+}
 
 
-def _check_dropout(variant: str, value: object) -> None:
-    if not (_is_number(value) and 0 <= value < 1):  # type: ignore[operator]
-        raise ConfigError(f"dropout is {value!r}; expected a number from 0 up to, not with, 1")
-    having = [name for name, recipe in RECIPES["notebook"].items() if recipe.dropout]
-    if value and variant not in having:
+def _check_together(config: TrainConfig) -> None:
+    """Check the values that depend on each other.
+
+    Raises:
+        ConfigError: two do not go together.
+    """
+    if config.fold and config.holdout is None:
+        raise ConfigError(f"fold is {config.fold}, but nothing is held out; pass --holdout, too")
+    having = [name for name, values in RECIPES["notebook"].items() if values.get("dropout")]
+    if config.dropout and config.variant not in having:
         raise ConfigError(
-            f"dropout is {value}, but the variant {variant} has no dropout layers; "
+            f"dropout is {config.dropout}, but the variant {config.variant} has no dropout layers; "
             f"leave --dropout out, or take one of {', '.join(having)}"
+        )
+    if config.variant in ("gap", "gap_two_pools") and config.batch_size == 1:
+        raise ConfigError(
+            f"batch_size is 1; {config.variant} normalises single numbers over the batch: use at "
+            "least 2"
         )

@@ -1,5 +1,6 @@
 """The optimiser: SGD with momentum, at a constant rate or by PyTorch's one-cycle schedule."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.recipes import DEFAULTS
 
-MOMENTUM = 0.9
 Schedule = Callable[[int | jax.Array], float | jax.Array]
 
 
@@ -20,29 +21,44 @@ class Schedules(NamedTuple):
     momentum: Schedule
 
 
-def one_cycle(peak: float, total_steps: int) -> Schedules:
-    """Learning rate and momentum of torch.optim.lr_scheduler.OneCycleLR, with its defaults.
+def one_cycle(
+    peak: float,
+    total_steps: int,
+    *,
+    base_momentum: float = DEFAULTS["base_momentum"],
+    max_momentum: float = DEFAULTS["max_momentum"],
+    pct_start: float = DEFAULTS["pct_start"],
+    div_factor: float = DEFAULTS["div_factor"],
+    final_div_factor: float = DEFAULTS["final_div_factor"],
+) -> Schedules:
+    """Return the schedules of torch.optim.lr_scheduler.OneCycleLR.
 
-    The rate climbs from peak/25 to `peak` over the first 30 % of the steps and falls to peak/25e4
-    over the rest, both along a cosine, while the momentum falls from 0.95 to 0.85 and climbs back.
+    The learning rate climbs from peak / div_factor to `peak` and falls to the first rate over
+    final_div_factor, along cosines; the momentum falls to `base_momentum` and climbs back.
     (`optax.cosine_onecycle_schedule` has other boundaries, and no momentum.)
 
     Args:
         peak: the largest learning rate.
         total_steps: steps of the whole training.
+        base_momentum: the smallest momentum.
+        max_momentum: the largest momentum.
+        pct_start: the part of the steps in which the learning rate climbs.
+        div_factor: the peak over the first learning rate.
+        final_div_factor: the first learning rate over the last one.
 
     Returns:
         `(learning_rate_fn, momentum_fn)`, each from a step count 0 ... total_steps - 1 to a value.
 
     Raises:
-        ConfigError: so few steps that there is no climb.
+        ConfigError: there are too few steps for the learning rate to climb.
     """
-    start, end = peak / 25, peak / 25 / 1e4
-    climb_end, fall_end = 0.3 * total_steps - 1, total_steps - 1
+    start = peak / div_factor
+    end = start / final_div_factor
+    climb_end, fall_end = pct_start * total_steps - 1, total_steps - 1
     if climb_end <= 0:
         raise ConfigError(
-            f"the one-cycle schedule needs at least 4 steps, but training has {total_steps}; "
-            "use more epochs or a smaller --batch-size"
+            f"the one-cycle schedule needs at least {math.floor(1 / pct_start) + 1} steps, but "
+            f"training has {total_steps}; use more epochs or a smaller --batch-size"
         )
 
     def blend(step, first, middle, last):
@@ -54,7 +70,7 @@ def one_cycle(peak: float, total_steps: int) -> Schedules:
 
     return Schedules(
         learning_rate=lambda step: blend(step, start, peak, end),
-        momentum=lambda step: blend(step, 0.95, 0.85, 0.95),
+        momentum=lambda step: blend(step, max_momentum, base_momentum, max_momentum),
     )
 
 
@@ -63,36 +79,32 @@ def _cosine(first: float, last: float, fraction: jax.Array) -> jax.Array:
 
 
 def _constant(value: float) -> Schedule:
-    # A function of the step all the same: each seed's belongs to the devices that train that seed.
+    # A function of the step, so that each seed's value lies on the devices that train the seed.
     return lambda step: value + 0.0 * step
 
 
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, Schedules]:
-    """The optimiser of a run.
+    """Return the optimiser of a run, and the schedules that it follows.
 
     Args:
         config: what to train.
         total_steps: steps of the whole training.
 
-    Returns:
-        The optax transformation, and the schedules that it follows.
-
     Raises:
-        ConfigError: the config's schedule is not defined for so few steps.
+        ConfigError: there are too few steps for the config's schedule.
     """
-    recipe = config.recipe_of_variant
-    schedules = Schedules(_constant(config.learning_rate), _constant(MOMENTUM))
-    if recipe.schedule == "one_cycle":
-        cycle = one_cycle(config.learning_rate, total_steps)
-        schedules = cycle if recipe.cycle_momentum else schedules._replace(learning_rate=cycle[0])
+    learning_rate, momentum = _constant(config.learning_rate), _constant(config.momentum)
+    if config.schedule == "one_cycle":
+        names = ("base_momentum", "max_momentum", "pct_start", "div_factor", "final_div_factor")
+        constants = {name: getattr(config, name) for name in names}
+        learning_rate, cycled = one_cycle(config.learning_rate, total_steps, **constants)
+        momentum = cycled if config.cycle_momentum else momentum
     tx = optax.inject_hyperparams(optax.sgd)(
-        learning_rate=schedules.learning_rate,
-        momentum=schedules.momentum,
-        nesterov=recipe.nesterov,
+        learning_rate=learning_rate, momentum=momentum, nesterov=config.nesterov
     )
-    if recipe.weight_decay:
+    if config.weight_decay:
         # As PyTorch's SGD: added to the gradients, of all parameters.
-        tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), tx)
-    return tx, schedules
+        tx = optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
+    return tx, Schedules(learning_rate, momentum)

@@ -1,98 +1,121 @@
-"""The science as data: the seven variants, what each trains with, and changes of it."""
+"""The science as data: the networks, what each is trained with, and changes to try.
+
+A recipe is a dict of `TrainConfig` fields. Released recipes never change; a better one gets another
+name. docs/recipes.md describes how the recipes of our own were chosen.
+"""
 
 from typing import Any, NamedTuple
 
-VARIANTS = (
-    "skeleton",
-    "less_params",
-    "batch_norm",
-    "dropout",
-    "fc_layer",
-    "augmentation",
-    "gap",
-)
-# Networks next to gap, trained like it: one without a part of it, three of other shapes.
-VARIATIONS = ("gap_without_norm", "gap_late_pool", "gap_wide", "gap_two_pools")
-NETWORKS = VARIANTS + VARIATIONS
-
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
 
+VARIANTS = ("skeleton", "less_params", "batch_norm", "dropout", "fc_layer", "augmentation", "gap")
+# Networks next to gap, trained like it: one without a part of it, three of other shapes.
+ABLATION_NETWORKS = ("gap_without_norm", "gap_late_pool", "gap_wide", "gap_two_pools")
+NETWORKS = VARIANTS + ABLATION_NETWORKS
 
-class Recipe(NamedTuple):
-    """What a variant trains with, unless the config says otherwise."""
-
-    epochs: int
-    learning_rate: float
-    schedule: str = "constant"
-    augment: bool = False
-    dropout: float = 0.0
-    batch_size: int = 128
-    augmentation: str = "notebook"  # which of `augment.AUGMENTATIONS`
-    cycle_momentum: bool = True  # of the one-cycle schedule
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    average: float | None = None  # of the state that is evaluated: what it keeps a step
-
-
-_GAP = Recipe(15, 0.015, schedule="one_cycle", augment=True, dropout=0.05)
-_RECORD = Recipe(
-    epochs=30,
-    learning_rate=0.1,
-    schedule="one_cycle",
-    augment=True,
-    augmentation="bilinear",
-    nesterov=True,
-    weight_decay=5e-4,
-    average=0.999,
+SCHEDULES = ("constant", "one_cycle")
+AUGMENTATIONS = (
+    *("notebook", "rotation", "affine", "jitter"),
+    *("bilinear", "bilinear_and_light", "weak_bilinear", "strong_bilinear"),
 )
 
-RECIPES: dict[str, dict[str, Recipe]] = {
-    # The hyperparameters of the original notebooks, one entry a notebook.
+# The values of a field that neither the recipe nor the user sets.
+DEFAULTS: dict[str, Any] = {
+    "batch_size": 128,
+    "augment": False,
+    "augmentation": "notebook",
+    "dropout": 0.0,
+    "schedule": "constant",
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 0.0,
+    "ema_decay": 0.0,
+    # Of the one-cycle schedule, as torch.optim.lr_scheduler.OneCycleLR names and sets them.
+    "cycle_momentum": True,
+    "base_momentum": 0.85,
+    "max_momentum": 0.95,
+    "pct_start": 0.3,
+    "div_factor": 25.0,
+    "final_div_factor": 1e4,
+}
+
+_GAP = {
+    "epochs": 15,
+    "learning_rate": 0.015,
+    "schedule": "one_cycle",
+    "augment": True,
+    "dropout": 0.05,
+}
+_RECORD = {
+    "epochs": 30,
+    "learning_rate": 0.1,
+    "schedule": "one_cycle",
+    "augment": True,
+    "augmentation": "bilinear",
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "ema_decay": 0.999,
+}
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    # The hyperparameters of the original notebooks, one row a notebook.
     "notebook": {
-        "skeleton": Recipe(epochs=19, learning_rate=0.01),
-        "less_params": Recipe(epochs=15, learning_rate=0.01),
-        "batch_norm": Recipe(epochs=15, learning_rate=0.01),
-        "dropout": Recipe(epochs=15, learning_rate=0.01, dropout=0.2),
-        "fc_layer": Recipe(epochs=15, learning_rate=0.01, dropout=0.05),
-        "augmentation": Recipe(epochs=15, learning_rate=0.01, augment=True, dropout=0.05),
-        **dict.fromkeys(("gap", *VARIATIONS), _GAP),
+        "skeleton": {"epochs": 19, "learning_rate": 0.01},
+        "less_params": {"epochs": 15, "learning_rate": 0.01},
+        "batch_norm": {"epochs": 15, "learning_rate": 0.01},
+        "dropout": {"epochs": 15, "learning_rate": 0.01, "dropout": 0.2},
+        "fc_layer": {"epochs": 15, "learning_rate": 0.01, "dropout": 0.05},
+        "augmentation": {"epochs": 15, "learning_rate": 0.01, "augment": True, "dropout": 0.05},
+        **dict.fromkeys(("gap", *ABLATION_NETWORKS), _GAP),
     },
-    # Ours; docs/recipes.md says how they were chosen.
-    "fast": {"gap": _RECORD._replace(epochs=6, batch_size=64, average=0.998)},
+    "fast": {"gap": {**_RECORD, "epochs": 6, "batch_size": 64, "ema_decay": 0.998}},
     "record": dict.fromkeys(("gap", "gap_wide", "gap_two_pools"), _RECORD),
 }
 
-# Changes of a recipe, by the names that may follow its own: `notebook/constant_rate`. What a recipe
-# does not name is not an option of the command line: it belongs together.
-CHANGES: dict[str, dict[str, Any]] = {
-    "rotation": {"augmentation": "rotation"},
-    "affine": {"augmentation": "affine"},
-    "jitter": {"augmentation": "jitter"},
-    "notebook_augmentation": {"augmentation": "notebook"},
-    "bilinear": {"augmentation": "bilinear"},
-    "bilinear_and_light": {"augmentation": "bilinear_and_light"},
-    "weak_bilinear": {"augmentation": "weak_bilinear"},
-    "strong_bilinear": {"augmentation": "strong_bilinear"},
-    "no_augmentation": {"augment": False},
-    "no_dropout": {"dropout": 0.0},
-    "dropout_0.05": {"dropout": 0.05},
-    "constant_rate": {"schedule": "constant", "learning_rate": 0.01},
-    "constant_momentum": {"cycle_momentum": False},
-    "no_nesterov": {"nesterov": False},
-    "rate_0.05": {"learning_rate": 0.05},
-    "rate_0.2": {"learning_rate": 0.2},
-    "no_decay": {"weight_decay": 0.0},
-    "decay_1e-4": {"weight_decay": 1e-4},
-    "decay_1e-3": {"weight_decay": 1e-3},
-    "no_average": {"average": None},
-    "average_0.995": {"average": 0.995},
-    "average_0.998": {"average": 0.998},
-    "batches_of_64": {"batch_size": 64},
-    "batches_of_256": {"batch_size": 256},
+
+class Change(NamedTuple):
+    """One thing changed in a recipe, by the name that may follow the recipe's: `gap/no_dropout`."""
+
+    values: dict[str, Any]
+    idea: str = ""  # for the tables; "": only tried in searches
+
+
+CHANGES: dict[str, Change] = {
+    "no_dropout": Change({"dropout": 0.0}, "no dropout"),
+    "no_augmentation": Change({"augment": False}, "images as they are"),
+    "rotation": Change({"augmentation": "rotation"}, "rotation, no other augmentation"),
+    "affine": Change({"augmentation": "affine"}, "shift, scale and shear, no other augmentation"),
+    "jitter": Change({"augmentation": "jitter"}, "brightness and contrast, no other augmentation"),
+    "bilinear_and_light": Change(
+        {"augmentation": "bilinear_and_light"},
+        "one bilinear map in place of two to the nearest pixel",
+    ),
+    "constant_rate": Change(
+        {"schedule": "constant", "learning_rate": 0.01},
+        "a rate of 0.01 and momentum of 0.9 throughout",
+    ),
+    "constant_momentum": Change(
+        {"cycle_momentum": False}, "momentum of 0.9 throughout, the rate as it was"
+    ),
+    "batches_of_64": Change({"batch_size": 64}, "64 images a step"),
+    "batches_of_256": Change({"batch_size": 256}, "256 images a step"),
+    "notebook_augmentation": Change({"augmentation": "notebook"}),
+    "bilinear": Change({"augmentation": "bilinear"}),
+    "weak_bilinear": Change({"augmentation": "weak_bilinear"}),
+    "strong_bilinear": Change({"augmentation": "strong_bilinear"}),
+    "dropout_0.05": Change({"dropout": 0.05}),
+    "no_nesterov": Change({"nesterov": False}),
+    "rate_0.05": Change({"learning_rate": 0.05}),
+    "rate_0.2": Change({"learning_rate": 0.2}),
+    "no_decay": Change({"weight_decay": 0.0}),
+    "decay_1e-4": Change({"weight_decay": 1e-4}),
+    "decay_1e-3": Change({"weight_decay": 1e-3}),
+    "no_average": Change({"ema_decay": 0.0}),
+    "average_0.995": Change({"ema_decay": 0.995}),
+    "average_0.998": Change({"ema_decay": 0.998}),
 }
 
-# Of a network: itself, and all that is trained next to it with one thing changed. Names as
-# `TrainConfig.name` has them.
+# Of a network: itself, then everything trained next to it with one thing changed.
 ABLATIONS = {
     "gap": (
         "gap",
@@ -110,3 +133,33 @@ ABLATIONS = {
         "gap/batches_of_256",
     ),
 }
+
+# What is new in each network and recipe, for the tables.
+IDEAS = {
+    "skeleton": "convolutions that work",
+    "less_params": "narrow layers without biases, average pooling",
+    "batch_norm": "two batch normalisations",
+    "dropout": "dropout of 0.2, batch normalisation everywhere",
+    "fc_layer": "a fully connected end, a wider layer, dropout of 0.05",
+    "augmentation": "augmented images",
+    "gap": "width where it pays, one-cycle schedule",
+    "gap/fast": "a recipe of our own, few epochs",
+    "gap/record": "a recipe of our own, many epochs",
+    "gap_without_norm": "no batch normalisation",
+    "gap_late_pool": "the average one layer later",
+    **{f"gap/{name}": change.idea for name, change in CHANGES.items() if change.idea},
+}
+
+
+def values_of(variant: str, recipe: str) -> dict[str, Any]:
+    """Return the fields that a recipe sets for a variant, the defaults included.
+
+    Args:
+        variant: one of `NETWORKS`.
+        recipe: the name of a recipe, and changes of it: `notebook/no_dropout/batches_of_64`.
+    """
+    name, *changes = recipe.split("/")
+    values = {**DEFAULTS, **RECIPES[name][variant]}
+    for change in changes:
+        values |= CHANGES[change].values
+    return values

@@ -1,4 +1,4 @@
-"""All that training changes, in one tree."""
+"""The state of training as one tree, and the named random streams of a seed."""
 
 import zlib
 from typing import Any
@@ -9,54 +9,33 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# JAX's kind of random keys.
+# The kind of random key, whatever `jax_default_prng_impl` is.
 KEY_IMPL = "threefry2x32"
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state of one seed's training after `step` steps."""
+    """The state of one seed after `step` steps."""
 
     step: jax.Array  # int32 scalar
-    key: jax.Array  # the seed's key; it never changes
+    key: jax.Array  # the seed's key; constant
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema: Any = None  # moving average of {"params", "batch_stats"}; None: not averaged
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the network is evaluated with."""
+        """The variables that the network is evaluated with."""
+        return self.latest if self.ema is None else self.ema
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """The variables after the last step."""
         return {"params": self.params, "batch_stats": self.batch_stats}
-
-    def averaged(self) -> "TrainState":
-        """The state itself: nothing is averaged."""
-        return self
-
-
-class AveragedState(TrainState):
-    """A state that is evaluated by an exponential average of its weights and statistics.
-
-    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
-    """
-
-    average: Any  # params and batch_stats
-    keep: float = flax.struct.field(pytree_node=False)  # of the average, a step
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What the network is evaluated with."""
-        return self.average
-
-    def averaged(self) -> "AveragedState":
-        """Takes what the last step came to into the average."""
-        # The first steps are far from where it ends: until there are many, all count the same.
-        keep = jnp.minimum(self.keep, 1 - 1 / (self.step + 1).astype(jnp.float32))
-        latest = {"params": self.params, "batch_stats": self.batch_stats}
-        average = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, self.average, latest)
-        return self.replace(average=average)
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
-    """The key of a named random stream, so that no two uses of randomness share one."""
+    """Return the key of a named random stream, so that no two uses of randomness share one."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
@@ -64,43 +43,55 @@ def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     seed: jax.typing.ArrayLike,
-    average: float | None = None,
+    with_ema: bool = False,
 ) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
         model: a network of `jaxmnist.create_model`.
         tx: the optimiser.
-        seed: a whole number; decides the weights and everything random after them.
-        average: what an average of the weights keeps a step; None: there is none.
+        seed: a whole number; decides the initial weights and all later randomness.
+        with_ema: whether the variables are averaged.
     """
     key = jax.random.key(seed, impl=KEY_IMPL)
     variables = model.init(stream(key, "init"), jnp.zeros((1, 28, 28, 1)))
     params = variables["params"]
-    parts = {
-        "step": jnp.int32(0),
-        "key": key,
-        "params": params,
-        "batch_stats": variables.get("batch_stats", {}),
-        "opt_state": tx.init(params),
-    }
-    state = TrainState(**parts)
-    if average is None:
-        return state
-    return AveragedState(**parts, average=state.variables, keep=average)
+    state = TrainState(
+        step=jnp.int32(0),
+        key=key,
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(params),
+    )
+    return state.replace(ema=state.latest) if with_ema else state
 
 
 def initial_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     seed: jax.typing.ArrayLike,
-    average: float | None = None,
+    with_ema: bool = False,
 ) -> TrainState:
-    """What `create_state` returns, in one compiled call; Args as there."""
+    """Call `create_state` in one compiled program."""
     # It runs once: on a CPU, optimising the program would take ten times longer than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     create = jax.jit(create_state, static_argnums=(0, 1, 3), compiler_options=options)
-    return create(model, tx, seed, average)
+    return create(model, tx, seed, with_ema)
+
+
+def update_ema(state: TrainState, decay: float) -> TrainState:
+    """Return the state with its last step added to the moving average.
+
+    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
+
+    Args:
+        state: after the step.
+        decay: weight of the average so far, per step.
+    """
+    # The first states are far from the last ones: the average of few steps is their plain mean.
+    decay = jnp.minimum(decay, 1 - 1 / (state.step + 1).astype(jnp.float32))
+    ema = jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, state.ema, state.latest)
+    return state.replace(ema=ema)
 
 
 def wrap_key(words: Any) -> jax.Array:
@@ -109,5 +100,5 @@ def wrap_key(words: Any) -> jax.Array:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether an array is of random keys."""
+    """Return whether an array holds random keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

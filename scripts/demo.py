@@ -26,10 +26,10 @@ import numpy as np
 from support.command import failed, needing, remember_compiled, run_main
 
 from jaxmnist import VARIANTS, data
-from jaxmnist.analysis.report import IDEAS
 from jaxmnist.config import ConfigError
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.inference.predict import DIGITS, check_digits, load_runs, make_predict
+from jaxmnist.recipes import IDEAS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.checkpoint import CheckpointError
 from jaxmnist.runs.run import Run, load_run

@@ -26,7 +26,7 @@ from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.devices import Devices, make_layout
 from jaxmnist.parallel.programs import compile_programs, lower_programs, stack
 from jaxmnist.state import create_state
-from jaxmnist.steps import Images, epoch_order
+from jaxmnist.steps import Images, epoch_permutation
 
 # What devices tell each other, in a compiled program.
 EXCHANGE = re.compile(r" (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
@@ -38,8 +38,8 @@ def created(config: TrainConfig, seed: int):
     """The first state of a seed, in the host's memory."""
     model = create_model(config.variant, config.dropout)
     tx, _ = make_optimizer(config, 100)
-    average = config.recipe_of_variant.average
-    return jax.jit(functools.partial(create_state, model, tx, average=average))(seed)
+    with_ema = config.ema_decay > 0
+    return jax.jit(functools.partial(create_state, model, tx, with_ema=with_ema))(seed)
 
 
 class Case:
@@ -54,7 +54,8 @@ class Case:
         self.images = devices.replicate(Images(pixels, labels, *np.array([0.1307, 0.3081])))
         self.layout = make_layout(devices, len(seeds), BATCH)
         states = [created(config, seed) for seed in seeds]
-        self.orders = self.layout.put(stack([epoch_order(s.key, 0, COUNT) for s in states]))
+        orders = [epoch_permutation(s, self.images, batch_size=BATCH) for s in states]
+        self.orders = self.layout.put(stack(orders))
         self.states = self.layout.put(stack(states))
         self.metrics = self.layout.put(stack([Metrics.zero()] * len(seeds)))
         self.lower = functools.partial(
@@ -96,7 +97,7 @@ def many_seeds(config: TrainConfig, seeds: tuple[int, ...], many: list[Devices])
     for devices in [Devices(1), *many]:
         case = Case(config, devices, seeds)
         programs = case.compile()
-        order = programs.get(programs.order_of_epoch(case.states, case.images))
+        order = programs.get(programs.epoch_permutation(case.states, case.images))
         assert (order == case.layout.get(case.orders)).all()
         states, metrics = case.train(programs.train_chunk, STEPS)
         # What `train` got is a copy; the programs took the states on the devices for themselves.

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jaxmnist.runs.summary import make_row
 
 from jaxmnist import ConfigError, TrainConfig, create_model
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.runs import checkpoint
 from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from jaxmnist.runs.summary import make_row
 from jaxmnist.state import create_state, initial_state
 
 METRICS = Metrics(np.float32(12.5), np.int32(90), np.int32(128))
@@ -88,7 +88,7 @@ def test_what_is_written_in_the_background_is_a_copy(state, tmp_path, monkeypatc
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
         checkpoints.save(at(state, 1))
     leaves = zip(
-        jax.tree.leaves(written["state"].params), jax.tree.leaves(state.params), strict=True
+        jax.tree.leaves(written["state"]["params"]), jax.tree.leaves(state.params), strict=True
     )
     assert not any(np.shares_memory(copy, np.asarray(leaf)) for copy, leaf in leaves)
 
@@ -167,7 +167,7 @@ def test_a_changed_array_is_named(saved, state, tmp_path):
     ("change", "message"),
     [
         (lambda record: record["notes"].update(of="importance"), "its record differs from its"),
-        (lambda record: record.update(format=2), "its record differs from its digest"),
+        (lambda record: record.update(format=3), "its record differs from its digest"),
         (lambda record: record.pop("sha256_of_record"), "KeyError 'sha256_of_record'"),
     ],
 )
@@ -183,10 +183,10 @@ def test_a_changed_record_is_noticed(saved, change, message):
 
 def test_a_whole_checkpoint_of_another_format_ends_the_search(saved, state, monkeypatch):
     """It is not damaged: to pass it over would be to lose it."""
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     with Checkpoints(saved, keep=3) as checkpoints:
         checkpoints.save(at(state, 30))
-    message = r"checkpoints/30 is of format 2, but this version of jaxmnist reads format 1"
+    message = r"checkpoints/30 is of format 3, but this version of jaxmnist reads format 1 and 2"
     for read in (checkpoint.newest_notes, lambda saved: checkpoint.newest_whole(saved, template())):
         with pytest.raises(ConfigError, match=message):
             read(saved)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxmnist import recipes
 from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import (
     ConfigError,
@@ -19,7 +20,16 @@ from jaxmnist.config import (
     spoken,
     steps_per_epoch,
 )
-from jaxmnist.recipes import ABLATIONS, CHANGES, DATASETS, NETWORKS, RECIPES, VARIANTS, Recipe
+from jaxmnist.recipes import (
+    ABLATIONS,
+    CHANGES,
+    DATASETS,
+    IDEAS,
+    NETWORKS,
+    RECIPES,
+    VARIANTS,
+    values_of,
+)
 
 
 def test_the_seven_variants_in_order():
@@ -62,38 +72,70 @@ def test_the_recipes_of_our_own():
     record = TrainConfig(recipe="record")
     assert (record.epochs, record.batch_size, record.learning_rate) == (30, 128, 0.1)
     assert (record.augment, record.dropout) == (True, 0.0)
-    assert record.recipe_of_variant == Recipe(
-        30, 0.1, "one_cycle", True, 0.0, 128, "bilinear", True, True, 5e-4, 0.999
+    assert (record.schedule, record.augmentation, record.nesterov) == (
+        "one_cycle",
+        "bilinear",
+        True,
     )
-    fast = TrainConfig(recipe="fast").recipe_of_variant
-    assert fast == record.recipe_of_variant._replace(epochs=6, batch_size=64, average=0.998)
+    assert (record.weight_decay, record.ema_decay, record.cycle_momentum) == (5e-4, 0.999, True)
+    fast = TrainConfig(recipe="fast")
+    assert fast == dataclasses.replace(
+        record, recipe="fast", epochs=6, batch_size=64, ema_decay=0.998
+    )
+
+
+def test_the_constants_are_pytorchs():
+    config = TrainConfig("gap")
+    assert (config.momentum, config.base_momentum, config.max_momentum) == (0.9, 0.85, 0.95)
+    assert (config.pct_start, config.div_factor, config.final_div_factor) == (0.3, 25, 1e4)
 
 
 def test_changes_of_a_recipe_follow_its_name():
     changed = TrainConfig(recipe="notebook/constant_rate/batches_of_64")
-    expected = RECIPES["notebook"]["gap"]._replace(
-        schedule="constant", learning_rate=0.01, batch_size=64
+    assert changed == dataclasses.replace(
+        TrainConfig("gap"),
+        recipe="notebook/constant_rate/batches_of_64",
+        schedule="constant",
+        learning_rate=0.01,
+        batch_size=64,
     )
-    assert changed.recipe_of_variant == expected
-    assert (changed.batch_size, changed.learning_rate) == (64, 0.01)
     assert TrainConfig.from_json(changed.to_json()) == changed
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_changes_something_that_can_be_trained(change):
-    changed = [TrainConfig(recipe=f"{recipe}/{change}").recipe_of_variant for recipe in RECIPES]
-    assert changed != [TrainConfig(recipe=recipe).recipe_of_variant for recipe in RECIPES]
-    assert {recipe.augmentation for recipe in changed} <= set(AUGMENTATIONS)
+    changed = [values_of("gap", f"{recipe}/{change}") for recipe in RECIPES]
+    assert changed != [values_of("gap", recipe) for recipe in RECIPES]
+    assert all(TrainConfig(recipe=f"{recipe}/{change}").name for recipe in RECIPES)
+
+
+def test_every_experiment_differs_from_its_baseline_in_its_config():
+    for name in IDEAS:
+        if "/" in name:
+            baseline, config = by_name(name.rsplit("/", 1)[0]), by_name(name)
+            assert dataclasses.replace(config, recipe=baseline.recipe) != baseline
+
+
+def test_every_augmentation_can_be_named():
+    assert set(recipes.AUGMENTATIONS) == set(AUGMENTATIONS)
 
 
 def test_dropout_is_for_networks_that_have_it_whatever_the_recipe():
     assert TrainConfig(recipe="record", dropout=0.1).dropout == 0.1
 
 
-def test_a_config_of_before_anything_could_be_held_out():
-    text = json.loads(TrainConfig("gap").to_json())
-    del text["holdout"], text["fold"]
-    assert TrainConfig.from_json(json.dumps(text)) == TrainConfig("gap")
+@pytest.mark.parametrize("name", ["gap", "gap/record/no_nesterov", "dropout"])
+@pytest.mark.parametrize("gone", [(), ("holdout", "fold")])
+def test_a_config_of_format_1_has_the_rest_from_its_recipe(name, gone):
+    """Its writer knew 12 fields, and the first one 10."""
+    config = by_name(name, epochs=3)
+    values = json.loads(config.to_json())
+    fields = [field.name for field in dataclasses.fields(config)][:12]
+    first = {field: values[field] for field in fields if field not in gone}
+    text = json.dumps({"format": 1, **first})
+    assert TrainConfig.from_json(text) == config
+    with pytest.raises(ConfigError, match="expected an object with the fields"):
+        TrainConfig.from_json(text.replace('"format": 1', '"format": 2'))
 
 
 def test_what_is_given_stands():
@@ -145,7 +187,7 @@ def test_config_is_frozen():
             r"recipe is 'record', which is for gap, .*, not for dropout; expected notebook",
         ),
         ({"holdout": 0}, r"holdout is 0; expected a whole number of at least 1"),
-        ({"holdout": 9, "fold": -1}, r"fold is -1; expected a whole number from 0"),
+        ({"holdout": 9, "fold": -1}, r"fold is -1; expected a whole number of at least 0"),
         ({"fold": 1}, r"fold is 1, but nothing is held out; pass --holdout, too"),
         ({"dataset": "kminst"}, r"dataset is 'kminst'; .*Did you mean kmnist\?"),
         ({"recipe": "mine"}, r"recipe is 'mine'; expected one of notebook"),
@@ -161,6 +203,14 @@ def test_config_is_frozen():
         ({"seed": -1}, r"seed is -1; expected a whole number from 0 to 4294967295"),
         ({"seed": 2**32}, r"seed is 4294967296; expected a whole number from 0 to 4294967295"),
         ({"augment": 1}, r"augment is 1; expected True or False"),
+        ({"nesterov": "yes"}, r"nesterov is 'yes'; expected True or False"),
+        ({"schedule": "cosine"}, r"schedule is 'cosine'; expected one of constant, one_cycle"),
+        ({"augmentation": "afine"}, r"augmentation is 'afine'; .* Did you mean affine\?"),
+        ({"momentum": 1}, r"momentum is 1; expected a number from 0 up to, not with, 1"),
+        ({"ema_decay": 1.0}, r"ema_decay is 1\.0; expected a number from 0 up to, not with, 1"),
+        ({"weight_decay": -1}, r"weight_decay is -1; expected a finite number of at least 0"),
+        ({"pct_start": 1}, r"pct_start is 1; expected a number between 0 and 1"),
+        ({"div_factor": 0}, r"div_factor is 0; expected a finite number above 0"),
         ({"dropout": 1.0}, r"dropout is 1\.0; expected a number from 0 up to"),
         ({"dropout": -0.1}, r"dropout is -0\.1; expected a number from 0 up to"),
         (
@@ -195,9 +245,12 @@ def test_json_round_trip(**values):
     [
         ("{", "config is not JSON"),
         ("[]", "config has list; expected a JSON object"),
-        ('{"variant": "gap"}', "config is of format None, .* reads format 1; use the version"),
-        (TrainConfig().to_json().replace('"format": 1', '"format": 2'), "config is of format 2"),
-        ('{"format": 1, "variant": "gap"}', re.escape("config has ['variant']; expected an")),
+        (
+            '{"variant": "gap"}',
+            "config is of format None, .* reads format 1 and 2; use the version",
+        ),
+        (TrainConfig().to_json().replace('"format": 2', '"format": 3'), "config is of format 3"),
+        ('{"format": 2, "variant": "gap"}', re.escape("config has ['variant']; expected an")),
         ("[" * 100_000, "config is not JSON"),
         (TrainConfig().to_json().replace('"gap"', '"nil"'), "variant is 'nil'"),
     ],
@@ -266,7 +319,7 @@ def test_seeds_that_cannot_be_trained(seeds, message):
     [
         (lambda values: values.update(seeds=3), r"config has the seeds 3; expected a list"),
         (lambda values: values.update(seeds=[[]]), r"seed is \[\]; expected a whole number"),
-        (lambda values: values.update(format=2), "config is of format 2"),
+        (lambda values: values.update(format=3), "config is of format 3"),
         (lambda values: values.pop("epochs"), r"config has \["),
     ],
 )
@@ -342,7 +395,7 @@ def test_an_ablation_changes_one_thing_at_a_time():
         whole, *changed = (by_name(name) for name in names)
         assert whole == TrainConfig(variant)
         for config in changed:
-            before, after = (each.recipe_of_variant._asdict() for each in (whole, config))
+            before, after = (values_of(each.variant, each.recipe) for each in (whole, config))
             differing = {field for field, value in before.items() if after[field] != value}
             # The rate of the schedule is its peak: at a constant rate it is another one.
             expected = [{"schedule", "learning_rate"}, set(), *({field} for field in before)]

@@ -113,7 +113,7 @@ def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, 
     assert status == 2
     assert err.startswith(f"error: {readme} has no <!-- results: ")
     assert seeds_in(out) == [0]  # refused before anything is trained
-    readme.write_text(f"# Top\n{script.findings.BEGIN}\n{script.findings.END}\n")
+    readme.write_text(f"# Top\n{script.report.BEGIN}\n{script.report.END}\n")
     assert run("--report")[0] == 0
     assert re.search(
         r"^\| `less_params` \| narrow layers .* \| 1 \| \*\*\d", readme.read_text(), re.M

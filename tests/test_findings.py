@@ -8,7 +8,7 @@ import pytest
 from jaxmnist import RECIPES, VARIANTS, ConfigError, TrainConfig
 from jaxmnist.analysis import report, results, stats
 from jaxmnist.analysis.results import PUBLISHED
-from jaxmnist.recipes import ABLATIONS
+from jaxmnist.recipes import ABLATIONS, IDEAS
 from tests.test_results import finished, write_ladder
 
 ROOT = Path(__file__).parent.parent
@@ -331,4 +331,4 @@ def test_every_line_of_a_table_says_what_it_is():
         if variant in VARIANTS
     ]
     ablated = [name for names in ABLATIONS.values() for name in names]
-    assert {*own, *ablated} == set(report.IDEAS)
+    assert {*own, *ablated} == set(IDEAS)

@@ -48,7 +48,7 @@ class Block:
             states[place] = states[place].replace(params=params)
         programs, state = self.programs[len(seeds)], jax.device_put(stack(states))
         metrics = stack([Metrics.zero()] * len(seeds))
-        order = programs.order_of_epoch(state, self.images)
+        order = programs.epoch_permutation(state, self.images)
         state, metrics = programs.train_chunk(state, metrics, self.images, order, np.int32(stop))
         tested = programs.evaluate(state, self.test_images)
         return [

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,10 +7,10 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import VARIANTS, TrainConfig, create_model
+from jaxmnist import VARIANTS, TrainConfig, create_model, steps
 from jaxmnist.optim import make_optimizer
 from jaxmnist.state import TrainState
-from jaxmnist.steps import Batch, make_train_step
+from jaxmnist.steps import Batch
 from tests.conftest import golden, golden_batch, golden_variables
 
 PARAMETERS = {
@@ -97,7 +99,7 @@ def test_equals_pytorch(variant):
     )
 
     tx, _ = make_optimizer(TrainConfig(variant), total_steps=20)
-    train_step = jax.jit(make_train_step(model, tx))
+    train_step = jax.jit(functools.partial(steps.train_step, model=model, tx=tx))
     state = TrainState(
         step=jnp.int32(0),
         key=jax.random.key(0),

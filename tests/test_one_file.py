@@ -1,16 +1,17 @@
 """The one file is the package's `gap`: the same network, steps, schedule and augmentation."""
 
+import functools
 import importlib
 
 import jax
 import numpy as np
 import pytest
 
-from jaxmnist import TrainConfig, create_model, data
+from jaxmnist import TrainConfig, create_model, data, steps
 from jaxmnist.augment import adjust_brightness, adjust_contrast, affine
 from jaxmnist.optim import make_optimizer
 from jaxmnist.state import initial_state
-from jaxmnist.steps import Batch, make_train_step
+from jaxmnist.steps import Batch
 from tests.conftest import SCRIPTS, golden_batch
 
 STEPS = 20
@@ -47,7 +48,7 @@ def test_twenty_steps_are_the_packages(one_file, first_state):
         params = jax.tree.map(lambda leaf: leaf.astype(np.float64), first_state.params)
         ours = first_state.replace(params=params, opt_state=first_state.tx.init(params))
         state = state.replace(params=renamed(params), opt_state=tx.init(renamed(params)))
-        train_step = jax.jit(make_train_step(model, tx))
+        train_step = jax.jit(functools.partial(steps.train_step, model=model, tx=tx))
         for step in range(STEPS):
             rows = np.roll(np.arange(16), step)[:12]
             state, _ = train_step(state, Batch(images[rows], labels[rows]))

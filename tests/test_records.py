@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jaxmnist.runs.summary import environment, git_commit, join_summaries, make_row, make_summary
 
 from jaxmnist import ConfigError, TrainConfig
 from jaxmnist.config import SeedsConfig
@@ -13,7 +14,6 @@ from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 from jaxmnist.parallel.limits import cores
 from jaxmnist.runs import run_folder
-from jaxmnist.runs.summary import environment, git_commit, join_summaries, make_row, make_summary
 
 SCHEDULES = Schedules(learning_rate=lambda step: step / 100, momentum=lambda step: 0.9)
 

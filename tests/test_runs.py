@@ -10,6 +10,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jaxmnist.runs.summary import environment
 
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig, data
@@ -18,7 +19,6 @@ from jaxmnist.inference.predict import make_predict
 from jaxmnist.runs import training
 from jaxmnist.runs.checkpoint import CheckpointError
 from jaxmnist.runs.run import begun_config, to_devices
-from jaxmnist.runs.summary import environment
 from jaxmnist.runs.training import Progress, Started, Stopped, TrainingError
 from tests.conftest import golden_batch, small_files
 
@@ -384,8 +384,8 @@ def test_a_run_knows_how_its_images_were_normalised(small_run, small_idx_dir):
 def test_a_run_with_an_average_goes_on_to_the_same_end_and_is_read_back(train, tmp_path):
     config = TrainConfig("gap", "fashion_mnist", "record", epochs=2, limit_train=512)
     whole = train(config, out=tmp_path / "whole")
-    assert set(whole.state.average) == {"params", "batch_stats"}
-    chex.assert_trees_all_equal(whole.variables, whole.state.average)
+    assert set(whole.state.ema) == {"params", "batch_stats"}
+    chex.assert_trees_all_equal(whole.variables, whole.state.ema)
     stopped = stop(train, 1, config=config)
     assert stopped.step == 4
     again = train(config, resume=True)

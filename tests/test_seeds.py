@@ -133,7 +133,7 @@ def test_the_folder(whole, mapping):
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_there_is_one_compilation_for_all_seeds(whole, mapping):
     _, _, compiled = whole[mapping]
-    for program in ("create_state", "order_of_epoch", "train_chunk", "evaluate"):
+    for program in ("create_state", "epoch_permutation", "train_chunk", "evaluate"):
         assert compiled.count(f"jit({program})") == 1
 
 

@@ -15,17 +15,17 @@ from jaxmnist.models import layers
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.programs import compile_programs, stack
 from jaxmnist.runs.run import to_devices
-from jaxmnist.state import initial_state
+from jaxmnist.state import initial_state, stream
 from jaxmnist.steps import (
     EVAL_BLOCK,
     Batch,
     Images,
-    epoch_order,
-    make_batch_at,
-    make_evaluate,
-    make_train_chunk,
-    make_train_step,
+    batch_at,
+    epoch_permutation,
+    evaluate,
     normalise,
+    train_chunk,
+    train_step,
 )
 
 STEPS = 9  # an epoch of 600 images in batches of 64
@@ -40,8 +40,8 @@ class Trainer:
         self.tx, _ = make_optimizer(self.config, 2 * STEPS)
         images = to_devices(data.load("fashion_mnist", idx_dir=idx_dir), None)
         self.images, self.test_images = images
-        average = self.config.recipe_of_variant.average
-        self.create = functools.partial(initial_state, self.model, self.tx, average=average)
+        with_ema = self.config.ema_decay > 0
+        self.create = functools.partial(initial_state, self.model, self.tx, with_ema=with_ema)
         self.programs = compile_programs(
             self.config, self.model, self.tx, self.images, self.test_images
         )
@@ -53,7 +53,10 @@ class Trainer:
         return state, metrics
 
     def chunk(self, state, metrics, stop):
-        states, order = self.block(state), self.programs.order_of_epoch(stack([state]), self.images)
+        states, order = (
+            self.block(state),
+            self.programs.epoch_permutation(stack([state]), self.images),
+        )
         return of_one(
             self.programs.train_chunk(states, stack([metrics]), self.images, order, np.int32(stop))
         )
@@ -132,7 +135,7 @@ def test_what_makes_a_chunk_fast(gap):
     header = hlo.splitlines()[0]
     assert header.count("may-alias") >= leaves - 3
     states, metrics = gap.block(gap.create(0)), jax.device_put(stack([Metrics.zero()]))
-    order = gap.programs.order_of_epoch(states, gap.images)
+    order = gap.programs.epoch_permutation(states, gap.images)
     gap.programs.train_chunk(states, metrics, gap.images, order, np.int32(1))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states.params))
     data_constants = re.findall(r"u8\[600,28,28\]\S* constant", hlo)
@@ -142,14 +145,15 @@ def test_what_makes_a_chunk_fast(gap):
 def test_the_order_is_that_of_the_next_steps_epoch(gap):
     for step, epoch in ((0, 0), (STEPS - 1, 0), (STEPS, 1), (STEPS + 1, 1)):
         state = gap.create(0).replace(step=jnp.int32(step))
-        expected = epoch_order(state.key, jnp.int32(epoch), 600)
-        found = gap.programs.order_of_epoch(gap.block(state), gap.images)
+        key = jax.random.fold_in(stream(state.key, "order"), epoch)
+        expected = jax.random.permutation(key, 600)
+        found = gap.programs.epoch_permutation(gap.block(state), gap.images)
         chex.assert_trees_all_equal(of_one(found), expected)
 
 
-def test_an_epochs_order_is_a_permutation_of_its_own():
-    key = jax.random.key(0)
-    orders = [np.asarray(epoch_order(key, jnp.int32(epoch), 600)) for epoch in (0, 1)]
+def test_an_epochs_order_is_a_permutation_of_its_own(gap):
+    states = [gap.create(0).replace(step=jnp.int32(step)) for step in (0, STEPS)]
+    orders = [np.asarray(epoch_permutation(each, gap.images, batch_size=64)) for each in states]
     for order in orders:
         assert sorted(order) == list(range(600))
     assert (orders[0] != orders[1]).mean() > 0.9
@@ -174,26 +178,27 @@ def test_every_step_drops_others():
     model = DropHalf()
     tx, _ = make_optimizer(TrainConfig("less_params"), 10)
     state = initial_state(model, tx, 0)
-    train_step = jax.jit(make_train_step(model, tx))
+    step_once = jax.jit(functools.partial(train_step, model=model, tx=tx))
     batch = Batch(jnp.ones((8, 28, 28, 1)), jnp.arange(8, dtype=jnp.uint8))
     losses = [
-        train_step(state.replace(step=jnp.int32(step)), batch)[1].loss for step in (0, 1, 2, 0)
+        step_once(state.replace(step=jnp.int32(step)), batch)[1].loss for step in (0, 1, 2, 0)
     ]
     assert len(set(losses)) == 3
     assert losses[0] == losses[3]
 
 
 def test_every_step_augments_otherwise_and_the_same_step_the_same(gap):
-    batch_at = jax.jit(make_batch_at(gap.config))
+    augmented = jax.jit(functools.partial(batch_at, config=gap.config))
     state, order = gap.create(0), jnp.arange(600)
 
     def images(step, position):
         at_step = state.replace(step=jnp.int32(step))
-        return batch_at(at_step, gap.images, order, jnp.int32(position)).images
+        return augmented(at_step, gap.images, order, jnp.int32(position)).images
 
     chex.assert_trees_all_equal(images(3, 0), images(3, 0))
     assert (images(3, 0) != images(4, 0)).any()
-    plain = jax.jit(make_batch_at(dataclasses.replace(gap.config, augment=False)))
+    without = dataclasses.replace(gap.config, augment=False)
+    plain = jax.jit(functools.partial(batch_at, config=without))
     batch = plain(state, gap.images, order, jnp.int32(2))
     expected = normalise(gap.images.pixels[128:192], gap.images.mean, gap.images.std)
     chex.assert_trees_all_close(batch.images, expected, atol=1e-6)
@@ -207,15 +212,16 @@ def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):
     tx, _ = make_optimizer(config, 2 * STEPS)
     images, _ = to_devices(data.load("fashion_mnist", idx_dir=small_idx_dir), None)
     start = initial_state(model, tx, 0)
-    order = np.asarray(epoch_order(start.key, jnp.int32(0), 600))
-    chunk = jax.jit(make_train_chunk(config, model, tx))
+    order = np.asarray(epoch_permutation(start, images, batch_size=64))
+    chunk = jax.jit(functools.partial(train_chunk, config=config, model=model, tx=tx))
     state, metrics = chunk(start, Metrics.zero(), images, order, np.int32(2))
 
-    train_step, expected, merged = jax.jit(make_train_step(model, tx)), start, Metrics.zero()
+    step_once = jax.jit(functools.partial(train_step, model=model, tx=tx))
+    expected, merged = start, Metrics.zero()
     for k in range(2):
         chosen = order[64 * k : 64 * (k + 1)]
         pixels = normalise(images.pixels[chosen], images.mean, images.std)
-        expected, of_step = train_step(expected, Batch(pixels, images.labels[chosen]))
+        expected, of_step = step_once(expected, Batch(pixels, images.labels[chosen]))
         merged = merged.merge(of_step)
     chex.assert_trees_all_close(state.params, expected.params, atol=1e-6)
     chex.assert_trees_all_close(metrics, merged, rtol=1e-5)
@@ -223,16 +229,16 @@ def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):
 
 def test_evaluating_fewer_images_than_a_block(gap):
     few = Images(*(leaf[:7] for leaf in gap.test_images[:2]), *gap.test_images[2:])
-    metrics = jax.jit(make_evaluate(gap.model))(gap.create(0), few)
+    metrics = jax.jit(functools.partial(evaluate, model=gap.model))(gap.create(0), few)
     assert int(metrics.count) == 7
 
 
 def test_evaluation_is_of_the_average(small_idx_dir):
     trainer = Trainer("gap", small_idx_dir, recipe="record")
     state, _ = trainer.train(STEPS)
-    kept = trainer.create(0).average
+    kept = trainer.create(0).ema
     with pytest.raises(AssertionError):
-        chex.assert_trees_all_close(state.average, kept)
+        chex.assert_trees_all_close(state.ema, kept)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
     evaluated = [
         of_one(trainer.programs.evaluate(trainer.block(each), trainer.test_images))

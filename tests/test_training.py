@@ -97,7 +97,7 @@ def test_a_run_compiles_each_program_once_and_before_the_first_chunk(watched):
     _, events, compiled = watched
     first = next(k for k, event in enumerate(events) if isinstance(event, Progress))
     programs = [name for names in compiled[: first + 1] for name in names]
-    names = ("create_state", "order_of_epoch", "train_chunk", "evaluate")
+    names = ("create_state", "epoch_permutation", "train_chunk", "evaluate")
     for program in (f"jit({name})" for name in names):
         assert programs.count(program) == 1
     assert compiled[first + 1 :] == [()] * (len(events) - first - 1)

@@ -11,30 +11,8 @@ from jaxmnist.analysis import stats
 from jaxmnist.analysis.results import PUBLISHED, Rung
 from jaxmnist.analysis.stats import Difference, Spread
 from jaxmnist.config import ConfigError, TrainConfig, by_name, spoken
+from jaxmnist.recipes import IDEAS
 
-IDEAS = {
-    "skeleton": "convolutions that work",
-    "less_params": "narrow layers without biases, average pooling",
-    "batch_norm": "two batch normalisations",
-    "dropout": "dropout of 0.2, batch normalisation everywhere",
-    "fc_layer": "a fully connected end, a wider layer, dropout of 0.05",
-    "augmentation": "augmented images",
-    "gap": "width where it pays, one-cycle schedule",
-    "gap/fast": "a recipe of our own, few epochs",
-    "gap/record": "a recipe of our own, many epochs",
-    "gap_without_norm": "no batch normalisation",
-    "gap/no_dropout": "no dropout",
-    "gap/no_augmentation": "images as they are",
-    "gap/rotation": "rotation, no other augmentation",
-    "gap/affine": "shift, scale and shear, no other augmentation",
-    "gap/jitter": "brightness and contrast, no other augmentation",
-    "gap/bilinear_and_light": "one bilinear map in place of two to the nearest pixel",
-    "gap/constant_rate": "a rate of 0.01 and momentum of 0.9 throughout",
-    "gap/constant_momentum": "momentum of 0.9 throughout, the rate as it was",
-    "gap_late_pool": "the average one layer later",
-    "gap/batches_of_64": "64 images a step",
-    "gap/batches_of_256": "256 images a step",
-}
 # A difference, in points, that decides nobody's choice: how many seeds would show it?
 SMALL = 0.02
 STEPS_LEGEND = (

@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from jaxmnist.config import FORMAT, ConfigError, TrainConfig, by_name, check_format, spoken
+from jaxmnist.config import ConfigError, TrainConfig, by_name, check_format, spoken
 from jaxmnist.recipes import NETWORKS, RECIPES, VARIANTS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.run import Run
 
+RESULTS_FORMAT = 1
 # A thousand seeds of each network are a tenth of this.
 MAX_RESULTS_BYTES = 256 << 20
 
@@ -138,13 +139,13 @@ def read(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     if not path.exists():
-        return {"format": FORMAT, "variants": {}}
+        return {"format": RESULTS_FORMAT, "variants": {}}
     size = path.stat().st_size
     if size > MAX_RESULTS_BYTES:
         raise ConfigError(f"{path} has {size} bytes; expected results")
     try:
         results = json.loads(path.read_text())
-        check_format(str(path), results["format"])
+        check_format(str(path), results["format"], (RESULTS_FORMAT,))
         for name, found in results["variants"].items():
             _check_named(name, found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

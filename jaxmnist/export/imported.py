@@ -1,5 +1,6 @@
 """Runs of networks that were trained elsewhere."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jaxmnist.runs.run import IMPORTED, Job, Position, Run, finished, finished_r
 from jaxmnist.runs.summary import row_of_test
 from jaxmnist.runs.training import save
 from jaxmnist.state import initial_state
-from jaxmnist.steps import make_evaluate
+from jaxmnist.steps import evaluate
 
 
 def write_run(
@@ -40,7 +41,7 @@ def write_run(
     """
     state = initial_state(job.model, job.tx, job.config.seed)
     state = state.replace(step=jnp.int32(job.total_steps), **jax.tree.map(jnp.asarray, variables))
-    tested = jax.jit(make_evaluate(job.model))(state, job.test_images)
+    tested = jax.jit(functools.partial(evaluate, model=job.model))(state, job.test_images)
     row = row_of_test(job.config, job.total_steps, tested)
     position = finished(job, Position(state, Metrics.zero(), 0.0, [row]), compile_seconds=0.0)
     assert position.summary is not None

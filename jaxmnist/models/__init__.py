@@ -3,7 +3,7 @@
 from jaxmnist.config import check_name
 from jaxmnist.models import variants, variations
 from jaxmnist.models.variants import Network
-from jaxmnist.recipes import RECIPES
+from jaxmnist.recipes import values_of
 
 __all__ = ["NETWORKS", "Network", "create_model"]
 
@@ -26,7 +26,7 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
     """Return the network of a variant.
 
     Args:
-        variant: one of `jaxmnist.VARIANTS` or `recipes.VARIATIONS`.
+        variant: one of `jaxmnist.VARIANTS` or `recipes.ABLATION_NETWORKS`.
         dropout_rate: the probability that an activation is dropped in training; None takes the
             recipe's own.
 
@@ -39,5 +39,5 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
     """
     check_name("variant", variant, NETWORKS)
     if dropout_rate is None:
-        dropout_rate = RECIPES["notebook"][variant].dropout
+        dropout_rate = values_of(variant, "notebook")["dropout"]
     return NETWORKS[variant](dropout_rate=dropout_rate)

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmnist import collectives
+from jaxmnist.collectives import Axis, axis_index, axis_size, pmean
 from jaxmnist.models.convolution import (
     conv,
     image_size,
@@ -57,9 +57,7 @@ class Conv(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, axis: collectives.Axis = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
         y = conv(x, self.param("kernel", torch_uniform, shape), self.padding)
         if self.use_bias:
@@ -87,18 +85,16 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, axis: collectives.Axis = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         features = x.shape[0]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
         if train:
-            count = x.size // features * collectives.count(axis)
-            mean = collectives.mean(_mean_of_channels(x), axis)
-            var = collectives.mean(_mean_of_channels(jnp.square(x - per_channel(mean))), axis)
+            count = x.size // features * axis_size(axis)
+            mean = pmean(_mean_of_channels(x), axis)
+            var = pmean(_mean_of_channels(jnp.square(x - per_channel(mean))), axis)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
                 running_mean.value = self._blend(running_mean.value, mean)
@@ -128,17 +124,15 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, axis: collectives.Axis = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         if not train or self.rate == 0:
             return x
         images = x.shape[-1]
         rows = x.size // images
         # A pair of words for each image of the whole batch and each four rows.
         row = jnp.arange(-(-rows // 4), dtype=jnp.uint32)[:, None]
-        image = jnp.arange(images, dtype=jnp.uint32) + jnp.uint32(collectives.index(axis) * images)
-        counters = row * (images * collectives.count(axis)) + image
+        image = jnp.arange(images, dtype=jnp.uint32) + jnp.uint32(axis_index(axis) * images)
+        counters = row * (images * axis_size(axis)) + image
         words = jnp.concatenate(random_words(self.make_rng("dropout"), counters))
         halves = jnp.concatenate([words & 0xFFFF, words >> 16])[:rows]
         keep = (halves >= round(self.rate * 2**16)).reshape(x.shape)

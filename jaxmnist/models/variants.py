@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from jaxmnist import collectives
+from jaxmnist.collectives import Axis
 from jaxmnist.models.layers import (
     BatchNorm,
     Conv,
@@ -67,7 +67,7 @@ class Network(nn.Module):
     """
 
     dropout_rate: float = 0.0
-    axis: collectives.Axis = None
+    axis: Axis = None
 
     def layers(self) -> Sequence[Layer]:
         """The layers in order of use."""

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmnist import collectives
+from jaxmnist.collectives import Axis
 from jaxmnist.config import ConfigError, check_name
 from jaxmnist.state import KEY_IMPL, is_key, wrap_key
 
@@ -243,7 +243,7 @@ class Layout(NamedTuple):
     each argument which, with 0 or None, as for `jax.vmap`. All results have one.
     """
 
-    axis: collectives.Axis  # of the devices that share a batch
+    axis: Axis  # of the devices that share a batch
     block: int  # places for seeds in all, at least as many as there are seeds
     seeds: int  # of these, those of a device
     lower: Callable[..., Any]  # (function, axes, shapes of the arguments, donated ones)

@@ -21,7 +21,7 @@ from jaxmnist.metrics import Metrics
 from jaxmnist.parallel.devices import ONE, Devices, Layout, make_layout
 from jaxmnist.parallel.limits import available_bytes
 from jaxmnist.state import TrainState, create_state, is_key, wrap_key
-from jaxmnist.steps import Images, make_evaluate, make_order_of_epoch, make_train_chunk
+from jaxmnist.steps import Images, epoch_permutation, evaluate, train_chunk
 
 # Seeds of a block: every one has files open.
 MAX_BLOCK = 128
@@ -38,7 +38,7 @@ class Programs(NamedTuple):
     """
 
     places: int  # for seeds; some may be left over
-    order_of_epoch: Callable[[TrainState, Images], jax.Array]
+    epoch_permutation: Callable[[TrainState, Images], jax.Array]
     train_chunk: Callable[
         [TrainState, Metrics, Images, jax.Array, np.int32], tuple[TrainState, Metrics]
     ]
@@ -75,25 +75,22 @@ def compile_programs(
     begin = time.perf_counter()
     layout = make_layout(devices, seeds, config.batch_size)
     lowered = lower_programs(config, model, tx, train_images, test_images, layout)
-    order_of_epoch, train_chunk, evaluate = (program.compile() for program in lowered)
+    compiled = Lowered(*(program.compile() for program in lowered))
     seconds = time.perf_counter() - begin
-    needs = max(map(_memory_bytes, (order_of_epoch, train_chunk, evaluate)))
     return Programs(
         places=layout.block,
-        order_of_epoch=order_of_epoch,
-        train_chunk=train_chunk,
-        evaluate=evaluate,
+        **compiled._asdict(),
         put=layout.put,
         get=layout.get,
         compile_seconds=seconds,
-        memory_bytes=needs,
+        memory_bytes=max(map(_memory_bytes, compiled)),
     )
 
 
 class Lowered(NamedTuple):
     """The programs of a block, traced and not yet compiled: `jax.stages.Lowered`."""
 
-    order_of_epoch: Any
+    epoch_permutation: Any
     train_chunk: Any
     evaluate: Any
 
@@ -107,29 +104,31 @@ def lower_programs(
     layout: Layout,
 ) -> Lowered:
     """Traces training and evaluation; Args as `compile_programs`, and how they lie over devices."""
-    average = config.recipe_of_variant.average
-    create = functools.partial(create_state, model, tx, average=average)
-    order_of_epoch = make_order_of_epoch(config)
+    axis, with_ema = layout.axis, config.ema_decay > 0
+    create = functools.partial(create_state, model, tx, with_ema=with_ema)
+    permute = functools.partial(epoch_permutation, batch_size=config.batch_size)
+    train = functools.partial(train_chunk, config=config, model=model, tx=tx, axis=axis)
+    test = functools.partial(evaluate, model=model, axis=axis)
     states = jax.eval_shape(jax.vmap(create), np.zeros(layout.block, np.uint32))
     metrics = jax.eval_shape(lambda: stack([Metrics.zero()] * layout.block))
-    order = jax.eval_shape(jax.vmap(order_of_epoch, (0, None)), states, train_images)
+    order = jax.eval_shape(jax.vmap(permute, (0, None)), states, train_images)
 
     def lower(function, axes, *arguments, donate=()):
         return layout.lower(_over_seeds(function, axes, layout.seeds), axes, arguments, donate)
 
     return Lowered(
-        lower(order_of_epoch, (0, None), states, train_images),
+        lower(permute, (0, None), states, train_images),
         lower(
-            make_train_chunk(config, model, tx, layout.axis),
+            train,
             (0, 0, None, 0, None),
             *(states, metrics, train_images, order, np.int32(0)),
             donate=(0, 1),
         ),
-        lower(make_evaluate(model, layout.axis), (0, None), states, test_images),
+        lower(test, (0, None), states, test_images),
     )
 
 
-def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> Callable:
+def _over_seeds(function: functools.partial, axes: Sequence[int | None], seeds: int) -> Callable:
     """A function written for one seed, for a block of them.
 
     Args:
@@ -150,7 +149,7 @@ def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> C
             )
             return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), function(*own))
 
-    return functools.wraps(function)(mapped)
+    return functools.wraps(function.func)(mapped)
 
 
 def _memory_bytes(program: Any) -> int:

@@ -6,6 +6,7 @@ and of itself. Orbax restores flipped bits without a word; the digests do not.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -21,10 +22,9 @@ import jax
 import numpy as np
 
 from jaxmnist.config import FORMAT, check_format
-from jaxmnist.parallel.devices import Devices
-from jaxmnist.state import wrap_key
 from jaxmnist.metrics import Metrics
-from jaxmnist.state import TrainState
+from jaxmnist.parallel.devices import Devices
+from jaxmnist.state import TrainState, wrap_key
 
 # Orbax is imported where it is used: that takes two seconds, which no first step has to wait for.
 
@@ -220,9 +220,9 @@ def read(path: Path, template_of: TemplateOf) -> Checkpoint:
         wrong = [name for name in digests if digests[name] != record["sha256"][name]]
         if wrong:
             raise ValueError(f"{len(wrong)} arrays differ from their digests, first {wrong[0]}")
-        if str(int(arrays["state"].step)) != path.name:
-            raise ValueError(f"it is of step {int(arrays['state'].step)}")
-    state = arrays["state"]
+        if str(int(arrays["state"]["step"])) != path.name:
+            raise ValueError(f"it is of step {int(arrays['state']['step'])}")
+    state = TrainState(**arrays["state"])
     state = state.replace(key=wrap_key(state.key))
     return Checkpoint(state, arrays["metrics"], record["notes"])
 
@@ -345,8 +345,11 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 def _arrays(state: TrainState, metrics: Metrics) -> dict[str, Any]:
-    state = state.replace(key=jax.random.key_data(state.key))
-    return {"state": state, "metrics": metrics}
+    """Return everything that is written, as a tree of arrays by name; without what is None."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields["key"] = jax.random.key_data(state.key)
+    named = {name: value for name, value in fields.items() if value is not None}
+    return {"state": named, "metrics": metrics}
 
 
 def _digests(arrays: Any) -> dict[str, str]:

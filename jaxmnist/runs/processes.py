@@ -19,13 +19,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxmnist.parallel.seed_mapping import shares_of_cores
-from jaxmnist.runs import run_folder
-from jaxmnist.runs.run import load_run
 from jaxmnist.config import ConfigError
 from jaxmnist.parallel.devices import kept_compiled
-from jaxmnist.runs.run import Job, Run
-from jaxmnist.runs.training import EpochDone, Event, FAILURES, Failed, Progress, Stopped, TrainingError, Watch
+from jaxmnist.parallel.seed_mapping import shares_of_cores
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.run import Job, Run, load_run
+from jaxmnist.runs.training import (
+    FAILURES,
+    EpochDone,
+    Event,
+    Failed,
+    Progress,
+    Stopped,
+    TrainingError,
+    Watch,
+)
 
 # How long a signal waits at most for a worker to have something to say.
 POLL_SECONDS = 0.2

@@ -16,18 +16,16 @@ import numpy as np
 import optax
 
 from jaxmnist import data
-from jaxmnist.parallel import distributed
-from jaxmnist.runs import checkpoint, run_folder
-from jaxmnist.runs.summary import environment, make_summary
-from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, MAX_EPOCHS
 from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig, steps_per_epoch
-from jaxmnist.parallel.devices import Devices, ONE, check_platform, fixed_flags
-from jaxmnist.state import wrap_key
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import Schedules, make_optimizer
-from jaxmnist.runs.summary import Row
-from jaxmnist.state import TrainState, create_state, initial_state
+from jaxmnist.parallel import distributed
+from jaxmnist.parallel.devices import ONE, Devices, check_platform, fixed_flags
+from jaxmnist.runs import checkpoint, run_folder
+from jaxmnist.runs.checkpoint import MAX_EPOCHS, Checkpoint, CheckpointError
+from jaxmnist.runs.summary import Row, environment, make_summary
+from jaxmnist.state import TrainState, create_state, initial_state, wrap_key
 from jaxmnist.steps import Images
 
 # In the summary of a run whose network was trained elsewhere: the file it comes from.
@@ -434,7 +432,8 @@ def load_run(path: str | os.PathLike) -> Run:
 
 
 def _first_position(job: Job) -> Position:
-    state = initial_state(job.model, job.tx, job.config.seed, job.config.recipe_of_variant.average)
+    with_ema = job.config.ema_decay > 0
+    state = initial_state(job.model, job.tx, job.config.seed, with_ema)
     return Position(state, Metrics.zero(), 0.0, [])
 
 
@@ -496,8 +495,8 @@ def _template(notes: dict[str, Any]) -> TrainState:
 
 def shapes(config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
     """A run's state without its numbers."""
-    average = config.recipe_of_variant.average
-    return jax.eval_shape(lambda: create_state(model, tx, config.seed, average))
+    with_ema = config.ema_decay > 0
+    return jax.eval_shape(lambda: create_state(model, tx, config.seed, with_ema))
 
 
 def _config_of(notes: dict[str, Any]) -> TrainConfig:

@@ -2,26 +2,22 @@
 
 import contextlib
 import fcntl
-import importlib.metadata
 import itertools
 import json
-import math
 import os
-import platform
 import re
 import shutil
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxmnist.config import ConfigError, FORMAT, SeedsConfig, TrainConfig, check_format, parse_config
-from jaxmnist.parallel.limits import cores
-from jaxmnist.metrics import Metrics
-from jaxmnist.optim import Schedules
-
+from jaxmnist.config import (
+    ConfigError,
+    SeedsConfig,
+    TrainConfig,
+    check_format,
+    parse_config,
+)
 from jaxmnist.runs.summary import Row
 
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = (

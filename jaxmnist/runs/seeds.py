@@ -11,17 +11,31 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmnist import data
+from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig
+from jaxmnist.parallel.devices import Devices, choose_devices, fixed_flags, remarks_on
 from jaxmnist.parallel.programs import compile_block
 from jaxmnist.parallel.seed_mapping import choose_mapping
 from jaxmnist.runs import run_folder
-from jaxmnist.runs.run import load_run, shapes
-from jaxmnist.runs.summary import join_summaries
-from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig
-from jaxmnist.parallel.devices import Devices, choose_devices, fixed_flags, remarks_on
 from jaxmnist.runs.processes import train_in_processes
-from jaxmnist.runs.summary import Row
-from jaxmnist.runs.run import Job, Run, count_parameters, finished_run, make_job
-from jaxmnist.runs.training import CHECKPOINT_EVERY, EpochDone, Event, Failed, KEEP, Progress, Stopped, Watch, check_arguments, compile_for, enter_seed, ignore, never, train_block, train_each
+from jaxmnist.runs.run import Job, Run, count_parameters, finished_run, load_run, make_job, shapes
+from jaxmnist.runs.summary import Row, join_summaries
+from jaxmnist.runs.training import (
+    CHECKPOINT_EVERY,
+    KEEP,
+    EpochDone,
+    Event,
+    Failed,
+    Progress,
+    Stopped,
+    Watch,
+    check_arguments,
+    compile_for,
+    enter_seed,
+    ignore,
+    never,
+    train_block,
+    train_each,
+)
 
 
 class SeedRuns(NamedTuple):

@@ -1,6 +1,6 @@
 """Training: the loop over chunks and epochs, from the first step to the last.
 
-What is trained is a block: one seed, or several side by side (`parallel/programs.py`). A seed that cannot go on
+What is trained is a block: one seed, or several side by side. A seed that cannot go on
 stays in its place, where nobody looks at it any more, and the others go on.
 """
 
@@ -20,17 +20,27 @@ import jax
 import numpy as np
 
 from jaxmnist import data
-from jaxmnist.parallel import distributed
-from jaxmnist.parallel.programs import compile_programs, stack, unstack
-from jaxmnist.runs import run_folder
-from jaxmnist.runs.summary import make_row
-from jaxmnist.runs.checkpoint import CheckpointError, Checkpoints
 from jaxmnist.config import ConfigError, TrainConfig
-from jaxmnist.parallel.devices import choose_devices, fixed_flags, remarks_on
-from jaxmnist.parallel.programs import Programs
 from jaxmnist.metrics import Metrics
-from jaxmnist.runs.summary import Row
-from jaxmnist.runs.run import Begun, Job, Position, Run, begun_by_first, continued_run, finished, finished_run, make_job, new_run, to_checkpoint
+from jaxmnist.parallel import distributed
+from jaxmnist.parallel.devices import choose_devices, fixed_flags, remarks_on
+from jaxmnist.parallel.programs import Programs, compile_programs, stack, unstack
+from jaxmnist.runs import run_folder
+from jaxmnist.runs.checkpoint import CheckpointError, Checkpoints
+from jaxmnist.runs.run import (
+    Begun,
+    Job,
+    Position,
+    Run,
+    begun_by_first,
+    continued_run,
+    finished,
+    finished_run,
+    make_job,
+    new_run,
+    to_checkpoint,
+)
+from jaxmnist.runs.summary import Row, make_row
 
 # A chunk of steps is one call: progress and interruptions have their place between two of them.
 CHUNK_SECONDS = 1.0
@@ -354,7 +364,12 @@ class _Block:
         positions = [run.position for run in begun]
         self._places = [
             _Place(
-                *(number, job, run.path, Checkpoints(run.path / run_folder.CHECKPOINTS, watch.keep)),
+                *(
+                    number,
+                    job,
+                    run.path,
+                    Checkpoints(run.path / run_folder.CHECKPOINTS, watch.keep),
+                ),
                 *(run.position.rows, run.position.seconds),
             )
             for number, (job, run) in enumerate(zip(jobs, begun, strict=True))
@@ -417,7 +432,7 @@ class _Block:
         """Trains for about a second, or to the end of the epoch."""
         job, images, places = self._job, self._job.train_images, self._training()
         if self._order is None:
-            self._order = self._programs.order_of_epoch(self._state, images)
+            self._order = self._programs.epoch_permutation(self._state, images)
         epoch = self._step // job.steps + 1
         stop = min(self._step + self._chunk, epoch * job.steps)
         begin = time.perf_counter()

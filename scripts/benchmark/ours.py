@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from inputs import load_images
+from jaxmnist.runs.summary import environment
 from layer_times import repeat
 from protocol import Job, Offer, serve
 
@@ -14,7 +15,6 @@ from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.programs import compile_programs, stack
-from jaxmnist.runs.summary import environment
 from jaxmnist.state import initial_state
 from jaxmnist.steps import Images
 
@@ -77,7 +77,7 @@ class Trainer:
         stop = self._step + steps
         while self._step < stop:
             if self._step % self._steps == 0:
-                self._order = self.programs.order_of_epoch(self._state, self._train_images)
+                self._order = self.programs.epoch_permutation(self._state, self._train_images)
             self._state, metrics = self.programs.train_chunk(
                 self._state, self._zero, self._train_images, self._order, np.int32(stop)
             )

@@ -22,11 +22,11 @@ from jaxmnist.state import initial_state
 from jaxmnist.steps import (
     Batch,
     Images,
-    make_batch_at,
-    make_eval_step,
-    make_order_of_epoch,
-    make_train_step,
+    batch_at,
+    epoch_permutation,
+    eval_step,
     normalise,
+    train_step,
 )
 
 EVAL_BATCH = 1000
@@ -79,16 +79,15 @@ def training(model: nn.Module, work: dict[str, Any], images: Images, augmented: 
     config = TrainConfig(work["variant"], batch_size=work["batch_size"], augment=augmented)
     steps = steps_per_epoch(len(images.pixels), config.batch_size)
     tx, _ = make_optimizer(config, config.epochs * steps)
-    batch_at, train_step = make_batch_at(config), make_train_step(model, tx)
 
     def step(state, metrics, images, order):
-        batch = batch_at(state, images, order, state.step % steps)
-        state, of_step = train_step(state, batch)
-        return state, metrics.merge(of_step)
+        batch = batch_at(state, images, order, state.step % steps, config=config)
+        state, latest = train_step(state, batch, model=model, tx=tx)
+        return state, metrics.merge(latest)
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
     state = initial_state(model, tx, config.seed)
-    order = jax.jit(make_order_of_epoch(config))(state, images)
+    order = epoch_permutation(state, images, batch_size=config.batch_size)
     carry = [state, jax.device_put(Metrics.zero())]
 
     def job(times: int) -> None:
@@ -103,7 +102,6 @@ def evaluation(model: nn.Module, work: dict[str, Any], images: Images) -> Job:
     """Evaluates all test images, one batch a call."""
     tx, _ = make_optimizer(TrainConfig(work["variant"]), 100)
     state = initial_state(model, tx, 0)
-    eval_step = make_eval_step(model)
     size = math.gcd(len(images.pixels), EVAL_BATCH)  # every image counts once
 
     @jax.jit
@@ -113,7 +111,7 @@ def evaluation(model: nn.Module, work: dict[str, Any], images: Images) -> Job:
             for array in (images.pixels, images.labels)
         )
         batch = Batch(normalise(pixels, images.mean, images.std), labels)
-        return metrics.merge(eval_step(state, batch, jnp.ones(size, bool)))
+        return metrics.merge(eval_step(state, batch, jnp.ones(size, bool), model=model))
 
     def job(times: int) -> None:
         for _ in range(times):

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 
+from jaxmnist.runs.summary import Row
 from rich import progress
 from rich.console import Console
 
 from jaxmnist.config import spoken
 from jaxmnist.runs.seeds import SeedDone, SeedsStarted
-from jaxmnist.runs.summary import Row
 from jaxmnist.runs.training import EpochDone, Event, Failed, Progress, Started
 from support.output import print_line
 from support.tables import spread

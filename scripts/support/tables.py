@@ -5,11 +5,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import jax
+from jaxmnist.runs.summary import Row
 from rich.table import Table
 
 from jaxmnist.config import TrainConfig
 from jaxmnist.runs.run import count_parameters
-from jaxmnist.runs.summary import Row
 
 
 def epochs_table(rows: Sequence[Row]) -> Table:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxmnist.runs.summary import Row
 
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.seeds import SeedsStarted
-from jaxmnist.runs.summary import Row
 from jaxmnist.runs.training import EpochDone, Progress, Started
 
 # Of a row of metrics.jsonl.
