@@ -9,20 +9,19 @@ from jaxmnist.config import ConfigError, TrainConfig
 from jaxmnist.models import create_model
 from jaxmnist.recipes import DATASETS, RECIPES, VARIANTS
 from jaxmnist.runs.run import Run, load_run
-from jaxmnist.runs.seeds import SeedRuns, load_seeds, train_seeds
-from jaxmnist.runs.training import train
+from jaxmnist.runs.setup import Callbacks, RunOptions
+from jaxmnist.runs.train import train
 
 __all__ = [
     "DATASETS",
     "RECIPES",
     "VARIANTS",
+    "Callbacks",
     "ConfigError",
     "Run",
-    "SeedRuns",
+    "RunOptions",
     "TrainConfig",
     "create_model",
     "load_run",
-    "load_seeds",
     "train",
-    "train_seeds",
 ]

@@ -1,8 +1,8 @@
-"""Augmentation on the device, pixel for pixel what torchvision makes of 28x28 grey images.
+"""Augmentation on the device, identical to torchvision's on 28x28 grey images, pixel for pixel.
 
-In the notebooks' order: a rotation, an affine map, then brightness and contrast in random order,
-all with nearest-neighbour sampling. (The notebooks' saturation and hue leave grey images as they
-are.) Images are uint8 `[N, 28, 28]`, with one parameter an image.
+The order is the notebooks': a rotation, an affine map, then brightness and contrast in random
+order. Sampling is nearest-neighbour. (The notebooks' saturation and hue do not change grey images.)
+Images are uint8 `[N, 28, 28]`, with one parameter per image.
 
 Sources: torchvision.transforms.functional (`_get_inverse_affine_matrix`, `affine`, `rotate`) for
 the maps, Pillow's Geometry.c (`affine_fixed`) for the sampling and Blend.c for the jitter.
@@ -21,7 +21,7 @@ AFFINE_FILL = 0
 
 
 class Parameters(NamedTuple):
-    """What is done to each image; float32 `[N]` unless said."""
+    """Augmentation parameters of each image; float32 `[N]` unless noted."""
 
     rotation: jax.Array  # degrees, counter-clockwise
     angle: jax.Array  # degrees, clockwise
@@ -34,10 +34,9 @@ class Parameters(NamedTuple):
 
 
 def draw_parameters(key: jax.Array, count: int) -> Parameters:
-    """Draws what is done to each of `count` images, from the notebooks' ranges."""
-    uniform = iter(
-        jax.random.uniform(key, (9, count), jnp.float32)
-    )  # one draw for all: quicker than nine
+    """Draw augmentation parameters for `count` images from the notebooks' ranges."""
+    # One draw is faster than nine.
+    uniform = iter(jax.random.uniform(key, (9, count), jnp.float32))
 
     def between(low, high):
         return low + (high - low) * next(uniform)
@@ -55,7 +54,7 @@ def draw_parameters(key: jax.Array, count: int) -> Parameters:
 
 
 class Affine(NamedTuple):
-    """One affine map an image; float32 `[N]` unless said."""
+    """Affine maps, one per image; float32 `[N]` unless noted."""
 
     angle: jax.Array  # degrees, clockwise
     translate: jax.Array  # [N, 2], pixels, x then y
@@ -64,17 +63,17 @@ class Affine(NamedTuple):
 
 
 def draw_affine(key: jax.Array, count: int, strength: float = 1.0) -> Affine:
-    """Draws a map for each of `count` images; with 1 as far as the notebooks' two together."""
+    """Draw `count` affine maps; strength 1 spans the notebooks' rotation plus affine map."""
     drawn = jax.random.uniform(key, (5, count), jnp.float32, minval=-strength, maxval=strength)
     angle, x, y, scale, shear = drawn
     return Affine(13 * angle, 2.8 * jnp.stack([x, y], axis=1), 1 + 0.2 * scale, 10 * shear)
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Rotates, maps and re-lights every image with parameters of its own.
+    """Augment every image with its own random parameters.
 
     Args:
-        key: decides the parameters of the whole batch.
+        key: the random key for the whole batch.
         images: uint8 `[N, 28, 28]`.
 
     Returns:
@@ -84,9 +83,9 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def apply_parameters(images: jax.Array, p: Parameters) -> jax.Array:
-    """What `augment` does, with the parameters given. Shapes as there."""
-    # The affine map picks a pixel of the rotated image, which picks one of the original: following
-    # both maps first costs one look-up a pixel in place of two, and gives the same pixels.
+    """Augment images with given parameters; shapes as in `augment`."""
+    # The affine map selects a pixel of the rotated image, the rotation one of the original.
+    # Composing both maps needs one look-up per pixel instead of two and gives the same pixels.
     places = _source(_affine_map(p.angle, p.translate, p.scale, p.shear), _grid())
     rotated = _sample(images, _source(_rotation_map(p.rotation), places), ROTATE_FILL)
     inside = _inside(places).reshape(images.shape)
@@ -95,11 +94,11 @@ def apply_parameters(images: jax.Array, p: Parameters) -> jax.Array:
 
 
 def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
-    """Rotates counter-clockwise about the centre; what comes from outside is 1.
+    """Rotate images counter-clockwise about the centre; pixels from outside are 1.
 
     Args:
         images: uint8 `[N, 28, 28]`.
-        degrees: float32 `[N]`.
+        degrees: angles, float32 `[N]`.
 
     Returns:
         uint8 `[N, 28, 28]`.
@@ -110,14 +109,14 @@ def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
 def affine(
     images: jax.Array, angle: jax.Array, translate: jax.Array, scale: jax.Array, shear: jax.Array
 ) -> jax.Array:
-    """Rotates, shears, scales and shifts about the centre; what comes from outside is 0.
+    """Rotate, shear, scale and shift images about the centre; pixels from outside are 0.
 
     Args:
         images: uint8 `[N, 28, 28]`.
-        angle: degrees clockwise, `[N]`.
-        translate: pixels along x and y, `[N, 2]`.
-        scale: `[N]`.
-        shear: degrees along x, `[N]`.
+        angle: angles in degrees, clockwise, `[N]`.
+        translate: shifts along x and y in pixels, `[N, 2]`.
+        scale: scale factors `[N]`.
+        shear: shear angles along x in degrees, `[N]`.
 
     Returns:
         uint8 `[N, 28, 28]`.
@@ -127,22 +126,22 @@ def affine(
 
 
 def bilinear(images: jax.Array, p: Affine) -> jax.Array:
-    """As `affine`, but between four pixels, not the nearest; the shift need not be whole.
+    """Apply affine maps with bilinear interpolation; shifts need not be whole pixels.
 
     Args:
         images: uint8 `[N, 28, 28]`.
-        p: the maps.
+        p: the affine maps.
 
     Returns:
         float32 `[N, 28, 28]`, 0 to 255.
     """
-    # A pixel's value is that of its centre, half a pixel from where it begins.
+    # Pixel values belong to pixel centres, so subtract half a pixel.
     places = _affine_map(p.angle, p.translate, p.scale, p.shear) @ _with_ones(_grid()) - 32768
     row, column = (places >> 16).transpose(1, 0, 2)
-    # In whole numbers, of 256 steps: so the images are the same whatever they are compiled into.
+    # Integer weights in 256 steps make the images independent of how they are compiled.
     down, right = ((places >> 8) & 0xFF).transpose(1, 0, 2)
-    # Squares of four neighbours as one number, so that they are looked up at once. The first one
-    # begins a pixel outside.
+    # Pack squares of four neighbours into one word, so that one look-up reads all. The first
+    # square begins one pixel outside.
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1))).astype(jnp.uint32)
     rows = padded[:, :-1] | padded[:, 1:] << 16
     squares = (rows[:, :, :-1] | rows[:, :, 1:] << 8).reshape(len(images), -1)
@@ -158,11 +157,11 @@ def bilinear(images: jax.Array, p: Affine) -> jax.Array:
 
 
 def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with black: `clip(factor * x)`, truncated.
+    """Blend images with black: `clip(factor * x)`, truncated.
 
     Args:
         images: uint8 `[N, 28, 28]`.
-        factor: `[N]`; 0 is black, 1 the image itself.
+        factor: factors `[N]`; 0 gives black, 1 the image itself.
 
     Returns:
         uint8 `[N, 28, 28]`.
@@ -171,11 +170,11 @@ def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with the image's mean grey g: `clip(g + factor * (x - g))`, truncated.
+    """Blend images with their mean grey g: `clip(g + factor * (x - g))`, truncated.
 
     Args:
         images: uint8 `[N, 28, 28]`.
-        factor: `[N]`; 0 is the mean grey, 1 the image itself.
+        factor: factors `[N]`; 0 gives the mean grey, 1 the image itself.
 
     Returns:
         uint8 `[N, 28, 28]`.
@@ -184,7 +183,7 @@ def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def _jitter(images, brightness, contrast, brightness_first):
-    """Brightness and contrast, in the order that each image has drawn: two blends."""
+    """Adjust brightness and contrast as two blends, in each image's own order."""
     mean = _mean_grey(images)
     images = _blend(
         images,
@@ -205,7 +204,7 @@ def _blend(images, grey, factor):
 
 
 def _mean_grey(images):
-    """The mean rounded half up, in whole numbers, so that no rounding error can tip it."""
+    """Return the mean rounded half up, in exact integer arithmetic."""
     total = images.astype(jnp.int32).sum(axis=(1, 2))
     return (2 * total + SIZE * SIZE) // (2 * SIZE * SIZE)
 
@@ -216,7 +215,7 @@ def _rotation_map(degrees: jax.Array) -> jax.Array:
 
 
 def _affine_map(angle, translate, scale, shear) -> jax.Array:
-    """`[N, 2, 3]`: from (row, column, 1) to row and column of the source, in 16.16 fixed point."""
+    """Return maps `[N, 2, 3]` from (row, column, 1) to the source pixel, in 16.16 fixed point."""
     r, s = jnp.deg2rad(angle), jnp.deg2rad(shear)
     a, b = jnp.cos(r), -jnp.cos(r) * jnp.tan(s) - jnp.sin(r)
     c, d = jnp.sin(r), -jnp.sin(r) * jnp.tan(s) + jnp.cos(r)
@@ -225,28 +224,28 @@ def _affine_map(angle, translate, scale, shear) -> jax.Array:
     x, y = centre + translate[:, 0], centre + translate[:, 1]
     m2 = centre - m0 * x - m1 * y
     m5 = centre - m3 * x - m4 * y
-    # Half a pixel: the map is taken at pixel centres.
+    # The map applies to pixel centres, half a pixel in.
     to_row = jnp.stack([m4, m3, m5 + m3 / 2 + m4 / 2], axis=-1)
     to_column = jnp.stack([m1, m0, m2 + m0 / 2 + m1 / 2], axis=-1)
     return jnp.floor(jnp.stack([to_row, to_column], axis=1) * 65536 + 0.5).astype(jnp.int32)
 
 
 def _grid() -> jax.Array:
-    """Row and column of every output pixel, int32 `[2, 784]`."""
+    """Return the row and column of every output pixel, int32 `[2, 784]`."""
     return jnp.indices((SIZE, SIZE), dtype=jnp.int32).reshape(2, -1)
 
 
 def _source(maps: jax.Array, places: jax.Array) -> jax.Array:
-    """Where the maps take the places: row and column, int32 `[N, 2, 784]`.
+    """Return the source row and column of each place, int32 `[N, 2, 784]`.
 
-    As a product of whole numbers, so that a compiler works the maps out once an image; written out
-    as sums they were worked out for every pixel, three times slower.
+    With an integer matrix product, the compiler computes each map once per image. Written as sums,
+    the maps were computed for every pixel, which was three times slower.
     """
     return (maps @ _with_ones(places)) >> 16
 
 
 def _with_ones(places: jax.Array) -> jax.Array:
-    """Homogeneous coordinates."""
+    """Return homogeneous coordinates."""
     return jnp.concatenate([places, jnp.ones_like(places[..., :1, :])], axis=-2)
 
 
@@ -255,7 +254,7 @@ def _inside(places: jax.Array) -> jax.Array:
 
 
 def _sample(images: jax.Array, places: jax.Array, fill: int) -> jax.Array:
-    """The pixel at each place `[N, 2, 784]`, `fill` outside."""
+    """Return the pixel at each place `[N, 2, 784]`, and `fill` outside."""
     inside = _inside(places)
     index = jnp.where(inside, places[:, 0] * SIZE + places[:, 1], 0)
     flat = images.reshape(-1, SIZE * SIZE)
@@ -264,26 +263,26 @@ def _sample(images: jax.Array, places: jax.Array, fill: int) -> jax.Array:
 
 
 class AffineAndLight(NamedTuple):
-    """One affine map an image, and then what `augment` does to its brightness and contrast."""
+    """An affine map per image, and the brightness and contrast of `augment`."""
 
     affine: Affine
-    light: Parameters  # its brightness and contrast
+    light: Parameters  # only brightness and contrast are used
 
 
 def draw_affine_and_light(key: jax.Array, count: int) -> AffineAndLight:
-    """Draws both for each of `count` images, from the notebooks' ranges."""
+    """Draw affine maps, brightness and contrast for `count` images from the notebooks' ranges."""
     affine_key, light_key = jax.random.split(key)
     return AffineAndLight(draw_affine(affine_key, count), draw_parameters(light_key, count))
 
 
 def bilinear_and_light(images: jax.Array, p: AffineAndLight) -> jax.Array:
-    """As `bilinear`, then brightness and contrast as in `augment`; uint8 `[N, 28, 28]` both."""
+    """Apply `bilinear`, then the jitter of `augment`; input and output are uint8 `[N, 28, 28]`."""
     mapped = jnp.round(bilinear(images, p.affine)).astype(jnp.uint8)
     return _jitter(mapped, p.light.brightness, p.light.contrast, p.light.brightness_first)
 
 
 class Augmentation(NamedTuple):
-    """What is done to training images: `apply(images, draw(key, count))`."""
+    """An augmentation of training images: `apply(images, draw(key, count))`."""
 
     draw: Callable[[jax.Array, int], Any]
     apply: Callable[[jax.Array, Any], jax.Array]
@@ -291,7 +290,7 @@ class Augmentation(NamedTuple):
 
 AUGMENTATIONS = {
     "notebook": Augmentation(draw_parameters, apply_parameters),
-    # Each of the notebooks' three parts alone.
+    # Each of the notebooks' three parts on its own.
     "rotation": Augmentation(draw_parameters, lambda images, p: rotate(images, p.rotation)),
     "affine": Augmentation(
         draw_parameters,

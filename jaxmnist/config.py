@@ -1,4 +1,4 @@
-"""The frozen `TrainConfig`: every value that decides the result of a run."""
+"""`TrainConfig`, the frozen config with every value that determines the result of a run."""
 
 import dataclasses
 import difflib
@@ -13,70 +13,71 @@ from jaxmnist.recipes import (
     CHANGES,
     DATASETS,
     DEFAULTS,
-    NETWORKS,
     RECIPES,
     SCHEDULES,
     values_of,
 )
 
-# A guard against a slip of the finger.
+# A guard against typos.
 MAX_SEEDS = 1000
 
-# Version of the files of a run; bump it when older readers would misunderstand a change.
+# Version of the files of a run. Increase it when older versions would misread a change.
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
-# The fields of `DEFAULTS` that format 1 has.
+# The fields of `DEFAULTS` that format 1 contains.
 _FORMAT_1 = {"batch_size", "augment", "dropout"}
 
 
 class ConfigError(Exception):
-    """The command line or the config asks for something that cannot be trained.
+    """An invalid command line or config.
 
-    Not a ValueError, which the command-line library would catch and wrap in words of its own.
+    Not a ValueError: the command-line library would catch it and replace the message.
     """
 
 
 def _from_recipe() -> Any:
-    """Return a field that is None until `TrainConfig` takes its value from the recipe."""
+    """Return a field that is None until `TrainConfig` fills it in from the recipe."""
     return dataclasses.field(default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Every value that decides the result of a run, and nothing else.
+    """Values that determine the result of a run, and nothing else.
 
-    A field left at None takes the value of the variant's recipe; of a constructed config only
+    A field left at None takes the value of the variant's recipe. In a constructed config only
     `limit_train` and `holdout` can be None.
 
     Args:
         variant: the network: skeleton, less_params, batch_norm, dropout, fc_layer, augmentation,
-            gap; or one next to gap: gap_without_norm, gap_late_pool, gap_wide, gap_two_pools.
+            gap; or a variation of gap: gap_without_norm, gap_late_pool, gap_wide, gap_two_pools.
         dataset: mnist, fashion_mnist or kmnist.
         recipe: the source of all fields that are not given: notebook is the original's, record
-            and fast are ours for gap (docs/recipes.md).
+            and fast are this project's for gap (docs/recipes.md).
         epochs: passes over the training images.
-        batch_size: images a step.
+        batch_size: images per step.
         learning_rate: the constant rate, or the peak of the one-cycle schedule.
-        seed: decides the initial weights, the order of the images, augmentation and dropout.
+        seed: the random seed of the initial weights, the order of the images, augmentation and
+            dropout.
         augment: whether the training images are augmented.
         dropout: the probability that an activation is dropped, for variants with dropout.
-        limit_train: train on this many images only, the first ones, for quick trials.
-        holdout: keep this many training images out of the training, and test on them instead of
+        limit_train: the number of training images to use, the first ones, for quick trials.
+        holdout: the number of training images to leave out of training and to test on instead of
             the test set.
         fold: the images held out: 0 the last ones, 1 those before, and so on.
         augmentation: notebook (rotate, shift, scale, shear, re-light), one of its parts (rotation,
-            affine, jitter), or bilinear and its relatives (docs/recipes.md).
-        schedule: of the learning rate: constant or one_cycle.
-        momentum: of SGD, where the schedule does not cycle it.
-        nesterov: whether the momentum is Nesterov's.
-        weight_decay: added to the gradients, times the parameters.
-        ema_decay: of the moving average of weights and statistics that is evaluated; 0: none.
+            affine, jitter), or bilinear and its variations (docs/recipes.md).
+        schedule: the learning rate schedule: constant or one_cycle.
+        momentum: the momentum of SGD, unless the schedule cycles it.
+        nesterov: whether to use Nesterov momentum.
+        weight_decay: the multiple of the parameters that is added to the gradients.
+        ema_decay: the decay of the moving average of weights and statistics that is evaluated; 0:
+            no average.
         cycle_momentum: whether the one-cycle schedule cycles the momentum too.
         base_momentum: the smallest momentum of the cycle.
         max_momentum: the largest momentum of the cycle.
-        pct_start: the part of the steps in which the learning rate climbs.
-        div_factor: the peak over the first learning rate.
-        final_div_factor: the first learning rate over the last one.
+        pct_start: the fraction of the steps in which the learning rate increases.
+        div_factor: the peak divided by the first learning rate.
+        final_div_factor: the first learning rate divided by the last one.
 
     Raises:
         ConfigError: a value is out of range; the message names it.
@@ -110,7 +111,7 @@ class TrainConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        check_name("variant", self.variant, NETWORKS)
+        check_name("variant", self.variant, RECIPES["notebook"])
         check_name("dataset", self.dataset, DATASETS)
         _check_recipe(self.recipe, self.variant)
         for name, value in values_of(self.variant, self.recipe).items():
@@ -121,27 +122,27 @@ class TrainConfig:
 
     @property
     def name(self) -> str:
-        """The variant, and what its recipe has beyond the notebook's: gap/no_dropout, gap/record.
+        """Name of the variant and its recipe, without "notebook": gap/no_dropout, gap/record.
 
-        Fields that differ from the recipe's are no part of it. `by_name` is the inverse.
+        Fields that differ from the recipe's are left out. `by_name` is the inverse.
         """
         beyond = [part for part in self.recipe.split("/") if part != TrainConfig.recipe]
         return "/".join([self.variant, *beyond])
 
     def to_json(self) -> str:
-        """Return the config as a JSON object, every field written out."""
+        """Return the config as a JSON object with every field."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
         """Return the config that `to_json` wrote.
 
-        Format 1 left the fields out that had no option; they are the recipe's.
+        Format 1 lacks the fields that had no option; they take the recipe's values.
 
         Raises:
-            ConfigError: the text is not a JSON object of these fields, or of another format.
+            ConfigError: the text is not a JSON object of these fields, or has another format.
         """
-        values = _object_of(text)
+        values = json_object(text)
         found = values.pop("format", None)
         check_format("config", found)
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -153,12 +154,12 @@ class TrainConfig:
         return cls(**values)
 
     def check_continues(self, begun: "TrainConfig") -> None:
-        """Check that a run begun with another config can go on with this one.
+        """Check that a run that started with another config can continue with this one.
 
-        Everything must be equal, except that the epochs may grow at a constant learning rate.
+        All fields must be equal, except that the epochs may increase at a constant learning rate.
 
         Args:
-            begun: the config that the run was begun with.
+            begun: the config that the run started with.
 
         Raises:
             ConfigError: a field differs; the message names each with both values.
@@ -176,91 +177,32 @@ class TrainConfig:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class SeedsConfig:
-    """Runs that differ in their seed alone.
-
-    Args:
-        config: what each trains; its own seed is that of the first.
-        seeds: theirs, each once.
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Return the seeds as Python integers.
 
     Raises:
-        ConfigError: there is no seed, one is there twice, or one is out of range.
+        ConfigError: there are none or too many, one is listed twice, or one is out of range.
     """
-
-    config: TrainConfig
-    seeds: tuple[int, ...]
-
-    def __post_init__(self):
-        if not self.seeds:
-            raise ConfigError("seeds is empty; expected at least one")
-        if len(self.seeds) > MAX_SEEDS:
-            raise ConfigError(f"there are more than {MAX_SEEDS} seeds; expected at most so many")
-        # Plain numbers, whatever scalars were given; each in range.
-        object.__setattr__(self, "seeds", tuple(self.of(seed).seed for seed in self.seeds))
-        for number, seed in enumerate(self.seeds):
-            if seed in self.seeds[:number]:
-                raise ConfigError(f"seeds has {seed} more than once; each seed is one run")
-        object.__setattr__(self, "config", self.of(self.seeds[0]))
-
-    def of(self, seed: int) -> TrainConfig:
-        """The config of one seed's run."""
-        return dataclasses.replace(self.config, seed=seed)
-
-    def to_json(self) -> str:
-        """The config as a JSON object: that of the first seed, and all seeds."""
-        values = json.loads(self.config.to_json())
-        return json.dumps({**values, "seeds": list(self.seeds)}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "SeedsConfig":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ConfigError: as `TrainConfig.from_json`, or there is no list of seeds.
-        """
-        values = _object_of(text)
-        seeds = values.pop("seeds", None)
-        if not isinstance(seeds, list):
-            raise ConfigError(f"config has the seeds {seeds!r}; expected a list")
-        return cls(TrainConfig.from_json(json.dumps(values)), tuple(seeds))
-
-    def check_continues(self, begun: "SeedsConfig") -> None:
-        """Accepts runs that this config can go on with; there may be more seeds than before.
-
-        Args:
-            begun: the config that the runs were begun with.
-
-        Raises:
-            ConfigError: a seed is missing, or what `TrainConfig.check_continues` refuses.
-        """
-        missing = [seed for seed in begun.seeds if seed not in self.seeds]
-        if missing:
-            raise ConfigError(
-                f"the run was begun with the seeds {spoken(begun.seeds)}, and {spoken(missing)} "
-                "are not among those asked for; leave --seeds out, or add to them"
-            )
-        self.of(begun.seeds[0]).check_continues(begun.config)
-
-
-def parse_config(text: str) -> TrainConfig | SeedsConfig:
-    """Reads what either's `to_json` wrote.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    return (SeedsConfig if "seeds" in _object_of(text) else TrainConfig).from_json(text)
+    if len(seeds) == 0:
+        raise ConfigError("seeds is empty; expected at least one")
+    if len(seeds) > MAX_SEEDS:
+        raise ConfigError(f"there are more than {MAX_SEEDS} seeds; expected at most that many")
+    plain = tuple(TrainConfig(seed=seed).seed for seed in seeds)
+    for number, seed in enumerate(plain):
+        if seed in plain[:number]:
+            raise ConfigError(f"seeds has {seed} more than once; each seed is one run")
+    return plain
 
 
 def by_name(name: str, **fields: Any) -> TrainConfig:
-    """The config that a `TrainConfig.name` names.
+    """Return the config for a `TrainConfig.name`.
 
     Args:
-        name: a variant, and after slashes a recipe, changes, or both.
-        fields: the other fields, as of `TrainConfig`.
+        name: a variant, followed by a recipe, changes, or both, separated by slashes.
+        fields: the other fields of `TrainConfig`.
 
     Raises:
-        ConfigError: there is no such variant, recipe or change, or as `TrainConfig`.
+        ConfigError: the variant, recipe or change does not exist, or as `TrainConfig`.
     """
     variant, *recipe = name.split("/")
     if recipe:
@@ -270,31 +212,36 @@ def by_name(name: str, **fields: Any) -> TrainConfig:
     return TrainConfig(variant, recipe="/".join(recipe), **fields)
 
 
-def parse_seeds(words: str, first: int) -> tuple[int, ...]:
-    """The seeds that `--seeds` names.
+def parse_seeds(text: str, first: int) -> tuple[int, ...]:
+    """Return the seeds for the value of `--seeds`.
 
     Args:
-        words: how many, as "8", or which, as "3,7,11".
-        first: where a number of them begins.
+        text: a count, such as "8", or a list, such as "3,7,11".
+        first: the first seed, for a count.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the text is neither.
     """
-    if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})+", words):
-        return tuple(map(int, words.split(",")))
-    if re.fullmatch(r"[0-9]{1,9}", words):
-        return tuple(range(first, first + min(int(words), MAX_SEEDS + 1)))
-    raise ConfigError(f"seeds is {words!r}; expected how many, as 8, or which, as 3,7,11")
+    if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})+", text):
+        return tuple(map(int, text.split(",")))
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return tuple(range(first, first + min(int(text), MAX_SEEDS + 1)))
+    raise ConfigError(f"seeds is {text!r}; expected how many, as 8, or which, as 3,7,11")
 
 
-def spoken(numbers: Sequence[int]) -> str:
-    """Whole numbers in words: 0 to 7, or 3, 7, 11."""
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
-        return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers))
+def format_seeds(seeds: Sequence[int]) -> str:
+    """Return seeds as text, such as "0 to 7" or "3, 7, 11"."""
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
-def _object_of(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ConfigError: the text is not JSON, or not an object.
+    """
     try:
         values = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -305,14 +252,14 @@ def _object_of(text: str) -> dict[str, Any]:
 
 
 def steps_per_epoch(train_count: int, batch_size: int) -> int:
-    """How many full batches an epoch has; the images left over sit that epoch out.
+    """Return the number of full batches per epoch; each epoch skips the remaining images.
 
     Args:
-        train_count: training images.
-        batch_size: images a step.
+        train_count: number of training images.
+        batch_size: images per step.
 
     Raises:
-        ConfigError: not even one batch is full.
+        ConfigError: there are fewer images than one batch needs.
     """
     if batch_size > train_count:
         raise ConfigError(
@@ -323,10 +270,10 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
 
 
 def check_format(what: str, found: object, readable: Sequence[int] = READABLE_FORMATS) -> None:
-    """Check that this version reads a format.
+    """Check that this version can read a format.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it cannot.
     """
     if found not in readable:
         raise ConfigError(
@@ -336,10 +283,10 @@ def check_format(what: str, found: object, readable: Sequence[int] = READABLE_FO
 
 
 def check_name(field: str, value: object, known: Collection[str]) -> None:
-    """Accepts a known name.
+    """Check that a name is known.
 
     Raises:
-        ConfigError: it is another; the message suggests the nearest.
+        ConfigError: the name is unknown; the message suggests the closest one.
     """
     if isinstance(value, str) and value in known:
         return
@@ -363,15 +310,15 @@ def _check_recipe(recipe: object, variant: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a scalar of NumPy or JAX as Python's own number; any other value as it is."""
+    """Convert a NumPy or JAX scalar to a Python number; return any other value unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _check_values(config: TrainConfig) -> None:
-    """Check each value alone.
+    """Check each value on its own.
 
     Raises:
-        ConfigError: one is of another type or out of range.
+        ConfigError: a value has the wrong type or is out of range.
     """
     check_name("augmentation", config.augmentation, AUGMENTATIONS)
     check_name("schedule", config.schedule, SCHEDULES)
@@ -421,7 +368,7 @@ def _check_together(config: TrainConfig) -> None:
     """Check the values that depend on each other.
 
     Raises:
-        ConfigError: two do not go together.
+        ConfigError: two values are incompatible.
     """
     if config.fold and config.holdout is None:
         raise ConfigError(f"fold is {config.fold}, but nothing is held out; pass --holdout, too")

@@ -1,4 +1,4 @@
-"""Loss and accuracy as sums and a count: merged on the device, divided once, on the host."""
+"""Loss and accuracy as sums and a count, merged on the device and divided once on the host."""
 
 import flax.struct
 import jax
@@ -18,44 +18,44 @@ class Metrics(flax.struct.PyTreeNode):
 
     @classmethod
     def zero(cls) -> "Metrics":
-        """No image yet."""
+        """Return the metrics of zero images."""
         return cls(*(np.zeros((), dtype) for dtype in (np.float32, np.int32, np.int32)))
 
     def merge(self, other: "Metrics") -> "Metrics":
-        """The sums over both sets of images."""
+        """Return the sums over both sets of images."""
         return jax.tree.map(jnp.add, self, other)
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood, in nats an image; NaN over no image."""
+        """Mean negative log-likelihood, in nats per image; NaN without images."""
         return float(self.loss_sum) / int(self.count) if int(self.count) else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """Share of images classified correctly, in percent; NaN over no image."""
+        """Share of images classified correctly, in percent; NaN without images."""
         return 100 * int(self.correct) / int(self.count) if int(self.count) else float("nan")
 
 
 def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Negative log-likelihood of each label, in nats.
+    """Return the negative log-likelihood of each label, in nats.
 
     Args:
-        logits: `[N, 10]`.
-        labels: whole numbers `[N]`.
+        logits: logits `[N, 10]`.
+        labels: integers `[N]`.
 
     Returns:
-        `[N]`.
+        Losses `[N]`.
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
 
 
 def measure(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None) -> Metrics:
-    """The sums over one batch.
+    """Return the metrics of one batch.
 
     Args:
-        logits: `[N, 10]`.
-        labels: whole numbers `[N]`.
-        valid: bool `[N]`, which of the images count; None: all.
+        logits: logits `[N, 10]`.
+        labels: integers `[N]`.
+        valid: mask of the images that count, bool `[N]`; None for all.
     """
     if valid is None:
         valid = jnp.ones(len(logits), bool)

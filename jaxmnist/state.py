@@ -89,8 +89,8 @@ def update_ema(state: TrainState, decay: float) -> TrainState:
         decay: weight of the average so far, per step.
     """
     # The first states are far from the last ones: the average of few steps is their plain mean.
-    decay = jnp.minimum(decay, 1 - 1 / (state.step + 1).astype(jnp.float32))
-    ema = jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, state.ema, state.latest)
+    keep = jnp.minimum(decay, 1 - 1 / (state.step + 1).astype(jnp.float32))
+    ema = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, state.ema, state.latest)
     return state.replace(ema=ema)
 
 

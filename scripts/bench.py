@@ -1,4 +1,4 @@
-"""Measures how fast the seven networks train here: `python scripts/bench.py --variant gap`."""
+"""Measures the training speed of the seven networks: `python scripts/bench.py --variant gap`."""
 
 import argparse
 import json
@@ -6,39 +6,34 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from benchmark.networks import step_flop
 from benchmark.protocol import ROUND_SECONDS, Contender, ContenderError
 from benchmark.tables import tables
 from rich.console import Console
-from support.command import run_main, user_path
+from support.command import TrainingCommand, add_common_options, run_main, user_path
 from support.output import make_console, print_table
 
 from jaxmnist import VARIANTS, TrainConfig, data
 from jaxmnist.config import ConfigError
-from jaxmnist.models.description import describe
+from jaxmnist.models.description import describe, step_flop
 
 FOLDER = Path(__file__).parent / "benchmark"
 PEERS = ("pytorch", "flax")
-# Before a job is timed: long enough for the threads of the contender before to fall asleep.
+# Pause before a job is timed: the previous contender's threads need time to fall asleep.
 PAUSE_SECONDS = 0.2
-START_STEPS = 10  # of the runs that show how long a start takes
-BATCH_SIZES = (32, 128, 512, 1024, 4096)
-IMAGE_COUNTS = (6_000, 15_000, 30_000, 60_000)
-EPOCHS = (1, 2, 4)
-GOALS = (99.0, 99.4)  # of the test accuracy, in percent: when does a whole training reach them?
+START_STEPS = 10  # of the runs that time the start
+GOALS = (99.0, 99.4)  # test accuracies, in percent, that a whole training is timed to
 
-Times = dict[str, list[float]]  # by job, the seconds of each round
+Times = dict[str, list[float]]  # seconds of each round, by job
 
 
 class Measured(NamedTuple):
-    """What the contenders took, by contender and job, and which jobs do not work here."""
+    """Times by contender and job, facts by contender, and the reasons of failed jobs."""
 
     times: dict[str, Times]
     facts: dict[str, dict[str, Any]]
@@ -46,31 +41,21 @@ class Measured(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     arguments = parse(argv)
-    try:
+    with TrainingCommand(arguments.debug, lambda stop: "stopped") as command:
+        command.handle_signals()
         return run(arguments, make_console())
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if arguments.debug:
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=[*VARIANTS, "all"], default="gap")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5, help="the medians are over so many")
     parser.add_argument("--layers", action="store_true", help="measure every layer alone as well")
-    parser.add_argument(
-        "--scaling",
-        action="store_true",
-        help="show how the cost grows with the batch, the images and the epochs",
-    )
     parser.add_argument(
         "--seeds",
         type=counts,
@@ -101,14 +86,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="the interpreter of an environment with PyTorch",
     )
     parser.add_argument("--out", type=user_path, help="write everything measured here, as JSON")
-    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def counts(words: str) -> tuple[int, ...]:
-    """Whole numbers above 0, as 1,2,4,8."""
+    """Parse positive integers, as 1,2,4,8."""
     found = tuple(map(int, words.split(",")))
     if min(found) < 1:
         raise ValueError
@@ -116,13 +99,13 @@ def counts(words: str) -> tuple[int, ...]:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Does what the command line asks for."""
+    """Run the measurements, and print their tables."""
     if arguments.rounds < 1:
         raise ConfigError(f"rounds is {arguments.rounds}; expected a whole number of at least 1")
     variants = VARIANTS if arguments.variant == "all" else (arguments.variant,)
     for variant in variants:
         for recipe in arguments.whole:
-            TrainConfig(variant, recipe=recipe)  # what cannot be trained is refused at once
+            TrainConfig(variant, recipe=recipe)  # an invalid config fails at once
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         images = write_images(arguments, Path(scratch))
@@ -140,7 +123,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def measure(
     arguments: argparse.Namespace, config: TrainConfig, images: Path, scratch: Path
 ) -> dict[str, Any]:
-    """Everything that was asked for, of one variant."""
+    """Measure everything requested of one variant."""
     network = describe(config.variant)
     work = {
         "variant": config.variant,
@@ -171,27 +154,25 @@ def measure(
         result["layers"] = network
     if arguments.seeds:
         result["seeds"] = measure_seeds(work, arguments.seeds, arguments.rounds)
-    if arguments.scaling:
-        result["scaling"] = measure_scaling(work, arguments.rounds)
     if arguments.whole:
         result["whole"] = measure_whole(arguments, config, work, scratch)
     return result
 
 
 def command(name: str, python: str = sys.executable) -> list[str]:
-    """Starts a contender."""
+    """Return the command that starts a contender."""
     return [python, str(FOLDER / f"{name}.py")]
 
 
 def alternate(
     commands: Mapping[str, Sequence[str]], work: Mapping[str, Any], rounds: int
 ) -> Measured:
-    """Times every job of every contender, one after another, round after round.
+    """Time every job of every contender, one after another, round after round.
 
     Args:
-        commands: starts each contender.
-        work: what they work on.
-        rounds: how many, after one in which every job is prepared.
+        commands: the command that starts each contender.
+        work: the contenders' work.
+        rounds: their number, after a first one that prepares every job.
 
     Raises:
         ContenderError: a contender does not start.
@@ -216,7 +197,7 @@ def alternate(
 
 
 def _round(name: str, contender: Contender, measured: Measured, is_kept: bool) -> None:
-    """Times every job of a contender that has not failed before."""
+    """Time every job of a contender that has not failed before."""
     for job in contender.jobs:
         label = f"{name}: {job}"
         if label in measured.failed:
@@ -232,7 +213,7 @@ def _round(name: str, contender: Contender, measured: Measured, is_kept: bool) -
 
 
 def ratios(times: Mapping[str, Times], peers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Our median time over the best one of each peer, for each kind of work."""
+    """Return our median time divided by each peer's best one, for each kind of work."""
     found = {}
     for peer in peers:
         for kind, ours in (
@@ -256,10 +237,10 @@ def ratios(times: Mapping[str, Times], peers: Sequence[str]) -> dict[str, dict[s
 def measure_start(
     arguments: argparse.Namespace, config: TrainConfig, scratch: Path
 ) -> dict[str, Any]:
-    """Short runs of the training command: the first with an empty compilation cache, then warm.
+    """Time short runs of the training command: the first with an empty cache, then warm.
 
     Returns:
-        Seconds from the start of the process to the end of the first steps, and the peak memory.
+        The seconds from the process's start to the end of the first steps, and the peak memory.
     """
     runs = []
     for number in range(1 + arguments.rounds):
@@ -286,14 +267,14 @@ def measure_start(
 
 
 def training_command(arguments: argparse.Namespace, scratch: Path, *words: str) -> list[str]:
-    """The training command with such words, on the images that all contenders have."""
+    """Return the training command with these arguments, on the contenders' images."""
     for option, path in (("--data-dir", arguments.data_dir), ("--idx-dir", arguments.idx_dir)):
         words += (option, str(path)) if path is not None else ()
     return [*command("start"), str(scratch / "compiled"), *words]
 
 
 def answer_of(words: Sequence[str]) -> dict[str, Any]:
-    """What a training says at its end."""
+    """Run a training; return the JSON that it prints last."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = " ".join(done.stderr.splitlines()[-1:])
@@ -304,16 +285,16 @@ def answer_of(words: Sequence[str]) -> dict[str, Any]:
 def measure_whole(
     arguments: argparse.Namespace, config: TrainConfig, work: Mapping[str, Any], scratch: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """Trains to the end, each round with its own seed, ours and PyTorch's in turn.
+    """Train to the end, each round with its own seed, ours and PyTorch's in turn.
 
     Returns:
-        By who trains, of each round: the seconds from the start of the process to its end, to the
-        first epochs that reached each of `GOALS` (null if none did), and the final test accuracy.
+        For each contender and round: the seconds from the process's start to its end and to the
+        first epoch that reached each of `GOALS` (None if none did), and the final test accuracy.
     """
     whole: dict[str, list[dict[str, Any]]] = {}
     plain = TrainConfig(config.variant, config.dataset)
     notebook = {name: getattr(plain, name) for name in ("batch_size", "epochs", "augment")}
-    # In round -1 our programs are compiled: the cache is warm from then on.
+    # Round -1 compiles our programs: the cache is warm in later rounds.
     for number in range(-1, arguments.rounds):
         seed = number % arguments.rounds
         for recipe in arguments.whole:
@@ -337,7 +318,7 @@ def measure_whole(
 
 
 def timed(words: Sequence[str]) -> dict[str, Any]:
-    """Times a training from its start."""
+    """Time a training from the start of its process."""
     begin = time.monotonic()
     epochs = answer_of(words)["epochs"]
     end = time.monotonic()
@@ -349,32 +330,13 @@ def timed(words: Sequence[str]) -> dict[str, Any]:
 
 
 def measure_seeds(work: Mapping[str, Any], seeds: Sequence[int], rounds: int) -> dict[str, Any]:
-    """How long a step of so many seeds takes, in each of the ways to train them."""
+    """Time a step of each number of seeds, with each seed mapping."""
     measured = alternate({"seeds": command("seeds")}, {**work, "seeds": seeds}, rounds)
     return {"counts": list(seeds), **measured._asdict()}
 
 
-def measure_scaling(work: Mapping[str, Any], rounds: int) -> dict[str, dict[str, float]]:
-    """How the seconds grow with one thing at a time, the others as they are."""
-
-    def seconds(contender: str, **changes: Any) -> dict[str, float]:
-        times = alternate({contender: command(contender)}, {**work, **changes}, rounds).times
-        return {job: median(rounds) for job, rounds in times[contender].items()}
-
-    return {
-        "batch size: a step": {
-            str(size): seconds("ours", batch_size=size)["augmented step"] for size in BATCH_SIZES
-        },
-        "images: an epoch": {
-            str(count): seconds("epochs", limit_train=count, epochs=(1,))["1"]
-            for count in IMAGE_COUNTS
-        },
-        "epochs of 6,000 images: all of them": seconds("epochs", limit_train=6000, epochs=EPOCHS),
-    }
-
-
 def write_images(arguments: argparse.Namespace, scratch: Path) -> Path:
-    """Puts MNIST where every contender can read it."""
+    """Write MNIST to a file that every contender can read."""
     dataset = data.load("mnist", arguments.data_dir, arguments.idx_dir)
     path = scratch / "images.npz"
     np.savez(

@@ -1,11 +1,10 @@
-"""Opens a page on which one draws a digit: `python scripts/demo.py runs/gap-seed0`.
+"""Opens a page to draw digits on: `python scripts/demo.py runs/gap-seed0`.
 
-It shows, while one draws, what the network sees and how sure it is of each digit; with several runs
-a column for each. --drilldown takes the newest run of every variant.
+During drawing, the page shows the network's input and its probability of each digit, in a column
+for each run. --drilldown takes the newest run of every variant.
 """
 
 import argparse
-import signal
 import sys
 import threading
 import webbrowser
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":
     # Neither `python -m scripts.demo` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
-        # Ctrl-C ends it, without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from support.command import failed, needing, remember_compiled, run_main
+from support.command import (
+    Command,
+    add_common_options,
+    require_extra,
+    run_main,
+    use_compilation_cache,
+)
 
 from jaxmnist import VARIANTS, data
 from jaxmnist.config import ConfigError
@@ -32,33 +33,31 @@ from jaxmnist.inference.predict import DIGITS, check_digits, load_runs, make_pre
 from jaxmnist.recipes import IDEAS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.checkpoint import CheckpointError
-from jaxmnist.runs.run import Run, load_run
+from jaxmnist.runs.run import Run
 
 if TYPE_CHECKING:
     import socket
 
     from page.server import Say
 
-# Where training and the drill-down write unless they are told otherwise.
+# Default output folders of training and of the drill-down.
 FOLDERS = (Path("runs"), Path("docs/runs"))
-# Of the test set: enough to find mistakes in, even of the best network.
+# Test images: enough to contain mistakes of even the best network.
 IMAGES = 2000
 MAX_PORT = 65535
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     arguments = parse(argv)
-    try:
-        remember_compiled()
+    with Command(arguments.debug) as command:
+        use_compilation_cache()
         run(arguments)
-        return 0
-    except Exception as error:
-        return failed(error, arguments.debug)
+    return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="a run's folder, or that of many seeds"
@@ -76,15 +75,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="only print the address"
     )
-    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Loads the networks and shows the page until Ctrl-C."""
-    with needing("demo"):
+    """Load the networks and serve the page until Ctrl-C."""
+    with require_extra("demo"):
         from page import server
 
     with listen(arguments.host, arguments.port) as listening:
@@ -92,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         images = data.load(DIGITS, arguments.data_dir, arguments.idx_dir)
         say = says(runs)
         shown = what_is_shown(runs, images, say)
-        say(images.test_images[:1])  # compiles what a drawing needs
+        say(images.test_images[:1])  # compiles for a drawing
         local = server.is_local(listening.getsockname()[0])
         app = server.make_app(shown, say, local)
         own, *others = server.addresses(listening)
@@ -102,16 +99,16 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"others open {address}")
         print(f"the page is at {own} (Ctrl-C ends it)", flush=True)
         if arguments.browser:
-            # Some browsers return when they are closed.
+            # For some browsers, the call returns only when they are closed.
             threading.Thread(target=webbrowser.open, args=[own], daemon=True).start()
         server.serve(app, listening)
 
 
 def listen(host: str, port: int) -> "socket.socket":
-    """Takes the address before the networks are loaded.
+    """Bind the address before the networks are loaded.
 
     Raises:
-        ConfigError: it is not to be had.
+        ConfigError: the address is not available.
     """
     from page import server
 
@@ -129,10 +126,10 @@ def listen(host: str, port: int) -> "socket.socket":
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
-    """The runs whose networks are shown.
+    """Return the runs whose networks are shown.
 
     Raises:
-        ConfigError: none is named, or one is no finished run, or not of digits.
+        ConfigError: no run is named, or one is unfinished or not of digits.
     """
     if arguments.drilldown:
         return newest_of_every_variant(arguments.runs or FOLDERS)
@@ -144,21 +141,18 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 
 def newest_of_every_variant(folders: Sequence[Path]) -> list[Run]:
-    """The finished runs that ended last, in the drill-down's order; a damaged one is passed over.
+    """Return each variant's newest finished run, in the drill-down's order; skip damaged runs.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no finished run.
     """
     summaries = [file for folder in folders for file in folder.rglob(run_folder.SUMMARY)]
     newest: dict[str, Run] = {}
     for file in sorted(summaries, key=lambda file: file.stat().st_mtime, reverse=True):
-        # Of several seeds there is a summary, too, beside the folders of each.
-        if not (file.parent / run_folder.CHECKPOINTS).is_dir():
-            continue
         try:
-            config = run_folder.read_config_of_run(file.parent)
+            config = run_folder.read_config(file.parent).config
             if config.dataset == DIGITS and config.variant not in newest:
-                newest[config.variant] = load_run(file.parent)
+                newest[config.variant] = load_runs(file.parent)[-1]
         except (ConfigError, CheckpointError, OSError) as error:
             print(f"note: passed over: {error}", file=sys.stderr)
     if not newest:
@@ -173,13 +167,13 @@ def newest_of_every_variant(folders: Sequence[Path]) -> list[Run]:
 
 
 def says(runs: Sequence[Run]) -> "Say":
-    """What the networks say: images uint8 `[N, 28, 28]` to log-probabilities `[runs, N, 10]`."""
+    """Return a function from uint8 `[N, 28, 28]` to log-probabilities `[runs, N, 10]`."""
     each = [make_predict(run) for run in runs]
     return lambda pixels: np.stack([predict(pixels) for predict in each])
 
 
 def what_is_shown(runs: Sequence[Run], images: Dataset, say: "Say") -> dict[str, Any]:
-    """The networks and some test images with their answers, as JSON takes them."""
+    """Return the networks, and some test images with predictions, JSON-serialisable."""
     from page.examples import choose_examples
 
     pixels, labels = images.test_images[:IMAGES], images.test_labels[:IMAGES]
@@ -206,10 +200,10 @@ def what_is_shown(runs: Sequence[Run], images: Dataset, say: "Say") -> dict[str,
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """A name for each column: the variant, if that says which run it is."""
+    """Return a name for each column: the variant if unique, else also the folder."""
     variants = Counter(run.config.variant for run in runs)
     of_variant = [run.config.variant for run in runs]
-    of_folder = [f"{run.config.variant} {run.path.name}" for run in runs]
+    of_folder = [f"{run.config.variant} {Path(run.name).name}" for run in runs]
     return of_variant if max(variants.values()) == 1 else of_folder
 
 

@@ -1,116 +1,140 @@
-"""Trains networks over many seeds, all seven by default, and says what came of it.
+"""Trains networks over many seeds, by default all seven, and reports the results.
 
 `python scripts/drilldown.py --seeds 10` writes docs/results.json, docs/results.md, docs/figures/
-and the table in README.md; with `--ablate gap` it trains gap with one thing changed at a time, and
-writes docs/ablation.md. A seed that is in results.json is finished; all others are trained, and put
-there as soon as they are.
+and the table in README.md; `--ablate gap` trains gap with one thing changed at a time and writes
+docs/ablation.md. `--holdout 5000 gap/record gap/record/no_decay` compares recipes on images held
+out of the training set, fold by fold, without reading the test set; its runs are lines of
+docs/search.jsonl. A finished seed is not trained again.
 """
 
 import argparse
+import dataclasses
+import functools
 import shutil
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     # Neither `python -m scripts.drilldown` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
-        # What follows takes a second to import, in which Ctrl-C should not print a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from benchmark.networks import forward_flop
 from rich.console import Console
-from support.command import Signals, remember_compiled, run_main, until_stopped, user_path
-from support.display import Tally, make_display
-from support.output import make_console, print_line
+from rich.table import Table
+from support.command import (
+    TrainingCommand,
+    add_common_options,
+    run_main,
+    use_compilation_cache,
+    user_path,
+)
+from support.display import ProgressTracker, make_display
+from support.output import make_console, print_line, print_table
 
-from jaxmnist import VARIANTS, TrainConfig, data, train_seeds
-from jaxmnist.analysis import report, results
+from jaxmnist import VARIANTS, Callbacks, Run, RunOptions, TrainConfig, data
+from jaxmnist import train as train_run
+from jaxmnist.analysis import held_out, report, results, stats
 from jaxmnist.analysis.plots import drilldown
 from jaxmnist.analysis.results import IncompleteError, Rung
-from jaxmnist.config import ConfigError, SeedsConfig, by_name, parse_seeds
-from jaxmnist.models.description import describe
+from jaxmnist.config import ConfigError, by_name, check_seeds, parse_seeds
+from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import ABLATIONS, DATASETS
 from jaxmnist.runs import run_folder
-from jaxmnist.runs.seeds import SeedDone
+from jaxmnist.runs.loop import FAILURES
+from jaxmnist.runs.setup import SeedDone
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS, REPORT, FIGURES, RUNS = "results.json", "results.md", "figures", "runs"
-ABLATION = "ablation.md"
+ABLATION, SEARCH = "ablation.md", "search.jsonl"
+FIRST_HELD_OUT_SEED = 100  # results.json has the seeds from 0 on, which must choose nothing
+
+
+class Store(NamedTuple):
+    """The file of finished runs."""
+
+    missing: Callable[[TrainConfig, Sequence[int]], list[int]]
+    add: Callable[[Run], None]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     arguments = parse(argv)
-    return until_stopped(lambda signals: run(arguments, make_console(), signals), arguments.debug)
+    with TrainingCommand(arguments.debug) as command:
+        command.handle_signals()
+        return run(arguments, make_console(), command)
+    return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--seeds", default="10", help="of each network: how many, as 10, or which, as 3,7,11"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="what to train: a variant, and after slashes a recipe or changes of one, as "
+        "gap/record or gap/no_dropout; by default the seven variants",
+    )
+    parser.add_argument(
+        "--seeds", help="of each: their number, as 10 (with --holdout 2), or a list, as 3,7,11"
     )
     what = parser.add_mutually_exclusive_group()
+    what.add_argument("--ablate", choices=ABLATIONS, help="train this one and its ablations")
     what.add_argument(
-        "--variants",
-        default=",".join(VARIANTS),
-        help="those to train, as skeleton,gap, or gap/record for another recipe; all seven",
-    )
-    what.add_argument(
-        "--ablate", choices=ABLATIONS, help="train this one with one thing changed at a time"
+        "--holdout",
+        type=int,
+        metavar="N",
+        help="test on N training images, the first NAME's baseline",
     )
     what.add_argument(
         "--compare",
         nargs=2,
         action="append",
         metavar=("ONE", "OTHER"),
-        help="say how two networks compare, and train nothing; may be repeated",
+        help="print how two networks compare, and train nothing; may be repeated",
     )
+    parser.add_argument("--folds", type=int, default=2, help="of --holdout images each")
+    parser.add_argument("--report", action="store_true", help="only write or print the report")
     parser.add_argument(
-        "--report", action="store_true", help="write the report anew, and train nothing"
+        "--out", type=user_path, default=DOCS, help="the folder of all files; docs/"
     )
-    parser.add_argument("--out", type=user_path, default=DOCS, help="where everything goes; docs/")
     parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
     parser.add_argument("--epochs", type=int, help="of each network, for a quick trial")
-    parser.add_argument("--limit-train", type=int, help="train on so few images, for a quick trial")
-    parser.add_argument("--data-dir", type=Path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=Path, help="as in scripts/train.py")
+    parser.add_argument("--limit-train", type=int, help="number of images, for a quick trial")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    add_common_options(parser)
     return parser.parse_args(argv)
 
 
-def run(arguments: argparse.Namespace, console: Console, signals: Signals) -> int:
-    """Does what the command line asks for."""
+def run(arguments: argparse.Namespace, console: Console, command: TrainingCommand) -> int:
+    """Do what the command line asks for; return the exit status."""
     if arguments.compare:
         found = results.read(arguments.out / RESULTS)
         for line in compared(found, arguments.compare):
             print_line(console, line)
         return 0
     write = write_ablation if arguments.ablate else write_report
+    write = print_comparison if arguments.holdout else write
     if arguments.report:
         write(arguments, console)
         return 0
-    failures = train(arguments, console, signals)
+    failures = train(arguments, console, command)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    if failures:
+    if failures and not arguments.holdout:
         return 1
     try:
         write(arguments, console)
     except IncompleteError as incomplete:
         print_line(console, f"no report yet: {incomplete}")
-    return 0
+    return 1 if failures else 0
 
 
 def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a sentence for each pair of networks, a table of all, and what its columns are."""
+    """Return a sentence for each pair of networks, a table of all, and its legend."""
     pairs = [(by_name(one).name, by_name(other).name) for one, other in pairs]
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     for one, other in pairs:
@@ -122,128 +146,162 @@ def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[st
     return [*sentences, "", report.steps_table(comparisons), "", report.STEPS_LEGEND]
 
 
-def train(arguments: argparse.Namespace, console: Console, signals: Signals) -> list[str]:
-    """Trains what is missing, the cheapest network first; returns what failed, and why."""
-    configs = wanted(arguments)
-    seeds = SeedsConfig(configs[0], parse_seeds(arguments.seeds, 0)).seeds
+def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
+    """Return what the command line names, in its order.
+
+    Raises:
+        ConfigError: a name does not exist or is there twice, or there is no fold.
+    """
+    if arguments.folds < 1:
+        raise ConfigError(f"folds is {arguments.folds}; expected a whole number of at least 1")
+    names = ABLATIONS[arguments.ablate] if arguments.ablate else arguments.names or VARIANTS
+    fields = {
+        name: getattr(arguments, name) for name in ("dataset", "epochs", "limit_train", "holdout")
+    }
+    configs = [by_name(name, **fields) for name in names]
+    for number, config in enumerate(configs):
+        if config in configs[:number]:
+            raise ConfigError(f"{config.name} is there twice; expected each name once")
+    return configs
+
+
+def train(arguments: argparse.Namespace, console: Console, command: TrainingCommand) -> list[str]:
+    """Train what is missing, the cheapest network first; return the failures."""
+    configs = requested(arguments)
+    many = arguments.seeds or ("2" if arguments.holdout else "10")
+    seeds = check_seeds(parse_seeds(many, FIRST_HELD_OUT_SEED if arguments.holdout else 0))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    store = open_store(arguments, configs)
+    if arguments.holdout:
+        folds = range(arguments.folds)
+        configs = [dataclasses.replace(config, fold=fold) for config in configs for fold in folds]
+    else:
+        configs = sorted(configs, key=lambda config: mflop_per_image(config.variant))
+    use_compilation_cache()
+    failures = []
+    for config in configs:
+        missing = store.missing(config, seeds)  # others may add to the file too
+        if not arguments.quiet:
+            finished = f"{len(seeds) - len(missing)} of {len(seeds)} seeds finished"
+            print_line(console, f"{title_of(config)}: {finished}")
+        if missing:
+            try:
+                failures += train_missing(arguments, console, command, store, config, missing)
+            except ConfigError as error:
+                folder = folder_of_runs(arguments.out, config)
+                failures.append(f"{title_of(config)}: {error} (what was begun is in {folder})")
+    return failures
+
+
+def open_store(arguments: argparse.Namespace, configs: Sequence[TrainConfig]) -> Store:
+    """Return the file of finished runs, after everything that could be refused in the end.
+
+    Raises:
+        ConfigError: the configs do not go with each other or with the runs in the file.
+    """
+    if arguments.holdout:
+        file = arguments.out / SEARCH
+        return Store(
+            functools.partial(held_out.missing, file), functools.partial(held_out.add, file)
+        )
     file = arguments.out / RESULTS
-    # All that could be refused in the end, before hours are spent.
     results.check_together(configs)
     found = results.read(file)
     for config in configs:
         results.check_same(found, config, "this command")
     for text in [ablation_text(arguments.out)] if arguments.ablate else texts(arguments.out):
         report.fill(text, "")
-    remember_compiled()
-    failures = []
-    for config in configs:
-        found = results.read(file)  # others may add to it, too
-        missing = results.missing(found, config.name, seeds)
-        if not arguments.quiet:
-            finished = f"{len(seeds) - len(missing)} of {len(seeds)} seeds finished"
-            print_line(console, f"{config.name}: {finished}")
-        if missing:
-            try:
-                failures += train_variant(arguments, console, signals, config, missing)
-            except ConfigError as error:
-                folder = folder_of_runs(arguments.out, config)
-                failures.append(f"{config.name}: {error} (what was begun is in {folder})")
-    return failures
+
+    def missing(config: TrainConfig, seeds: Sequence[int]) -> list[int]:
+        return results.missing(results.read(file), config.name, seeds)
+
+    def add(run: Run) -> None:
+        results.add(file, run, mflop_per_image(run.config.variant))
+
+    return Store(missing, add)
 
 
-def wanted(arguments: argparse.Namespace) -> list[TrainConfig]:
-    """What is to be trained, the cheapest network first."""
-    names = ABLATIONS[arguments.ablate] if arguments.ablate else arguments.variants.split(",")
-    same = ("dataset", "epochs", "limit_train")
-    configs = [
-        by_name(name, **{field: getattr(arguments, field) for field in same}) for name in names
-    ]
-    return sorted(configs, key=lambda config: mflop_per_image(config.variant))
-
-
-def train_variant(
+def train_missing(
     arguments: argparse.Namespace,
     console: Console,
-    signals: Signals,
+    command: TrainingCommand,
+    store: Store,
     config: TrainConfig,
     seeds: Sequence[int],
 ) -> list[str]:
-    """Trains one network with each of the seeds; returns why some failed."""
-    file, folder = arguments.out / RESULTS, folder_of_runs(arguments.out, config)
-    seeds = sorted({*seeds, *begun_seeds(folder, config.name, results.read(file))})
-    tally = Tally(seeds, config.epochs)
-    with make_display(console, arguments.quiet, tally) as display:
+    """Train one network with each of the seeds; return the failures."""
+    folder = folder_of_runs(arguments.out, config)
+    seeds = sorted({*seeds, *begun_seeds(folder, store, config)})
+    tracker = ProgressTracker(seeds, config.epochs)
+    with make_display(console, arguments.quiet, tracker) as display:
 
         def report(event: Any) -> None:
-            signals.training = True
+            command.training = True
             if isinstance(event, SeedDone):
-                results.add(file, event.run, mflop_per_image(config.variant))
+                store.add(event.run)
             display.show(event)
 
-        done = train_seeds(
-            config,
-            seeds,
-            out=folder,
-            resume=folder.is_dir(),
-            data_dir=arguments.data_dir,
-            idx_dir=arguments.idx_dir,
-            report=report,
-            data_progress=display.show_data,
-            should_stop=signals.should_stop,
-        )
-    signals.training = False
-    if signals.should_stop():
+        options = RunOptions(arguments.data_dir, arguments.idx_dir, resume=folder.is_dir())
+        callbacks = Callbacks(report, display.show_data, command.should_stop)
+        failures = {}
+        try:
+            failures = train_run(config, folder, seeds, options, callbacks).failures
+        except FAILURES as error:  # of the only seed
+            failures = {seeds[0]: str(error)}
+    command.training = False
+    if command.should_stop():
         raise KeyboardInterrupt
-    return [f"{config.name}, seed {seed}: {why}" for seed, why in done.failures.items()]
+    return [f"{title_of(config)}, seed {seed}: {why}" for seed, why in failures.items()]
+
+
+def title_of(config: TrainConfig) -> str:
+    """Return the name of a config, and its fold if images are held out."""
+    return config.name if config.holdout is None else f"{config.name}, fold {config.fold}"
 
 
 def folder_of_runs(out: Path, config: TrainConfig) -> Path:
-    """Where the runs of a network and recipe are, until they are in the results."""
-    return out / RUNS / config.name.replace("/", "-")
+    """Return the folder of a config's runs until they are in the file of finished ones."""
+    name = config.name.replace("/", "-")
+    held = "" if config.holdout is None else f"-{config.holdout}-{config.epochs}-{config.fold}"
+    return out / RUNS / f"{name}{held}"
 
 
-def begun_seeds(folder: Path, name: str, found: dict[str, Any]) -> list[int]:
-    """The seeds that a stopped drill-down has begun; what is in the results needs no run folder."""
+def begun_seeds(folder: Path, store: Store, config: TrainConfig) -> list[int]:
+    """Return the seeds that a stopped command has begun; remove those that are finished."""
     if not folder.is_dir():
         return []
     with run_folder.locked(folder):
-        begun = [int(path.name.removeprefix("seed")) for path in run_folder.seed_folders(folder)]
-        unfinished = results.missing(found, name, begun)
+        begun = run_folder.seeds_with_checkpoints(folder)
+        unfinished = store.missing(config, begun)
         for seed in set(begun) - set(unfinished):
-            shutil.rmtree(run_folder.seed_folder(folder, seed))
-        # It names the seeds of then; those that go on have a config of their own.
+            shutil.rmtree(run_folder.checkpoint_folder(folder, seed))
+        # It names the seeds of then; the checkpoints have the config too.
         (folder / run_folder.CONFIG).unlink(missing_ok=True)
         if not unfinished:
             shutil.rmtree(folder)
     return unfinished
 
 
-def mflop_per_image(variant: str) -> float:
-    """Millions of additions and multiplications of a network's forward pass."""
-    return sum(map(forward_flop, describe(variant))) / 1e6
-
-
 def texts(out: Path) -> list[Path]:
-    """The texts with a block for results: the report, and README.md if this is docs/."""
+    """Return the texts with a block for results: the report, and README.md if `out` is docs/."""
     report = text_of(out / REPORT, "Results")
     return [report, ROOT / "README.md"] if out.resolve() == DOCS.resolve() else [report]
 
 
 def ablation_text(out: Path) -> Path:
-    """The text with a block for an ablation."""
+    """Return the text with a block for an ablation."""
     return text_of(out / ABLATION, "Ablation")
 
 
 def text_of(file: Path, title: str) -> Path:
-    """A text that has a block for results: as it is, or made with nothing else."""
+    """Return a text with a block for results; write an empty one if it is missing."""
     if not file.exists():
         run_folder.write(file, f"# {title}\n\n{report.BEGIN}\n{report.END}\n")
     return file
 
 
 def write_report(arguments: argparse.Namespace, console: Console) -> None:
-    """Writes the tables and figures of what is in the results."""
+    """Write the tables and figures of the finished runs."""
     found = results.read(arguments.out / RESULTS)
     rungs = results.ladder(found)
     recipes = results.other_recipes(found)
@@ -256,21 +314,67 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     for text, content in filled.items():
         run_folder.write(text, content)
     drilldown.draw_all(rungs, images, arguments.out / FIGURES, results.digest(found))
-    say_written(console, arguments.out / REPORT, [*rungs, *recipes])
+    print_written(console, arguments.out / REPORT, [*rungs, *recipes])
 
 
 def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
-    """Writes the tables of an ablation, of what is in the results."""
+    """Write the tables of an ablation."""
     rungs = results.rungs_of(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
     text = ablation_text(arguments.out)
     run_folder.write(text, report.fill(text, report.ablation_block(rungs)))
-    say_written(console, text, rungs)
+    print_written(console, text, rungs)
 
 
-def say_written(console: Console, report: Path, rungs: Sequence[Rung]) -> None:
-    """Says where the report is, and how many runs are in it."""
+def print_written(console: Console, report: Path, rungs: Sequence[Rung]) -> None:
+    """Print where the report is, and its number of runs."""
     count = sum(len(rung.runs) for rung in rungs)
     print_line(console, f"{count} runs: {report}")
+
+
+def print_comparison(arguments: argparse.Namespace, console: Console) -> None:
+    """Print each config next to the first one, on the runs that both have.
+
+    Raises:
+        ConfigError: there is no finished run of the first one.
+    """
+    file, configs = arguments.out / SEARCH, requested(arguments)
+    first = held_out.by_run(file, configs[0])
+    if not first:
+        raise ConfigError(
+            f"{file} has no finished run of {configs[0].name}, which is to be compared with; leave "
+            "--report out to train it"
+        )
+    table = Table(caption=legend(configs[0].holdout or 0), caption_justify="left")
+    for column in ("name", "epochs", "n", "loss", "difference", "p", "%", "s"):
+        table.add_column(column, justify="left" if column == "name" else "right", overflow="fold")
+    for config in configs:
+        of_config = functools.partial(held_out.by_run, file, config)
+        losses, accuracies, seconds = (
+            {run: value for run, value in of_config(metric).items() if run in first}
+            for metric in ("final_test_loss", "final_test_accuracy", "train_seconds")
+        )
+        if losses:
+            of_folds = held_out.over_folds(losses)
+            difference, p = held_out.compare(first, losses)
+            against = (f"{difference:+.4f}", "-" if p is None else f"{p:.3f}")
+            table.add_row(
+                *(config.name, str(config.epochs), str(len(of_folds)), f"{fmean(of_folds):.4f}"),
+                *(("", "") if config == configs[0] else against),
+                f"{fmean(held_out.over_folds(accuracies)):.2f}",
+                f"{fmean(seconds.values()):.0f}",
+            )
+    print_table(console, table)
+
+
+def legend(count: int) -> str:
+    """Return what the columns of the comparison are, and what their p-values assume."""
+    return (
+        f"loss and %: on {count:,} held-out training images a fold. n: folds, "
+        "each the mean of its seeds, because they share its images. p: paired t-test "
+        "over folds, of each line alone. It assumes that the folds' differences are normally "
+        "distributed. Without that, 2 folds show nothing (sign-flip test: p is at least 0.5), and "
+        f"it takes at least {stats.seeds_to_show()} to show anything."
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Evaluates trained networks: `python scripts/evaluate.py runs/gap-seed0`.
 
-Prints how often a network is right, how sure it is and where it errs, and writes the same with
-pictures into the run's folder, in evaluation/DATASET/. Several networks are compared, and evaluated
-together as an ensemble: the mean of their log-probabilities.
+Prints a network's accuracy, calibration and mistakes, and writes them with pictures to
+evaluation/DATASET/ in the run's folder. Several networks are compared, and also evaluated as an
+ensemble: the mean of their log-probabilities.
 """
 
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +16,20 @@ from typing import NamedTuple
 if __name__ == "__main__":
     # Neither `python -m scripts.evaluate` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
-        # Ctrl-C ends it, without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from support.command import failed, needing_out, remember_compiled, run_main, user_path
+from support.command import (
+    Command,
+    add_common_options,
+    run_main,
+    suggest_out,
+    use_compilation_cache,
+    user_path,
+)
 from support.output import make_console, print_line, print_table
 
 from jaxmnist import data
@@ -49,7 +51,7 @@ LEGEND = (
 
 
 class Evaluated(NamedTuple):
-    """A network or an ensemble, what it says of each image, and what that is worth."""
+    """A network or an ensemble, its log-probabilities, and its evaluation."""
 
     runs: Sequence[Run]
     said: np.ndarray  # log-probabilities, float32 [N, 10]
@@ -57,24 +59,22 @@ class Evaluated(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name to print."""
         count = len(self.runs)
-        return str(self.runs[0].path) if count == 1 else f"ensemble of {count}"
+        return self.runs[0].name if count == 1 else f"ensemble of {count}"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     arguments = parse(argv)
-    try:
-        remember_compiled()
+    with Command(arguments.debug) as command:
+        use_compilation_cache()
         run(arguments, make_console())
-        return 0
-    except Exception as error:
-        return failed(error, arguments.debug)
+    return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or that of many seeds"
@@ -89,14 +89,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="where to write, in place of the run's folder",
     )
-    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """Evaluates each network on all test images, and all together."""
+    """Evaluate each network on all test images, and all networks as an ensemble."""
     runs = [run for path in arguments.runs for run in load_runs(path)]
     check_each_once(runs)
     dataset = arguments.dataset or common_dataset(runs)
@@ -121,36 +119,37 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Path:
-    """Where figures and pictures go: those of an ensemble to what was named first."""
+    """Return the folder of figures and pictures; an ensemble uses --out or the first run's."""
     place = dataset if arguments.views == 1 else f"{dataset}-{arguments.views}views"
     if len(one.runs) > 1:
         return (arguments.out or arguments.runs[0] / run_folder.EVALUATION) / f"{place}-ensemble"
+    path, seed = one.runs[0].path, one.runs[0].seed_folder
     if arguments.out is None:
-        return one.runs[0].path / run_folder.EVALUATION / place
-    if arguments.runs == [one.runs[0].path]:
-        return arguments.out / place
-    # Several runs have a folder each, by their names below the folder that they share.
+        return path / run_folder.EVALUATION / seed / place
+    if arguments.runs == [path]:
+        return arguments.out / seed / place
+    # Each of several runs has a folder, named by its path below the folder that they share.
     shared = os.path.commonpath([path.absolute().parent for path in arguments.runs])
-    return arguments.out / os.path.relpath(one.runs[0].path, shared) / place
+    return arguments.out / os.path.relpath(path, shared) / seed / place
 
 
 def check_each_once(runs: Sequence[Run]) -> None:
-    """Keeps a network from counting twice in an ensemble.
+    """Check that no network counts twice in an ensemble.
 
     Raises:
-        ConfigError: one is named twice.
+        ConfigError: a network is named twice.
     """
-    paths = [run.path.resolve() for run in runs]
-    for number, path in enumerate(paths):
-        if path in paths[:number]:
-            raise ConfigError(f"{runs[number].path} is named twice; each network counts once")
+    places = [(run.path.resolve(), run.seed) for run in runs]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise ConfigError(f"{runs[number].name} is named twice; each network counts once")
 
 
 def common_dataset(runs: Sequence[Run]) -> str:
-    """What all runs were trained on.
+    """Return the data set that all runs were trained on.
 
     Raises:
-        ConfigError: it is not the same.
+        ConfigError: the runs were trained on different data sets.
     """
     datasets = list(dict.fromkeys(run.config.dataset for run in runs))
     if len(datasets) > 1:
@@ -162,8 +161,8 @@ def common_dataset(runs: Sequence[Run]) -> str:
 
 
 def write(one: Evaluated, images: data.Dataset, folder: Path, views: int, dataset: str) -> None:
-    """Puts figures and pictures into a folder."""
-    with needing_out(folder):
+    """Write figures and pictures to a folder."""
+    with suggest_out(folder):
         folder.mkdir(parents=True, exist_ok=True)
     runs = [{"path": str(run.path), "config": json.loads(run.config.to_json())} for run in one.runs]
     what = {"dataset": dataset, "views": views, "runs": runs}
@@ -173,7 +172,7 @@ def write(one: Evaluated, images: data.Dataset, folder: Path, views: int, datase
 
 
 def digits_table(figures: Evaluation) -> Table:
-    """A line for each digit."""
+    """Return a table with a line for each digit."""
     table = Table(title="Digits", title_justify="left")
     for column in ("digit", "images", "precision %", "recall %", "most often taken for (times)"):
         table.add_column(column, justify="right")
@@ -186,7 +185,7 @@ def digits_table(figures: Evaluation) -> Table:
 
 
 def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
-    """Return a line for each network, with its difference from the first."""
+    """Return a table with each network's line and its difference from the first."""
     *each, together = evaluated
     folder, names = relative_names([one.runs[0] for one in each])
     title = Text(f"Networks in {folder}", style="bold")
@@ -210,7 +209,7 @@ def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
 
 
 def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tuple[str, str, str]]:
-    """Return gains, losses and the corrected p-value of all but the first against the first."""
+    """Return each later network's gains, losses and corrected p-value against the first."""
     first, *others = evaluated
     compared = [evaluation.compare(first.said, one.said, labels) for one in others]
     corrected = stats.correct([p for _, _, p in compared])
@@ -222,13 +221,13 @@ def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tupl
 
 
 def relative_names(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """The folder that runs have in common, and their names in it."""
+    """Return the folder that the runs share, and their names in it."""
     folder = os.path.commonpath([run.path.parent.absolute() for run in runs])
-    return os.path.relpath(folder), [os.path.relpath(run.path, folder) for run in runs]
+    return os.path.relpath(folder), [os.path.relpath(run.name, folder) for run in runs]
 
 
 def line(one: Evaluated, dataset: str) -> str:
-    """The last line: what it came to."""
+    """Return the last line, with the result."""
     figures = one.figures
     return (
         f"{one.name}: {figures.accuracy:.2f} % of {figures.count:,} test images of {dataset} "
@@ -238,7 +237,7 @@ def line(one: Evaluated, dataset: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Of nothing there is none."""
+    """Return a percentage with two decimals, or - for None."""
     return "-" if value is None else f"{value:.2f}"
 
 

@@ -1,12 +1,11 @@
 """Exports a trained network: `python scripts/export.py runs/gap-seed0 --to onnx`.
 
-Writes it to export/ in the run's folder, and compares what comes of it with the original on real
-images. With --from-torch it goes the other way: from the weights of a network that was trained in
-the original's notebook, or anywhere in PyTorch, to a run folder.
+Writes to export/ in the run's folder, and compares the export with the original on real images.
+--from-torch makes a run folder instead, from the weights of a network that was trained in the
+original's notebook or elsewhere in PyTorch.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,38 +13,41 @@ from pathlib import Path
 if __name__ == "__main__":
     # Neither `python -m scripts.export` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
-        # Ctrl-C ends it, without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
-from support.command import failed, needing, needing_out, remember_compiled, run_main, user_path
+from support.command import (
+    Command,
+    add_common_options,
+    require_extra,
+    run_main,
+    suggest_out,
+    use_compilation_cache,
+    user_path,
+)
 
 from jaxmnist import VARIANTS, TrainConfig, data
 from jaxmnist.config import ConfigError, check_name
 from jaxmnist.export import imported, pytorch
 from jaxmnist.export.network import network_of
 from jaxmnist.export.targets import TARGETS, export
+from jaxmnist.inference.predict import load_seed
 from jaxmnist.runs import run_folder
-from jaxmnist.runs.run import load_run, make_job
+from jaxmnist.runs.setup import RunOptions, make_setup
 
 IMAGES = 256
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     arguments = parse(argv)
-    try:
-        remember_compiled()
+    with Command(arguments.debug) as command:
+        use_compilation_cache()
         print(to_run(arguments) if arguments.from_torch else to_file(arguments))
-        return 0
-    except Exception as error:
-        return failed(error, arguments.debug)
+    return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "run", nargs="?", type=user_path, help="a run's folder; with --from-torch the one to make"
@@ -65,14 +67,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="where to write, in place of export/ in the run",
     )
-    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    parser.add_argument("--seed", type=int, metavar="N", help="of a run of several seeds")
+    add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def to_file(arguments: argparse.Namespace) -> str:
-    """Exports a run; returns what there is to say of it."""
+    """Export a run; return the line to print."""
     if arguments.run is None:
         raise ConfigError("run is missing; expected the folder of a finished run")
     if arguments.variant is not None:
@@ -81,21 +82,21 @@ def to_file(arguments: argparse.Namespace) -> str:
         raise ConfigError(
             f"normalised_input is not for {arguments.to}, which holds weights alone: leave it out"
         )
-    run = load_run(arguments.run)
+    run = load_seed(arguments.run, arguments.seed)
     images = data.load(run.config.dataset, arguments.data_dir, arguments.idx_dir)
     some = images.test_images[:IMAGES]
     network = network_of(run, arguments.normalised_input)
-    # On some accelerators products are rounded more than the comparison allows.
-    with needing(TARGETS[arguments.to].extra), jax.default_matmul_precision("highest"):
-        folder = arguments.out or run.path / run_folder.EXPORT
-        with needing_out(folder):
+    # Some accelerators round products more than the comparison allows.
+    with require_extra(TARGETS[arguments.to].extra), jax.default_matmul_precision("highest"):
+        folder = arguments.out or run.path / run_folder.EXPORT / run.seed_folder
+        with suggest_out(folder):
             folder.mkdir(parents=True, exist_ok=True)
         file, difference = export(network, arguments.to, folder, some)
     return f"{file}: {difference:.1e} is the largest difference on {len(some)} test images"
 
 
 def to_run(arguments: argparse.Namespace) -> str:
-    """Makes a run of a PyTorch network; returns what there is to say of it."""
+    """Make a run from a PyTorch network; return the line to print."""
     if arguments.variant is None:
         raise ConfigError(f"variant is missing; expected one of {', '.join(VARIANTS)}")
     check_name("variant", arguments.variant, VARIANTS)
@@ -105,15 +106,11 @@ def to_run(arguments: argparse.Namespace) -> str:
         raise ConfigError("out is for --to; name the folder of the new run without it")
     if arguments.run is not None:
         run_folder.check_free(arguments.run, overwrite=False)
-    with needing("torch"):
+    with require_extra("torch"):
         variables = pytorch.read(arguments.from_torch, arguments.variant)
-    job = make_job(
-        TrainConfig(arguments.variant),
-        arguments.data_dir,
-        arguments.idx_dir,
-        data.ignore_progress,
-    )
-    run = imported.write_run(job, variables, arguments.run, arguments.from_torch)
+    options = RunOptions(data_dir=arguments.data_dir, idx_dir=arguments.idx_dir)
+    setup = make_setup(TrainConfig(arguments.variant), options)
+    run = imported.write_run(setup, variables, arguments.run, arguments.from_torch)
     accuracy = run.summary["final_test_accuracy"][0]
     count = run.summary["test_count"]
     chance = ", as by chance: were its images normalised in another way?" if accuracy < 20 else ""

@@ -1,11 +1,10 @@
 """Draws learning curves: `python scripts/plot.py runs/gap-seed0 runs/dropout-seed0`.
 
-Of one run or many, finished or in training; of several seeds the mean and the range.
+Takes one run or more, finished or in training. Several seeds are drawn as mean and range.
 """
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,31 +12,25 @@ from pathlib import Path
 if __name__ == "__main__":
     # Neither `python -m scripts.plot` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
-        # Ctrl-C ends it, without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from support.command import failed, run_main, user_path
+from support.command import Command, add_debug_option, run_main, user_path
 
 from jaxmnist.analysis.plots.curves import curves
 from jaxmnist.analysis.plots.style import save
-from jaxmnist.config import ConfigError, SeedsConfig
+from jaxmnist.config import ConfigError
 from jaxmnist.runs import run_folder
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     arguments = parse(argv)
-    try:
+    with Command(arguments.debug) as command:
         print(run(arguments))
-        return 0
-    except Exception as error:
-        return failed(error, arguments.debug)
+    return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "runs",
@@ -51,16 +44,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=user_path,
         help="the picture, PNG or SVG; by default curves.png in the first RUN",
     )
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> Path:
-    """Draws the curves; returns the picture."""
+    """Draw the curves; return the picture's path."""
     out = arguments.out or arguments.runs[0] / run_folder.CURVES
     if out.suffix not in (".png", ".svg"):
         raise ConfigError(f"out is {out}; expected a name that ends with .png or .svg")
-    rows = {str(path): run_folder.read_rows(path / run_folder.METRICS) for path in arguments.runs}
+    rows = {str(path): run_folder.read_rows(path) for path in arguments.runs}
     empty = [name for name, of_run in rows.items() if not of_run]
     if empty:
         raise ConfigError(f"{empty[0]} has no finished epoch yet; there is nothing to draw")
@@ -71,11 +64,9 @@ def run(arguments: argparse.Namespace) -> Path:
 
 def is_held_out(path: Path) -> bool:
     """Return whether a run was tested on images held out of the training set."""
-    # Curves need no config: where it is not readable, the images are called test images.
+    # Curves need no config. If it is unreadable, the images are called test images.
     with contextlib.suppress(ConfigError, OSError):
-        config = run_folder.read_config(path)
-        config = config.config if isinstance(config, SeedsConfig) else config
-        return config.holdout is not None
+        return run_folder.read_config(path).config.holdout is not None
     return False
 
 

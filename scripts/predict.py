@@ -4,7 +4,6 @@ import argparse
 import functools
 import json
 import os
-import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # Neither `python -m scripts.predict` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
-        # Ctrl-C ends it, without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
-from support.command import failed, remember_compiled, run_main
+from support.command import Command, add_debug_option, run_main, use_compilation_cache
 
 from jaxmnist.inference import pictures
 from jaxmnist.inference.pictures import PictureError
@@ -27,29 +22,23 @@ from jaxmnist.inference.predict import Predict, check_digits, load_runs, make_pr
 from jaxmnist.inference.views import together
 
 STDIN = "-"
-STDOUT = 1
-# Files of operating systems in folders, in lower case; names that begin with a dot are such, too.
+# Operating systems' own files, in lower case. Names that begin with a dot also count.
 SYSTEM = {"thumbs.db", "desktop.ini"}
 
 Read = Callable[[], list[np.ndarray]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     arguments = parse(argv)
-    try:
-        remember_compiled()
+    with Command(arguments.debug) as command:
+        use_compilation_cache()
         return answer(arguments, load(arguments.run))
-    except BrokenPipeError:
-        # The reader has what it wants; Python's flush at exit must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
-        return 0
-    except Exception as error:
-        return failed(error, arguments.debug)
+    return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "run", type=Path, help="a run's folder; that of many seeds: they answer together"
@@ -62,12 +51,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "below it; -: standard input",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 
 def load(path: Path) -> Predict:
-    """The network, or the networks that answer together."""
+    """Return the prediction function of a network, or of an ensemble of seeds."""
     runs = load_runs(path)
     check_digits(runs)
     each = [make_predict(run) for run in runs]
@@ -75,7 +64,7 @@ def load(path: Path) -> Predict:
 
 
 def answer(arguments: argparse.Namespace, predict: Predict) -> int:
-    """Prints an answer for each picture; returns 1 if there was one without."""
+    """Print the predictions for each picture; return 1 if any picture fails."""
     status = 0
     for name, read in pictures_of(arguments.pictures):
         try:
@@ -93,7 +82,7 @@ def answer(arguments: argparse.Namespace, predict: Predict) -> int:
 
 
 def pictures_of(names: Sequence[str]) -> Iterator[tuple[str, Read]]:
-    """Yield each picture's name and what reads it: of folders, all files below them."""
+    """Yield each picture's name and the function that reads it; expand folders."""
     for name in names:
         if name == STDIN:
             yield name, read_stdin
@@ -104,7 +93,7 @@ def pictures_of(names: Sequence[str]) -> Iterator[tuple[str, Read]]:
 
 
 def pictures_in(folder: str) -> Iterator[tuple[str, Read]]:
-    """Yield the pictures in a folder and its sub-folders, without the system's own files."""
+    """Yield the pictures in a folder and its subfolders, without the system's own files."""
     errors: list[OSError] = []
     found: list[Path] = []
     for place, folders, files in os.walk(folder, onerror=errors.append):
@@ -119,43 +108,43 @@ def pictures_in(folder: str) -> Iterator[tuple[str, Read]]:
 
 
 def is_system(name: str) -> bool:
-    """Whether an operating system made a file or folder of this name."""
+    """Return whether an operating system makes files or folders of this name."""
     return name.startswith(".") or name.lower() in SYSTEM or name == "__MACOSX"
 
 
 def read_stdin() -> list[np.ndarray]:
-    """The picture in standard input."""
+    """Read the picture in standard input."""
     if sys.stdin is None:
         raise PictureError("there is no standard input")
     return pictures.read_all(sys.stdin.buffer.read(pictures.MAX_BYTES + 1))
 
 
 def read_file(path: Path) -> list[np.ndarray]:
-    """The picture in a file, not in what waits for others or never ends."""
+    """Read the picture in a file; reject pipes and devices, which may block or never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise PictureError("it is neither a file nor a folder")
     return pictures.read_all(path)
 
 
 def refuse(error: Exception) -> list[np.ndarray]:
-    """Of what cannot be read."""
+    """Raise the error of an unreadable picture."""
     raise error
 
 
 def printable(name: str) -> str:
-    """A name on one line, whatever is in it."""
+    """Return a name on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def text_line(name: str, probabilities: np.ndarray, place: int = 1, count: int = 1) -> str:
-    """Return the digit and the probabilities of all in percent, for people."""
+    """Return a line of text: the digit, and all probabilities in percent."""
     each = "  ".join(f"{digit}: {100 * p:.1f}" for digit, p in enumerate(probabilities))
     which = f" (digit {place} of {count})" if count > 1 else ""
     return f"{printable(name)}{which}: {probabilities.argmax()}   (%  {each})"
 
 
 def json_line(name: str, probabilities: np.ndarray, place: int = 1, count: int = 1) -> str:
-    """Return the same for programs; with several digits in a picture, the place of this one."""
+    """Return a line of JSON; if the picture has several digits, with the place of this one."""
     rounded = [round(float(p), 6) for p in probabilities]
     of_several = {"place": place, "count": count} if count > 1 else {}
     answer = {"file": name, **of_several, "digit": int(probabilities.argmax())}

@@ -1,11 +1,10 @@
-"""Measures how well photographed digits are read: `python scripts/robustness.py runs/gap-seed0`.
+"""Measures accuracy on photographed digits: `python scripts/robustness.py runs/gap-seed0`.
 
-Each nuisance is applied to photos of test digits, as is none; the table compares `predict.py`'s
-preparation with a plain resize to 28x28.
+Photos of test digits are tested with no nuisance and with each. The table compares the preparation
+of `predict.py` with a plain resize to 28x28.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +12,10 @@ from pathlib import Path
 if __name__ == "__main__":
     # Neither `python -m scripts.robustness` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    # In IPython (%run) Ctrl-C must go on to stop a cell, not the session.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
-        # Ctrl-C ends it, without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 from PIL import Image
-from support.command import failed, remember_compiled, run_main, user_path
+from support.command import Command, add_common_options, run_main, use_compilation_cache
 
 from jaxmnist import data
 from jaxmnist.analysis.nuisances import NUISANCES, photo_of
@@ -37,27 +32,23 @@ TITLE = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished run on MNIST")
     parser.add_argument("--count", type=int, default=500, help="test digits for each nuisance")
-    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    add_common_options(parser)
     arguments = parser.parse_args(argv)
-    try:
-        remember_compiled()
+    with Command(arguments.debug) as command:
+        use_compilation_cache()
         measure(arguments)
-        return 0
-    except Exception as error:
-        return failed(error, arguments.debug)
+    return command.status
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print the table, row by row.
 
     Raises:
-        ConfigError: the run is not of digits, or there are not as many test digits.
+        ConfigError: the run is not of digits, or the count is out of range.
     """
     runs = load_runs(arguments.run)
     check_digits(runs)
@@ -81,7 +72,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def other_digits() -> tuple[list[np.ndarray], np.ndarray] | None:
-    """Return scikit-learn's 1,797 digits in 8x8 pixels and their labels, where it is installed."""
+    """Return scikit-learn's 1,797 digits of 8x8 pixels and their labels, if it is installed."""
     try:
         from sklearn.datasets import load_digits  # pyright: ignore
     except ModuleNotFoundError:
@@ -92,7 +83,7 @@ def other_digits() -> tuple[list[np.ndarray], np.ndarray] | None:
 
 
 def row(name: str, photos: list[np.ndarray], labels: np.ndarray, predict: Predict) -> None:
-    """Print how many of these pictures are right, refused, and wrong but sure."""
+    """Print a row with the percentages that are right, refused, and wrong but sure."""
     ours = shares(photos, labels, predict, find_digits)
     resized = shares(photos, labels, predict, plainly_resized)
     numbers = (*ours, resized[0], resized[2])
@@ -109,7 +100,7 @@ def shares(
 ) -> tuple[float, float, float]:
     """Return the shares that are right, refused, and wrong with a probability above 0.9.
 
-    A picture in which several digits are found is not right; it is wrong and sure if all are sure.
+    A picture with several digits found is never right. It is wrong and sure if all are sure.
     """
     right = refused = sure_and_wrong = 0
     for photo, label in zip(photos, labels, strict=True):

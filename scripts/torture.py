@@ -1,8 +1,8 @@
-"""Kills and damages small runs, and shows what becomes of them: `python scripts/torture.py`.
+"""Kills and damages small runs, and checks that they resume: `python scripts/torture.py`.
 
-Every run is of real images, by the training command as a process of its own. After each fault the
-run goes on with `--resume`; then it must end with the bytes and the rows of a run that nothing
-happened to ("survived"), or have been refused in one line ("refused"). All else is "lost".
+Every run trains on real images, as a separate process of the training command. After each fault,
+the run continues with `--resume`. It must end with the bytes and rows of a run without faults
+("survived") or with a one-line error ("refused"). All else is "lost".
 """
 
 import argparse
@@ -28,12 +28,12 @@ from support.command import run_main
 from support.output import make_console, print_table
 
 import jaxmnist
-from jaxmnist.config import ConfigError, SeedsConfig
+from jaxmnist.config import ConfigError
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.checkpoint import CheckpointError
 
 TRAIN = Path(__file__).parent / "train.py"
-# Two networks of one seed, and one of several in processes, which is only killed.
+# Two runs of one seed, and one of several seeds in processes, which is only killed.
 RUNS = {
     "gap": ["--variant", "gap"],
     "less_params": ["--variant", "less_params"],
@@ -56,33 +56,33 @@ TIMES = ("train_seconds", "images_per_second")
 
 
 class Reference(NamedTuple):
-    """A run that nothing happened to."""
+    """A run without faults."""
 
-    words: list[str]  # what trains it
-    runs: list[jaxmnist.Run]  # one a seed
+    words: list[str]  # arguments of the training command
+    runs: list[jaxmnist.Run]  # one for each seed
     seconds: float
-    half: Path  # its folder as it was when it was stopped half-way
+    half: Path  # its folder when stopped half-way
 
 
-# Does something to a run in an empty folder, and says what became of it.
+# Injects a fault into a run in an empty folder, and returns the outcome.
 Inflict = Callable[[Reference, Path, random.Random], str]
 
 
 class Done(NamedTuple):
-    """A process that ended."""
+    """A finished process."""
 
-    status: int | None  # None: it hung
+    status: int | None  # None: the process hung
     err: str
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns 1 if a run was lost."""
+    """Run the command; return 1 if a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30, help="runs stopped at random moments")
     parser.add_argument("--corruptions", type=int, default=60, help="files and folders damaged")
     parser.add_argument("--seed", type=int, default=0, help="decides moments and damages")
     arguments = parser.parse_args(argv)
-    # In the background it is ignored, and would be by every process that is started.
+    # A background process ignores SIGINT, and so would every process started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     chance = random.Random(arguments.seed)
     results: dict[str, Counter[str]] = {}
@@ -106,37 +106,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_reference(name: str, scratch: Path) -> Reference:
-    """Trains what a name stands for, once in one go, and once to be stopped half-way."""
+    """Train a run of `RUNS` twice: to the end, and until it is stopped half-way."""
     words = [*RUNS[name], *RUN]
     (scratch / name / "half").mkdir(parents=True)
-    expect(finish(start(words, scratch / name)), 0)  # compiles, for those that follow
+    expect(finish(start(words, scratch / name)), 0)  # compiles for later runs
     shutil.rmtree(scratch / name / "run")
     begin = time.monotonic()
     expect(finish(start(words, scratch / name)), 0)
     seconds = time.monotonic() - begin
     process = start(words, scratch / name / "half")
     half = scratch / name / "half" / "run"
-    folders = [half / "checkpoints", half / "seed0" / "checkpoints"]
+    seed0 = run_folder.checkpoint_folder(half, 0)
     while process.poll() is None:
-        if sum(len(list(folder.glob("*/_CHECKPOINT_METADATA"))) for folder in folders) >= 2:
+        if len(list(seed0.glob("*/_CHECKPOINT_METADATA"))) >= 2:
             break
         time.sleep(0.01)
     process.terminate()
     expect(finish(process), 143)
-    return Reference(words, load(scratch / name / "run"), seconds, half)
-
-
-def load(folder: Path) -> list[jaxmnist.Run]:
-    """The finished runs in a folder, one a seed."""
-    if isinstance(run_folder.read_config(folder), SeedsConfig):
-        return list(jaxmnist.load_seeds(folder).runs.values())
-    return [jaxmnist.load_run(folder)]
+    return Reference(words, jaxmnist.load_run(scratch / name / "run").split(), seconds, half)
 
 
 def start(
     words: Sequence[str], folder: Path, words_before: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
-    """Starts the training command in a folder."""
+    """Start the training command in a folder."""
     return subprocess.Popen(
         [sys.executable, *words_before, str(TRAIN.absolute()), *words],
         cwd=folder,
@@ -147,7 +140,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> Done:
-    """Waits for its end, not for ever."""
+    """Wait for a process; kill it if it hangs."""
     try:
         _, err = process.communicate(timeout=HANGS_AFTER)
     except subprocess.TimeoutExpired:
@@ -158,13 +151,13 @@ def finish(process: subprocess.Popen[str]) -> Done:
 
 
 def expect(done: Done, status: int) -> None:
-    """Ends the torture if not even a sound run works."""
+    """Stop the whole test if a run without faults fails."""
     if done.status != status:
         raise RuntimeError(f"a run ended with {done.status}, not {status}: {done.err}")
 
 
 def outcome_of(words: Sequence[str], reference: Reference, folder: Path) -> str:
-    """Lets a run go on, and says what becomes of it."""
+    """Continue a run; return its outcome."""
     done = finish(start(words, folder))
     if is_refused(done, 1) or is_refused(done, 2):
         return "refused"
@@ -172,15 +165,15 @@ def outcome_of(words: Sequence[str], reference: Reference, folder: Path) -> str:
 
 
 def is_refused(done: Done, status: int) -> bool:
-    """Whether a process ended with this status, and an error in one line."""
+    """Return whether a process ended with this status and a one-line error."""
     is_a_line = done.err.startswith("error: ") and done.err.count("\n") == 1
     return done.status == status and is_a_line
 
 
 def is_same(folder: Path, expected: list[jaxmnist.Run]) -> bool:
-    """Whether a run, or those of several seeds, ended with the expected bytes and rows."""
+    """Return whether a run of one or more seeds ended with the expected bytes and rows."""
     try:
-        found = load(folder)
+        found = jaxmnist.load_run(folder).split()
     except (ConfigError, CheckpointError, OSError):
         return False
 
@@ -196,7 +189,7 @@ def is_same(folder: Path, expected: list[jaxmnist.Run]) -> bool:
 
 
 def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
-    """Stops a run at a random moment, and half of the time the one that goes on, too."""
+    """Stop a run at a random moment, and half of the time its continuation too."""
     words, kills = reference.words, 0
     while kills == 0 or chance.random() < 0.5:
         process = start(words, folder)
@@ -207,7 +200,7 @@ def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
         done = finish(process)
         if done.status in (-number, 128 + number):
             kills += 1
-        elif done.status != 0:  # 0: it was faster
+        elif done.status != 0:  # 0: the run ended first
             return "lost"
         if done.err.count("\n") > 1:
             return "lost"
@@ -217,42 +210,42 @@ def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
 
 
 def damaged(damage: Callable[[Path, random.Random], None]) -> Inflict:
-    """Does damage to a run that was stopped half-way."""
+    """Return a fault that damages a run stopped half-way."""
 
     def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
         shutil.copytree(reference.half, folder / "run")
         damage(folder / "run", chance)
-        words = chance.choice([[], reference.words])  # what it was begun with need not be said
+        words = chance.choice([[], reference.words])  # the original arguments are optional
         return outcome_of([*words, "--resume", "--out", "run"], reference, folder)
 
     return inflict
 
 
 def newest(run: Path) -> Path:
-    """The newest checkpoint of a run."""
-    return max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    """Return the newest checkpoint of a run."""
+    return max(run_folder.checkpoint_folder(run, 0).glob("[0-9]*"), key=lambda path: int(path.name))
 
 
 def any_file(folder: Path, chance: random.Random) -> Path:
-    """Any file that has something in it."""
+    """Return a random file that is not empty."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     return chance.choice(files)
 
 
 def flip_bit(file: Path, chance: random.Random) -> None:
-    """Changes one bit."""
+    """Flip one bit."""
     content = bytearray(file.read_bytes())
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     file.write_bytes(content)
 
 
 def cut(file: Path, chance: random.Random) -> None:
-    """Takes away the end."""
+    """Cut a file at a random place."""
     os.truncate(file, chance.randrange(file.stat().st_size))
 
 
 def scribble(file: Path, chance: random.Random) -> None:
-    """Writes noise over a stretch of up to 4,096 bytes."""
+    """Overwrite up to 4,096 bytes with noise."""
     content = bytearray(file.read_bytes())
     begin = chance.randrange(len(content))
     length = min(4096, len(content) - begin)
@@ -261,13 +254,13 @@ def scribble(file: Path, chance: random.Random) -> None:
 
 
 def remove_folder(run: Path, chance: random.Random) -> None:
-    """Takes away any folder."""
+    """Remove a random folder."""
     shutil.rmtree(chance.choice(sorted(path for path in run.rglob("*") if path.is_dir())))
 
 
 def flip_in_every_checkpoint(run: Path, chance: random.Random) -> None:
-    """Changes one bit of the arrays in every checkpoint."""
-    for checkpoint in (run / "checkpoints").glob("[0-9]*"):
+    """Flip one bit of the arrays in every checkpoint."""
+    for checkpoint in run_folder.checkpoint_folder(run, 0).glob("[0-9]*"):
         files = (path for path in (checkpoint / "arrays").rglob("*") if path.is_file())
         flip_bit(max(files, key=lambda path: path.stat().st_size), chance)
 
@@ -291,7 +284,7 @@ DAMAGES: dict[str, Inflict] = {
 }
 
 
-# Without the look at the disk before a checkpoint: as if the room had been taken after it.
+# Skips the check for disk space before a checkpoint, as if the disk filled up after it.
 UNCHECKED = [
     "-c",
     "import os, runpy, sys; from jaxmnist.runs import checkpoint; del sys.argv[0]; "
@@ -301,7 +294,7 @@ UNCHECKED = [
 
 
 def disk_filled(words_before: Sequence[str], sizes: range) -> Inflict:
-    """Gives a run a disk that is too small, then makes room and lets it go on."""
+    """Return a fault that fills a run's disk, then adds space and continues the run."""
 
     def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
         size = chance.choice(sizes)
@@ -327,7 +320,7 @@ DISKS: dict[str, Inflict] = {
 
 
 def table(results: dict[str, Counter[str]]) -> Table:
-    """One line a fault."""
+    """Return a table with one line per fault."""
     outcomes = ["survived", "refused", "lost"]
     outcomes += sorted({name for counts in results.values() for name in counts} - {*outcomes})
     shown = Table("fault", "injected", *outcomes)

@@ -19,10 +19,13 @@ import pytest
 from safetensors.numpy import load_file as load_safetensors
 
 import jaxmnist
+from jaxmnist import Callbacks, RunOptions
 from jaxmnist.data import idx
-from jaxmnist.parallel import programs
+from jaxmnist.models import NETWORKS, variants
+from jaxmnist.models.layers import max_pool
 from jaxmnist.parallel.devices import ONE
-from jaxmnist.runs import training
+from jaxmnist.parallel.programs import compile_programs
+from jaxmnist.recipes import RECIPES
 
 # The programs of the tests run for a moment: compiling them is what takes time. XLA_FLAGS= in the
 # environment brings the compiler's defaults back; .ci/run tests both.
@@ -33,6 +36,23 @@ os.environ.setdefault("XLA_FLAGS", COMPILED_QUICKLY)
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SCRIPT = SCRIPTS / "train.py"
+
+
+class Tiny(variants.Network):
+    """A layer of each kind, and 1,484 parameters: for tests of what is around a network."""
+
+    def layers(self):
+        return [
+            *variants.conv_relu_norm_drop(4, self.dropout_rate),
+            max_pool,
+            max_pool,
+            variants.conv(10, kernel_size=6),
+        ]
+
+
+NETWORKS["tiny"] = Tiny
+RECIPES["notebook"]["tiny"] = RECIPES["notebook"]["gap"]
+RECIPES["record"]["tiny"] = RECIPES["record"]["gap"]
 
 
 @pytest.fixture(autouse=True)
@@ -146,34 +166,41 @@ def small_idx_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shared_programs():
     """Compiles what the trainings of a test file have in common once."""
-    compile_here, compiled = programs.compile_programs, {}
+    compiled = {}
 
     def compile_once(config, model, tx, train_images, test_images, seeds=1, devices=ONE):
         shapes = tuple(images.pixels.shape for images in (train_images, test_images))
         # Programs depend neither on the seed, an argument, nor on which images are held out.
         key = dataclasses.replace(config, seed=0, fold=0), shapes, seeds, devices
         if key not in compiled:
-            compiled[key] = compile_here(
+            compiled[key] = compile_programs(
                 config, model, tx, train_images, test_images, seeds, devices
             )
         return compiled[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "compile_programs", compile_once)
+        patch.setattr("jaxmnist.runs.train.compile_programs", compile_once)
         yield
 
 
 @pytest.fixture(scope="session")
 def small_config() -> jaxmnist.TrainConfig:
     """Three epochs of 18 steps, with everything that a recipe can have."""
-    return jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=3, batch_size=32, learning_rate=0.1)
+    return jaxmnist.TrainConfig("tiny", "fashion_mnist", epochs=3, batch_size=32, learning_rate=0.1)
+
+
+def train(config, out, idx_dir, seeds=None, report=None, should_stop=None, **options):
+    """Calls `jaxmnist.train` with the fields of its options and callbacks."""
+    given = {"report": report, "should_stop": should_stop}
+    callbacks = Callbacks(**{name: call for name, call in given.items() if call is not None})
+    return jaxmnist.train(config, out, seeds, RunOptions(idx_dir=idx_dir, **options), callbacks)
 
 
 @pytest.fixture(scope="session")
 def small_run(small_config, small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
     """A finished run; tests may read it, not change it."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    return jaxmnist.train(small_config, out=out, idx_dir=small_idx_dir)
+    return train(small_config, out, small_idx_dir)
 
 
 def trained_variables() -> dict:
@@ -187,11 +214,11 @@ def trained_variables() -> dict:
 
 
 @pytest.fixture(scope="session")
-def small_seeds(small_idx_dir, tmp_path_factory) -> jaxmnist.SeedRuns:
-    """Finished runs of two seeds; tests may read them, not change them."""
+def small_seeds(small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
+    """A finished run of two seeds; tests may read it, not change it."""
     config = jaxmnist.TrainConfig("less_params", "kmnist", epochs=1)
     out = tmp_path_factory.mktemp("runs") / "seeds"
-    return jaxmnist.train_seeds(config, [0, 1], out=out, idx_dir=small_idx_dir, seed_mapping="loop")
+    return train(config, out, small_idx_dir, seeds=[0, 1], seed_mapping="loop")
 
 
 @pytest.fixture
@@ -201,8 +228,8 @@ def command(capsys, monkeypatch):
 
     def run(name, *words):
         script = importlib.import_module(name)
-        if hasattr(script, "remember_compiled"):
-            monkeypatch.setattr(script, "remember_compiled", lambda: None)
+        if hasattr(script, "use_compilation_cache"):
+            monkeypatch.setattr(script, "use_compilation_cache", lambda: None)
         status = script.main([str(word) for word in words])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
@@ -232,7 +259,7 @@ def start(tmp_path, small_idx_dir, cache):
 
     def start(*words, folder=tmp_path, devices=1, flags="", script_errors=subprocess.PIPE):
         process = subprocess.Popen(
-            [sys.executable, "-c", START, SCRIPT, *words, "--idx-dir", small_idx_dir],
+            [sys.executable, "-c", START, SCRIPT, "--idx-dir", small_idx_dir, *words],
             cwd=folder,
             env={
                 **os.environ,

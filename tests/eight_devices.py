@@ -24,7 +24,7 @@ from jaxmnist import TrainConfig, create_model
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.devices import Devices, make_layout
-from jaxmnist.parallel.programs import compile_programs, lower_programs, stack
+from jaxmnist.parallel.programs import compile_programs, stack
 from jaxmnist.state import create_state
 from jaxmnist.steps import Images, epoch_permutation
 
@@ -58,9 +58,6 @@ class Case:
         self.orders = self.layout.put(stack(orders))
         self.states = self.layout.put(stack(states))
         self.metrics = self.layout.put(stack([Metrics.zero()] * len(seeds)))
-        self.lower = functools.partial(
-            lower_programs, config, model, tx, self.images, self.images, self.layout
-        )
         self.compile = functools.partial(
             compile_programs, config, model, tx, self.images, self.images, len(seeds), devices
         )
@@ -83,7 +80,7 @@ def one_seed(config: TrainConfig, stop: int, many: list[Devices]) -> None:
     expected, flops = None, 0.0
     for devices in [Devices(1), *many]:
         case = Case(config, devices)
-        train_chunk = case.lower().train_chunk.compile()
+        train_chunk = case.compile().train_chunk
         found = case.train(train_chunk, stop)
         cost = train_chunk.cost_analysis()["flops"]
         expected, flops = expected or found, flops or cost

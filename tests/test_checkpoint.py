@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jaxmnist.runs.summary import make_row
 
 from jaxmnist import ConfigError, TrainConfig, create_model
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.runs import checkpoint
-from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, save
+from jaxmnist.runs.summary import make_row
 from jaxmnist.state import create_state, initial_state
 
 METRICS = Metrics(np.float32(12.5), np.int32(90), np.int32(128))
@@ -44,10 +44,9 @@ def at(state, step):
 @pytest.fixture(scope="module")
 def original(state, tmp_path_factory):
     """Checkpoints of steps 10 and 20; tests must not change them."""
-    folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    with Checkpoints(folder, keep=2) as checkpoints:
-        for step in (5, 10, 20):
-            checkpoints.save(at(state, step))
+    folder = tmp_path_factory.mktemp("run") / "checkpoints" / "seed0"
+    for step in (5, 10, 20):
+        save(folder, at(state, step), keep=2)
     return folder
 
 
@@ -72,25 +71,11 @@ def test_what_was_saved_comes_back_to_the_bit(state, original):
     chex.assert_trees_all_equal_dtypes(plain(found.state), plain(state))
     chex.assert_trees_all_equal(plain(found.state), plain(at(state, 20).state))
     chex.assert_trees_all_equal(found.metrics, METRICS)
-    assert (found.notes, skipped) == (NOTES, [])
+    assert (found.metadata, skipped) == (NOTES, [])
 
 
 def test_the_newest_are_kept(original):
     assert checkpoint.steps(original) == [20, 10]
-
-
-def test_what_is_written_in_the_background_is_a_copy(state, tmp_path, monkeypatch):
-    """The training loop takes the memory of the state for the next one meanwhile."""
-    written = {}
-    monkeypatch.setattr(
-        checkpoint, "_save", lambda manager, step, arrays, _: written.update(arrays)
-    )
-    with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
-        checkpoints.save(at(state, 1))
-    leaves = zip(
-        jax.tree.leaves(written["state"]["params"]), jax.tree.leaves(state.params), strict=True
-    )
-    assert not any(np.shares_memory(copy, np.asarray(leaf)) for copy, leaf in leaves)
 
 
 def test_another_network_is_refused(original):
@@ -154,8 +139,7 @@ def test_every_flipped_bit_of_the_arrays_is_noticed(saved, state):
 def test_a_changed_array_is_named(saved, state, tmp_path):
     """As whole as can be for Orbax: the arrays of a checkpoint, in another one's place."""
     other = state.replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
-    with Checkpoints(tmp_path / "other", keep=1) as checkpoints:
-        checkpoints.save(at(other, 20))
+    save(tmp_path / "other", at(other, 20), keep=1)
     shutil.rmtree(saved / "20" / "arrays")
     shutil.copytree(tmp_path / "other" / "20" / "arrays", saved / "20" / "arrays")
     found, (reason,) = checkpoint.newest_whole(saved, template())
@@ -184,21 +168,21 @@ def test_a_changed_record_is_noticed(saved, change, message):
 def test_a_whole_checkpoint_of_another_format_ends_the_search(saved, state, monkeypatch):
     """It is not damaged: to pass it over would be to lose it."""
     monkeypatch.setattr(checkpoint, "FORMAT", 3)
-    with Checkpoints(saved, keep=3) as checkpoints:
-        checkpoints.save(at(state, 30))
+    save(saved, at(state, 30), keep=3)
     message = r"checkpoints/30 is of format 3, but this version of jaxmnist reads format 1 and 2"
-    for read in (checkpoint.newest_notes, lambda saved: checkpoint.newest_whole(saved, template())):
-        with pytest.raises(ConfigError, match=message):
-            read(saved)
+    with pytest.raises(ConfigError, match=message):
+        checkpoint.newest_metadata(saved)
+    with pytest.raises(ConfigError, match=message):
+        checkpoint.newest_whole(saved, template())
 
 
-def test_the_newest_notes(saved, tmp_path):
-    assert checkpoint.newest_notes(tmp_path / "none") is None
+def test_the_newest_metadata(saved, tmp_path):
+    assert checkpoint.newest_metadata(tmp_path / "none") is None
     shutil.rmtree(saved / "20" / "arrays")
-    assert checkpoint.newest_notes(saved) == NOTES
+    assert checkpoint.newest_metadata(saved) == NOTES
     for step in ("10", "20"):
         shutil.rmtree(saved / step / "record")
-    assert checkpoint.newest_notes(saved) is None
+    assert checkpoint.newest_metadata(saved) is None
 
 
 def test_what_is_no_file_is_not_opened(saved):
@@ -220,8 +204,7 @@ def test_the_rows_of_the_longest_run_can_be_read_again():
     long = 0.123456789012345678
     tested = types.SimpleNamespace(loss=1e5 * long, accuracy=100 * long)
     schedules = Schedules(lambda step: 1e-5 * long, lambda step: long)
-    config, step = TrainConfig("less_params", seed=2**32 - 1), 2**31 - 1
-    row = make_row(config, schedules, 50_000, step, METRICS, tested, 1e5 * long)
+    row = make_row(2**32 - 1, schedules, 50_000, 2**31 - 1, METRICS, tested, 1e5 * long)
     row |= {"train_loss": 1e5 * long, "train_accuracy": 100 * long}
     rows = len(json.dumps([row])) * checkpoint.MAX_EPOCHS
     assert rows + 100_000 < checkpoint.MAX_RECORD_BYTES
@@ -282,52 +265,29 @@ def test_what_a_killed_process_left_is_cleaned(saved):
 def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, state, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with (
-        pytest.raises(OSError, match=r"No space left on device \(1000 bytes free, .*checkpoints"),
-        Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints,
-    ):
-        checkpoints.save(at(state, 1))
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    folder = tmp_path / "checkpoints" / "seed0"
+    with pytest.raises(OSError, match=r"No space left on device \(1000 bytes free, .*checkpoints"):
+        save(folder, at(state, 1), keep=2)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_removed_run_folder_is_named_and_not_made_again(tmp_path, state):
     run = tmp_path / "run"
     run.mkdir()
-    with Checkpoints(run / "checkpoints", keep=2) as checkpoints:
-        checkpoints.save(at(state, 1))
-        checkpoints.wait()
-        shutil.rmtree(run)
-        with pytest.raises(OSError, match=r"the run's folder was removed.*run"):
-            checkpoints.save(at(state, 2))
+    save(run / "checkpoints" / "seed0", at(state, 1), keep=2)
+    shutil.rmtree(run)
+    with pytest.raises(OSError, match=r"the run's folder was removed.*run"):
+        save(run / "checkpoints" / "seed0", at(state, 2), keep=2)
     assert not run.exists()
 
 
-def test_a_save_that_failed_in_the_background_is_an_error(tmp_path, state, monkeypatch):
+def test_a_checkpoint_that_could_not_be_written_is_an_error(saved, state, monkeypatch):
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(at(state, 1))
     monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", fail)
-    with (
-        pytest.raises(CheckpointError, match=r"could not be written .*No space left .*are whole"),
-        Checkpoints(tmp_path, keep=2) as checkpoints,
-    ):
-        checkpoints.save(at(state, 2))
-    found, _ = checkpoint.newest_whole(tmp_path, template())
-    assert int(found.state.step) == 1
-
-
-@pytest.mark.parametrize(
-    ("reason", "count"),
-    [(ValueError(), 1), (OSError("the disk is full"), 0), (CheckpointError("as well"), 0)],
-)
-def test_what_fails_on_the_way_out_is_said_unless_it_is_the_same_again(
-    tmp_path, monkeypatch, caplog, reason, count
-):
-    def fail(checkpoints):
-        raise CheckpointError("it could not be written")
-
-    monkeypatch.setattr(checkpoint.Checkpoints, "close", fail)
-    checkpoint.Checkpoints(tmp_path, keep=1).abandon(reason)
-    assert [record.message for record in caplog.records] == ["it could not be written"] * count
+    message = r"could not be written .*No space left .*are whole"
+    with pytest.raises(CheckpointError, match=message):
+        save(saved, at(state, 30), keep=2)
+    found, _ = checkpoint.newest_whole(saved, template())
+    assert int(found.state.step) == 20

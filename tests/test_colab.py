@@ -53,8 +53,8 @@ def test_the_notebook_runs(notebook, small_idx_dir, tmp_path):
 
     assert "on a cpu runtime" in printed(cell_with(notebook, "def accelerator"))
     assert "Cpu" in printed(cell_with(notebook, "jax.devices()"))
-    lines = printed(cell_with(notebook, "train_seeds")).splitlines()
-    done = jaxmnist.load_seeds(tmp_path / lines[-1].removeprefix("written to "))
+    lines = printed(cell_with(notebook, "jaxmnist.train(")).splitlines()
+    done = jaxmnist.load_run(tmp_path / lines[-1].removeprefix("written to "))
     assert [line[:15] for line in sorted(lines[:-1])] == [
         f"seed {seed}, epoch {epoch}" for seed in (0, 1) for epoch in (1, 2)
     ]

@@ -494,12 +494,12 @@ def test_without_a_home_directory_compiled_programs_are_not_kept(no_home, monkey
     monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.chdir(no_home)
     command = importlib.import_module("support.command")
-    command.remember_compiled()
+    command.use_compilation_cache()
     # What older versions of platformdirs return.
     monkeypatch.setattr(
         command.platformdirs, "user_cache_path", lambda name: Path("~/.cache") / name
     )
-    command.remember_compiled()
+    command.use_compilation_cache()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("note: compiled programs are not kept: ") for line in lines)

@@ -14,7 +14,7 @@ import pytest
 import jaxmnist
 from jaxmnist import TrainConfig, data
 from jaxmnist.export import imported
-from jaxmnist.runs.run import make_job
+from jaxmnist.runs.setup import make_setup
 from tests.conftest import SCRIPTS, golden_variables
 
 
@@ -33,7 +33,7 @@ def make_run(small_idx_dir, monkeypatch):
 
     def make_run(path, variant, dataset="mnist", ended=0):
         config = TrainConfig(variant, dataset)
-        job = make_job(config, None, small_idx_dir, data.ignore_progress)
+        job = make_setup(config, jaxmnist.RunOptions(idx_dir=small_idx_dir))
         imported.write_run(job, golden_variables(variant), path, path)
         os.utime(path / "summary.json", (ended, ended))
         return path
@@ -47,12 +47,11 @@ def test_the_newest_run_of_every_variant_in_their_order(demo, make_run, tmp_path
     make_run(tmp_path / "runs/seeds/seed3", "batch_norm", ended=2)
     make_run(tmp_path / "docs/gap", "gap", ended=1)
     make_run(tmp_path / "docs/less", "less_params", ended=5)
-    (tmp_path / "runs/seeds/summary.json").write_text("{}")  # of both seeds
     (tmp_path / "runs/unfinished/checkpoints").mkdir(parents=True)
     torn = make_run(tmp_path / "runs/torn", "gap", ended=8)
     (torn / "config.json").write_text("{")
     damaged = make_run(tmp_path / "runs/damaged", "gap", ended=7)
-    shutil.rmtree(next((damaged / "checkpoints").iterdir()) / "arrays")
+    shutil.rmtree(next((damaged / "checkpoints" / "seed0").iterdir()) / "arrays")
     folders = [tmp_path / "runs", tmp_path / "docs", tmp_path / "nowhere"]
     found = demo.newest_of_every_variant(folders)
     notes = capsys.readouterr().err.splitlines()

@@ -2,23 +2,17 @@
 
 import importlib
 import io
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from jaxmnist.runs.seeds import SeedsStarted
-from jaxmnist.runs.training import EpochDone, Failed, Progress, Started
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+from jaxmnist.runs.setup import EpochDone, Failed, Progress, Started
 
 
 @pytest.fixture(scope="module")
 def display():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("support.display")
-    sys.path.remove(str(SCRIPTS))
+    return importlib.import_module("support.display")
 
 
 def row(seed, epoch, accuracy, test_loss: float | None = 0.03):
@@ -37,21 +31,21 @@ def progress(seeds, epoch, step):
     return Progress(seeds, epoch, step, 0.0651, 98.15, 0.00123, 8123.4)
 
 
-def seeds_started(steps, mapping="processes", remarks=()):
+def seeds_started(steps, mapping="processes", warnings=()):
     out = Path("runs/a")
-    return SeedsStarted(out, out, 60000, steps, 7020, mapping, list(remarks))
+    return Started(out, out, 60000, steps, 7020, mapping, list(warnings))
 
 
 def printed(display, seeds, *events):
     console = Console(file=io.StringIO(), width=80)
-    with display.Lines(console, display.Tally(seeds, 15)) as lines:
+    with display.Lines(console, display.ProgressTracker(seeds, 15)) as lines:
         for event in events:
             lines.show(event)
     return console.file.getvalue().splitlines()
 
 
 def test_one_seed_is_not_named(display):
-    start = Started(Path("runs/a"), Path("runs/a"), 60000, 0, 7020, [])
+    start = Started(Path("runs/a"), Path("runs/a"), 60000, {3: 0}, 7020, "loop", [])
     assert printed(display, [3], start, EpochDone([row(3, 1, 99.0)])) == [
         "training 7020 steps over 60,000 images into runs/a",
         "epoch 1/15: train loss 0.0600, 98.00 %; test loss 0.0300, 99.00 %; 2.5 s",
@@ -98,49 +92,49 @@ def test_seeds_side_by_side_share_a_line(display):
     ],
 )
 def test_seeds_that_go_on(display, steps, line):
-    start = seeds_started(steps, remarks=["device was an abacus"])
+    start = seeds_started(steps, warnings=["device was an abacus"])
     assert printed(display, list(steps), start) == [line, "note: device was an abacus"]
 
 
 def test_the_spread_is_over_the_seeds_that_are_furthest(display):
-    tally = display.Tally((0, 1, 2), 15)
-    assert tally.accuracy() == ""
+    tracker = display.ProgressTracker((0, 1, 2), 15)
+    assert tracker.accuracy() == ""
     for event in (row(0, 1, 90.0), row(0, 2, 99.0), row(1, 1, 91.0), row(2, 2, 99.2)):
-        tally.take(EpochDone([event]))
-    assert tally.accuracy() == "test 99.10 ± 0.14 % (2 seeds, epoch 2)"
+        tracker.take(EpochDone([event]))
+    assert tracker.accuracy() == "test 99.10 ± 0.14 % (2 seeds, epoch 2)"
 
 
 def test_the_time_left_is_at_the_speed_of_so_far(display, monkeypatch):
     now = iter([100.0, 130.0, 130.0, 130.0])
     monkeypatch.setattr(display.time, "monotonic", lambda: next(now))
-    tally = display.Tally((0, 1), 15)
-    tally.take(seeds_started({0: 7020, 1: 0}))
-    assert tally.time_left() == ""
-    tally.take(progress((1,), 1, 20))
-    assert tally.time_left() == ""
-    tally.take(progress((1,), 2, 1020))
-    assert (tally.done, tally.total) == (8040, 14040)
-    assert tally.time_left() == "3 min left"  # 30 s for 1,000 steps, 6,000 to go
-    tally.take(progress((1,), 15, 6020))
-    assert tally.time_left() == "5 s left"
+    tracker = display.ProgressTracker((0, 1), 15)
+    tracker.take(seeds_started({0: 7020, 1: 0}))
+    assert tracker.time_left() == ""
+    tracker.take(progress((1,), 1, 20))
+    assert tracker.time_left() == ""
+    tracker.take(progress((1,), 2, 1020))
+    assert (tracker.done, tracker.total) == (8040, 14040)
+    assert tracker.time_left() == "3 min left"  # 30 s for 1,000 steps, 6,000 to go
+    tracker.take(progress((1,), 15, 6020))
+    assert tracker.time_left() == "5 s left"
 
 
 def test_a_seed_that_failed_is_not_waited_for(display):
-    tally = display.Tally((0, 1), 15)
-    tally.take(seeds_started({0: 100, 1: 200}))
-    tally.take(EpochDone([row(1, 1, 10.0)]))
+    tracker = display.ProgressTracker((0, 1), 15)
+    tracker.take(seeds_started({0: 100, 1: 200}))
+    tracker.take(EpochDone([row(1, 1, 10.0)]))
     failed = Failed(1, "the loss became nan")
     assert printed(display, (0, 1), failed) == ["seed 1 failed: the loss became nan"]
-    tally.take(failed)
-    tally.take(EpochDone([row(1, 2, 10.0)]))  # of the epoch in which it failed
-    assert (tally.done, tally.total, tally.count, tally.accuracy()) == (100, 7020, 2, "")
+    tracker.take(failed)
+    tracker.take(EpochDone([row(1, 2, 10.0)]))  # of the epoch in which it failed
+    assert (tracker.done, tracker.total, tracker.count, tracker.accuracy()) == (100, 7020, 2, "")
 
 
-def shown(display, tally, *events):
+def shown(display, tracker, *events):
     """The bars on a terminal of 80 columns, and what is printed above them."""
     console = Console(force_terminal=True, width=80, file=io.StringIO())
     plain = Console(width=80)
-    with display.Live(console, tally) as live:
+    with display.Live(console, tracker) as live:
         live.show_data("fetching mnist", 50, 100)
         for event in events:
             live.show(event)
@@ -150,9 +144,9 @@ def shown(display, tally, *events):
 
 
 def test_the_live_display_of_one_seed_fits_a_terminal(display):
-    start = Started(Path("runs/a"), Path("runs/a"), 60000, 0, 7020, [])
+    start = Started(Path("runs/a"), Path("runs/a"), 60000, {3: 0}, 7020, "loop", [])
     (line,), above = shown(
-        *(display, display.Tally([0], 15), start),
+        *(display, display.ProgressTracker([0], 15), start),
         EpochDone([row(0, 3, 99.0)]),
         progress((0,), 12, 5500),
     )
@@ -163,12 +157,12 @@ def test_the_live_display_of_one_seed_fits_a_terminal(display):
 
 
 def test_the_live_display_of_many_seeds_fits_a_terminal(display):
-    tally = display.Tally(range(64), 15)
+    tracker = display.ProgressTracker(range(64), 15)
     first = seeds_started({seed: 7020 * (seed < 10) for seed in range(64)})
-    (line,), _ = shown(display, tally, first, progress((10,), 1, 468))
+    (line,), _ = shown(display, tracker, first, progress((10,), 1, 468))
     assert "10/64 seeds" in line
     assert "loss 0.0651" in line
     rows = EpochDone([row(seed, 15, 99.3 + seed / 100) for seed in range(10)])
-    (line,), _ = shown(display, tally, first, rows, progress((10,), 1, 468))
+    (line,), _ = shown(display, tracker, first, rows, progress((10,), 1, 468))
     assert "test 99.34 ± 0.03 % (10 seeds, epoch 15)" in line
     assert "-:--:--" in line

@@ -15,14 +15,14 @@ import pytest
 import jaxmnist
 from jaxmnist import VARIANTS
 from jaxmnist.analysis import report, results
-from jaxmnist.recipes import ABLATIONS, NETWORKS
-from jaxmnist.runs import run_folder, training
-from jaxmnist.runs.seeds import SeedDone
+from jaxmnist.recipes import ABLATIONS, RECIPES
+from jaxmnist.runs import loop, run_folder
+from jaxmnist.runs.setup import SeedDone
 from tests.test_results import finished, write_ladder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 # Two epochs of four steps of a network that compiles fast.
-TINY = ("--dataset", "kmnist", "--epochs", "2", "--variants", "less_params")
+TINY = ("less_params", "--dataset", "kmnist", "--epochs", "2")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,9 @@ def out(tmp_path):
 @pytest.fixture
 def run(script, capsys, small_idx_dir, out, monkeypatch):
     """Runs the command in this process, its seeds one after another: status, output, errors."""
-    monkeypatch.setattr(script, "train_seeds", partial(jaxmnist.train_seeds, seed_mapping="loop"))
-    monkeypatch.setattr(script, "remember_compiled", lambda: None)
+    options = partial(jaxmnist.RunOptions, seed_mapping="loop")
+    monkeypatch.setattr(script, "RunOptions", options)
+    monkeypatch.setattr(script, "use_compilation_cache", lambda: None)
 
     def run(*words):
         status = script.main([*words, "--out", str(out), "--idx-dir", str(small_idx_dir)])
@@ -77,14 +78,14 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
     )
     assert seeds_in(out) == [0]
     (first,) = results.read(out / "results.json")["variants"]["less_params"]["runs"]
-    summary = json.loads((out / "runs/less_params/seed0/summary.json").read_text())
+    summary = json.loads((out / "runs/less_params/summary.json").read_text())
     assert [first["final_test_accuracy"]] == pytest.approx(summary["final_test_accuracy"])
 
     # Whoever has the file and nothing else goes on from it.
     shutil.rmtree(out / "runs")
     status, said, _ = run(*TINY, "--seeds", "2")
     assert status == 0
-    assert "training seeds 1 (loop)" in said
+    assert "training 8 steps over 600 images into " in said
     assert said.splitlines()[-1] == f"14 runs: {out / 'results.md'}"
     assert seeds_in(out) == [0, 1]
     report = (out / "results.md").read_text()
@@ -93,7 +94,7 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
     assert len(list((out / "figures").iterdir())) == 12
 
     # Then nothing is left to train, and the report can be made anew from the file alone.
-    monkeypatch.setattr(script, "train_seeds", None)
+    monkeypatch.setattr(script, "train_run", None)
     monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     (out / "results.md").write_text(report.replace("99", "11"))
     assert run("--report") == (0, f"14 runs: {out / 'results.md'}\n", "")
@@ -122,13 +123,13 @@ def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, 
 
 def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monkeypatch):
     others(out)
-    monkeypatch.setattr(training, "CHUNK_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0)
 
     def is_one_finished(signals):
         return "less_params" in results.read(out / "results.json")["variants"]
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(script.Signals, "should_stop", is_one_finished)
+        stopping.setattr(script.TrainingCommand, "should_stop", is_one_finished)
         status, _, err = run(*TINY, "--seeds", "2")
     assert status == 128 + signal.SIGINT
     assert err == "stopped; to go on, run the same command again\n"
@@ -138,27 +139,27 @@ def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monk
     status, said, _ = run(*TINY, "--seeds", "4,7")
     assert status == 0
     assert re.search(r"training seeds 1, 4, 7 .* going on at step 4 of 24", said)
-    assert not (out / "runs/less_params/seed0").exists()
+    assert not (out / "runs/less_params/checkpoints/seed0").exists()
     assert seeds_in(out) == [0, 1, 4, 7]
 
 
 def test_between_two_networks_it_stops_too(run, out, script, monkeypatch):
     others(out)
-    monkeypatch.setattr(script, "train_seeds", lambda *_, **__: None)
-    monkeypatch.setattr(script.Signals, "should_stop", lambda signals: True)
+    monkeypatch.setattr(script, "train_run", lambda *_: SimpleNamespace(failures={}))
+    monkeypatch.setattr(script.TrainingCommand, "should_stop", lambda signals: True)
     assert run(*TINY, "--seeds", "1")[0] == 128 + signal.SIGINT
 
 
 def test_a_seed_that_fails_is_named_and_the_others_are_kept(run, out, script, monkeypatch):
     others(out)
-    check = training.check_finite
+    check = loop.check_finite
 
-    def fail_seed_0(which, loss, step, config):
-        if config.seed == 0:
-            raise training.TrainingError("the loss became nan")
-        check(which, loss, step, config)
+    def fail_seed_0(which, loss, step, seed, setup):
+        if seed == 0:
+            raise loop.TrainingError("the loss became nan")
+        check(which, loss, step, seed, setup)
 
-    monkeypatch.setattr(training, "check_finite", fail_seed_0)
+    monkeypatch.setattr(loop, "check_finite", fail_seed_0)
     status, said, err = run(*TINY, "--seeds", "2", "--quiet")
     assert (status, said) == (1, "")
     assert err == "error: less_params, seed 0: the loss became nan\n"
@@ -166,10 +167,10 @@ def test_a_seed_that_fails_is_named_and_the_others_are_kept(run, out, script, mo
 
 
 def test_a_network_that_cannot_be_trained_keeps_no_other_from_it(run, out, script, monkeypatch):
-    (out / "runs/gap/seed0").mkdir(parents=True)
+    (out / "runs/gap").mkdir(parents=True)
     words = ("--dataset", "kmnist", "--epochs", "2", "--seeds", "1", "--quiet")
     with run_folder.locked(out / "runs/gap"):
-        status, _, err = run(*words, "--variants", "less_params,gap")
+        status, _, err = run("less_params", "gap", *words)
     assert status == 1
     assert err.startswith("error: gap: another process is training into ")
     assert seeds_in(out) == [0]
@@ -187,7 +188,7 @@ def test_what_is_missing_is_refused_by_name(run, out):
 
 def test_another_config_is_refused_before_anything_is_trained(run, out, script, monkeypatch):
     others(out)
-    monkeypatch.setattr(script, "train_seeds", None)
+    monkeypatch.setattr(script, "train_run", None)
     status, _, err = run("--seeds", "1", "--epochs", "1", "--limit-train", "300")
     assert status == 2
     assert re.fullmatch(
@@ -200,7 +201,7 @@ def test_another_config_is_refused_before_anything_is_trained(run, out, script, 
 def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypatch):
     out.mkdir()
     write_ladder(out / "results.json")
-    monkeypatch.setattr(script, "train_seeds", None)
+    monkeypatch.setattr(script, "train_run", None)
     status, said, err = run("--compare", "dropout", "gap", "--compare", "skeleton", "gap")
     assert (status, err) == (0, "")
     first, second, _, header, _, *rows, _, legend = said.splitlines()
@@ -224,10 +225,10 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
         "last column",
     ):
         assert word in legend
+    known = ", ".join(RECIPES["notebook"])
     assert run("--compare", "dropuot", "gap")[::2] == (
         2,
-        f"error: variant is 'dropuot'; expected one of {', '.join(NETWORKS)}. Did you mean "
-        "dropout?\n",
+        f"error: variant is 'dropuot'; expected one of {known}. Did you mean dropout?\n",
     )
     assert (
         run("--compare", "gap", "gap")[2] == "error: compare has gap twice; expected two networks\n"
@@ -244,14 +245,14 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
             results.add(out / "results.json", run_, 1.25)
     asked = []
 
-    def train_seeds(config, seeds, *, out, report, **_):
+    def train_runs(config, out, seeds, options, callbacks):
         asked.append((config.name, list(seeds), out.name))
         for seed in seeds:
             done = finished(accuracies=[98.0, 99.0], name=config.name, seed=seed)
-            report(SeedDone(done))
+            callbacks.report(SeedDone(done))
         return SimpleNamespace(failures={})
 
-    monkeypatch.setattr(script, "train_seeds", train_seeds)
+    monkeypatch.setattr(script, "train_run", train_runs)
     words = ("--ablate", "gap", "--epochs", "2", "--seeds", "9", "--quiet")
     assert run(*words) == (0, f"117 runs: {out / 'ablation.md'}\n", "")
     assert asked == [("gap/no_dropout", [8], "gap-no_dropout")]
@@ -267,7 +268,7 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
     ]
     assert "- `gap_late_pool` lost 0.26 points on `gap`, in 9 of 9 seeds, " in report
     # What the file has is enough; and networks and recipes of it are compared as any others are.
-    monkeypatch.setattr(script, "train_seeds", None)
+    monkeypatch.setattr(script, "train_run", None)
     (out / "ablation.md").unlink()
     assert run("--ablate", "gap", "--report")[0] == 0
     assert (out / "ablation.md").read_text() == report
@@ -296,9 +297,9 @@ def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("--variants", "gap,dropuot"), r"variant is 'dropuot'; .* Did you mean dropout\?"),
+        (("gap", "dropuot"), r"variant is 'dropuot'; .* Did you mean dropout\?"),
         (
-            ("--variants", "gap/recrod"),
+            ("gap/recrod",),
             r"recipe or change of it is 'recrod'; .* Did you mean record\?",
         ),
         (("--seeds", "0"), "seeds is empty; expected at least one"),

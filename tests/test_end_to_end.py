@@ -17,7 +17,7 @@ from jaxmnist.export.network import network_of
 from jaxmnist.export.targets import TARGETS, export
 from jaxmnist.inference import pictures
 from jaxmnist.inference.predict import make_predict
-from jaxmnist.runs.run import make_job
+from jaxmnist.runs.setup import make_setup
 from tests.conftest import trained_variables
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def test_mnist_is_whole(data_dir):
 
 def test_gap_learns_mnist_in_a_third_of_an_epoch(data_dir, tmp_path):
     config = jaxmnist.TrainConfig("gap", epochs=1, limit_train=20_000)
-    run = jaxmnist.train(config, out=tmp_path / "run", data_dir=data_dir)
+    run = jaxmnist.train(config, tmp_path / "run", options=jaxmnist.RunOptions(data_dir=data_dir))
     assert run.summary["test_count"] == 10_000
     assert run.summary["steps"] == 156
     assert run.summary["final_test_accuracy"][0] > 90
@@ -60,7 +60,7 @@ def test_gap_learns_mnist_in_a_third_of_an_epoch(data_dir, tmp_path):
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     """A run of `gap` that somebody trained to the end."""
-    job = make_job(TrainConfig("gap"), data_dir, None, data.ignore_progress)
+    job = make_setup(TrainConfig("gap"), jaxmnist.RunOptions(data_dir=data_dir))
     out = tmp_path_factory.mktemp("runs") / "gap"
     return imported.write_run(job, trained_variables(), out, Path("gap_seed0.safetensors"))
 

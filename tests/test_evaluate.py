@@ -78,7 +78,7 @@ def test_evaluates_a_run(command, small_run, small_idx_dir):
     assert written["loss"] == pytest.approx(small_run.summary["final_test_loss"][0], rel=1e-5)
     assert (written["count"], written["views"]) == (430, 1)
     assert np.sum(written["confusion"]) == 430
-    assert written["runs"][0]["config"]["variant"] == "gap"
+    assert written["runs"][0]["config"]["variant"] == "tiny"
 
 
 def test_the_files_are_written_before_anything_is_printed(
@@ -99,14 +99,14 @@ def test_compares_runs_and_evaluates_them_together(command, small_seeds, small_i
     words = (small_seeds.path, "--views", "2", "--idx-dir", small_idx_dir)
     status, out, err = command("evaluate", *words)
     assert (status, err) == (0, "")
-    names = re.findall(r"^  (\S+) +[\d.]+ +[\d.]+ to", out, re.MULTILINE)
-    assert names == ["seed0", "seed1"]
+    names = re.findall(r"^  (\S+ seed \d) +[\d.]+ +[\d.]+ to", out, re.MULTILINE)
+    assert names == ["seeds seed 0", "seeds seed 1"]
     assert "corrected for all lines by Holm's method" in out
     assert out.splitlines()[-1].startswith("ensemble of 2: ")
     place = small_seeds.path / "evaluation" / "kmnist-2views-ensemble"
     written = json.loads((place / "evaluation.json").read_text())
     assert [run["config"]["seed"] for run in written["runs"]] == [0, 1]
-    each = small_seeds.path / "seed1" / "evaluation" / "kmnist-2views" / "evaluation.json"
+    each = small_seeds.path / "evaluation" / "seed1" / "kmnist-2views" / "evaluation.json"
     assert json.loads(each.read_text())["views"] == 2
 
 
@@ -183,10 +183,9 @@ def test_other_images_are_normalised_as_those_of_the_training(
 
 
 def test_no_network_counts_twice(command, small_seeds):
-    again = small_seeds.path / "seed1"
-    status, _, err = command("evaluate", small_seeds.path, again)
+    status, _, err = command("evaluate", small_seeds.path, small_seeds.path)
     assert status == 2
-    assert err == f"error: {again} is named twice; each network counts once\n"
+    assert err == f"error: {small_seeds.path} seed 0 is named twice; each network counts once\n"
 
 
 def test_evaluate_names_what_is_no_run(command, tmp_path):
@@ -222,7 +221,7 @@ def test_predicts_in_words_and_together(command, small_seeds, folder, of_digits)
     status, out, err = command("predict", small_seeds.path, folder / "0.png")
     assert (status, err) == (0, "")
     digit = pictures.read(folder / "0.png")[None]
-    said = [make_predict(run)(digit) for run in small_seeds.runs.values()]
+    said = [make_predict(run)(digit) for run in small_seeds.split()]
     joint = 100 * np.exp(together(said)[0])
     each = "  ".join(f"{place}: {percent:.1f}" for place, percent in enumerate(joint))
     assert out == f"{folder / '0.png'}: {joint.argmax()}   (%  {each})\n"

@@ -17,9 +17,10 @@ from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel import devices
 from jaxmnist.state import create_state
-from tests.conftest import SCRIPTS
+from tests.conftest import SCRIPTS, train
 
 ROOT = Path(__file__).parent.parent
+RUN = Path(__file__).parent / "fixtures" / "record_format1"
 FLAGS = {
     "enable_x64": True,
     "default_prng_impl": "rbg",
@@ -56,7 +57,7 @@ def test_a_run_is_the_same_under_other_flags(small_config, small_idx_dir, small_
     with contextlib.ExitStack() as stack:
         for name, value in FLAGS.items():
             stack.enter_context(getattr(jax, name)(value))
-        run = jaxmnist.train(small_config, out=tmp_path / "run", idx_dir=small_idx_dir)
+        run = train(small_config, tmp_path / "run", small_idx_dir)
         leaves = jax.tree.leaves(jax.tree.map(np.asarray, (run.state.params, run.state.opt_state)))
     kept = jax.tree.leaves((small_run.state.params, small_run.state.opt_state))
     for leaf, other in zip(leaves, kept, strict=True):
@@ -106,11 +107,11 @@ def test_commands_start_as_modules_and_with_a_safe_path():
 
 
 @pytest.mark.slow
-def test_commands_under_flags_of_others(small_run, small_idx_dir, tmp_path):
+def test_commands_under_flags_of_others(small_idx_dir, tmp_path):
     """Figures under a backend that is not installed, and with LaTeX for all text."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 7\n")
     done = start(
-        [SCRIPTS / "evaluate.py", small_run.path, "--idx-dir", small_idx_dir, "--out", tmp_path],
+        [SCRIPTS / "evaluate.py", RUN, "--idx-dir", small_idx_dir, "--out", tmp_path],
         MPLBACKEND="nowhere",
         MATPLOTLIBRC=str(tmp_path),
         JAX_ENABLE_X64="1",

@@ -8,14 +8,14 @@ import pytest
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig, data
 from jaxmnist.export import imported
-from jaxmnist.runs.run import make_job
-from tests.conftest import golden_variables
+from jaxmnist.runs.setup import make_setup
+from tests.conftest import golden_variables, train
 
 
 @pytest.fixture
 def job(small_idx_dir):
     config = TrainConfig("batch_norm", "kmnist", epochs=2)
-    return make_job(config, None, small_idx_dir, data.ignore_progress)
+    return make_setup(config, jaxmnist.RunOptions(idx_dir=small_idx_dir))
 
 
 def test_an_imported_network_is_a_finished_run(job, tmp_path, command, small_idx_dir):
@@ -46,13 +46,13 @@ def test_an_imported_network_is_a_finished_run(job, tmp_path, command, small_idx
 def test_what_cannot_be_written_leaves_no_run(job, tmp_path, monkeypatch):
     """Otherwise --resume would train another network in its place."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(imported, "save", fail)
     with pytest.raises(OSError, match="No space left"):
         imported.write_run(job, golden_variables("batch_norm"), tmp_path / "run", tmp_path / "a.pt")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == []
 
 
 def test_an_imported_network_cannot_be_trained_on(job, tmp_path, small_idx_dir):
@@ -60,7 +60,7 @@ def test_an_imported_network_cannot_be_trained_on(job, tmp_path, small_idx_dir):
     imported.write_run(job, golden_variables("batch_norm"), out, tmp_path / "notebook.pt")
     longer = TrainConfig("batch_norm", "kmnist", epochs=3)
     with pytest.raises(ConfigError, match=r"the network comes from notebook.pt; it cannot go on"):
-        jaxmnist.train(longer, out=out, idx_dir=small_idx_dir, resume=True)
+        train(longer, out, small_idx_dir, resume=True)
 
 
 def test_the_command(job, command, small_idx_dir, tmp_path, monkeypatch):

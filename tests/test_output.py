@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from support.tables import epochs_table, seeds_table
 
-from jaxmnist.runs.training import EpochDone, Started
+from jaxmnist.runs.setup import EpochDone, Started
 from tests.conftest import SCRIPTS
 from tests.test_display import row
 
@@ -117,7 +117,7 @@ def test_the_exit_status_when_output_was_lost(
             return None
 
     monkeypatch.setattr(command, "lasting_output", Lost)
-    monkeypatch.setattr(command, "hush", lambda: None)
+    monkeypatch.setattr(command, "silence_orbax_threads", lambda: None)
     assert command.run_main(lambda words: 0, needs_output) == status
     assert capsys.readouterr().err == said
 
@@ -131,9 +131,9 @@ def test_names_are_shown_as_they_are(name, is_terminal):
     from support import display
 
     console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal, color_system=None)
-    with display.make_display(console, False, display.Tally([0], 15)) as shown:
+    with display.make_display(console, False, display.ProgressTracker([0], 15)) as shown:
         shown.show_data(name, 1, 2)
-        shown.show(Started(Path(name), Path(name), 600, 0, 18, [name]))
+        shown.show(Started(Path(name), Path(name), 600, {0: 0}, 18, "loop", [name]))
         shown.show(EpochDone([row(0, 1, 99.0)]))
     text = console.file.getvalue()
     assert f"into {name}" in text

@@ -19,9 +19,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+import jaxmnist
 from jaxmnist import TrainConfig, data
 from jaxmnist.export import imported
-from jaxmnist.runs.run import make_job
+from jaxmnist.runs.setup import make_setup
 from tests.conftest import SCRIPTS, golden_variables, trained_variables
 
 pytestmark = pytest.mark.slow
@@ -42,8 +43,9 @@ def two_runs(small_idx_dir, tmp_path_factory):
     """A network that reads digits, and one that has learnt nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data.idx, "SHA256", {})
-        job = make_job(TrainConfig("gap"), None, small_idx_dir, data.ignore_progress)
-    job = job._replace(normalisation=(0.1307, 0.3081))  # of what it was trained on
+        job = make_setup(TrainConfig("gap"), jaxmnist.RunOptions(idx_dir=small_idx_dir))
+    # Of the images that it was trained on.
+    job = job._replace(facts={**job.facts, "normalisation": (0.1307, 0.3081)})
     folder = tmp_path_factory.mktemp("runs")
     for name, variables in (("good", trained_variables()), ("bad", golden_variables("gap"))):
         imported.write_run(job, variables, folder / name, Path("weights"))

@@ -20,7 +20,9 @@ import jaxmnist
 from jaxmnist.parallel import devices
 from jaxmnist.parallel.seed_mapping import shares_of_cores
 from jaxmnist.runs import processes, worker
-from jaxmnist.runs.training import EpochDone, Failed, Progress, Stopped, TrainingError, Watch
+from jaxmnist.runs.loop import Stopped, TrainingError
+from jaxmnist.runs.setup import Callbacks, EpochDone, Failed, Progress
+from tests import conftest
 from tests.conftest import SCRIPT, finish, wait_for_line
 from tests.test_runs import assert_same_run
 
@@ -45,7 +47,7 @@ class Worker:
     def send(self, message):
         self.told.append(message)
 
-    def last_words(self):
+    def exit_reason(self):
         return "it died"
 
 
@@ -53,14 +55,18 @@ class Worker:
 def lead(monkeypatch, tmp_path):
     """Leads two workers, who say what the test says, over four seeds."""
     monkeypatch.setattr(processes, "POLL_SECONDS", 0)
-    monkeypatch.setattr(processes, "load_run", lambda path: path.name)
+    monkeypatch.setattr(
+        processes, "read_snapshot", lambda setup, path, seed: (f"end of {seed}", [])
+    )
     events, inbox, team = [], queue.SimpleQueue(), [Worker(), Worker()]
 
     def train(*messages, should_stop=lambda: False):
         for number, message in messages:
             inbox.put((team[number], message))
-        watch = Watch(report=events.append, should_stop=should_stop)
-        yield from processes._Lead(list(team), [4, 5, 6, 7], tmp_path, watch, inbox).train()
+        callbacks = Callbacks(report=events.append, should_stop=should_stop)
+        waiting = [4, 5, 6, 7]
+        scheduler = processes._Scheduler(None, list(team), waiting, tmp_path, callbacks, inbox)  # type: ignore[arg-type]
+        yield from scheduler.run()
 
     return train, team, events
 
@@ -91,7 +97,7 @@ def test_who_is_done_gets_the_next_seed(lead):
     )
     found = dict(ends)
     assert (team[0].told, team[1].told) == ([4, 6, 7], [5])
-    assert {seed: found[seed] for seed in (4, 5, 7)} == {4: "seed4", 5: "seed5", 7: "seed7"}
+    assert [found[seed] for seed in (4, 5, 7)] == ["end of 4", "end of 5", "end of 7"]
     assert str(found[6]) == "the loss became nan"
     assert events[1:] == [EpochDone([row]), Failed(6, "the loss became nan")]
 
@@ -135,7 +141,7 @@ def test_all_are_told_to_stop_once_and_get_nothing_more(lead):
         (0, ["done", 4, None]),
         should_stop=lambda: team[1].seed is not None or "stop" in team[0].told,
     )
-    assert next(ends) == (4, "seed4")
+    assert next(ends) == (4, "end of 4")
     with pytest.raises(Stopped):
         next(ends)
     assert (team[0].told, team[1].told) == ([4, "stop"], [5, "stop"])
@@ -188,7 +194,7 @@ def test_what_a_library_prints_is_no_message(process):
     with one:
         assert inbox.get(timeout=30) == (one, ["stopped"])
         assert inbox.get(timeout=30) == (one, None)
-        assert one.last_words() == "its process ended with status 0"
+        assert one.exit_reason() == "its process ended with status 0"
 
 
 def test_the_last_words_of_a_process(process):
@@ -197,7 +203,7 @@ def test_the_last_words_of_a_process(process):
     )
     with one:
         assert inbox.get(timeout=30) == (one, None)
-        assert one.last_words() == "its process ended with status 3: MemoryError: \ufffd"
+        assert one.exit_reason() == "its process ended with status 3: MemoryError: \ufffd"
 
 
 def test_a_process_that_does_not_end_is_killed(process, monkeypatch):
@@ -209,15 +215,17 @@ def test_a_process_that_does_not_end_is_killed(process, monkeypatch):
 
 
 def test_a_worker_shares_what_was_compiled_for_as_many_cores(monkeypatch):
-    options, cores = {}, []
-    monkeypatch.setattr(jax.config, "update", options.__setitem__)
+    flags, cores = {}, []
+    monkeypatch.setattr(jax.config, "update", flags.__setitem__)
     monkeypatch.setattr(worker.os, "sched_setaffinity", lambda _, mine: cores.append(mine))
-    monkeypatch.setattr(worker, "make_job", lambda *arguments: arguments)
+    monkeypatch.setattr(worker, "make_setup", lambda *arguments, mapping: (*arguments, mapping))
     config = jaxmnist.TrainConfig("gap", epochs=2)
     task = {"cores": [1, 3], "cache": "kept", "config": config.to_json()}
-    job = worker.prepare({**task, "data_dir": "d", "idx_dir": None})
-    assert (job[:3], cores) == ((config, "d", None), [[1, 3]])
-    assert options == {
+    task |= {"data_dir": "d", "idx_dir": None, "checkpoint_every": "1", "keep": 3}
+    setup, options = worker.prepare(task)
+    assert (setup, cores) == ((config, options, "processes"), [[1, 3]])
+    assert options == jaxmnist.RunOptions(data_dir="d", checkpoint_every="1", keep=3)
+    assert flags == {
         **{f"jax_{name}": value for name, value in devices._FLAGS.items()},
         "jax_compilation_cache_dir": "kept/2-cores",
         "jax_compilation_cache_max_size": 512 << 20,
@@ -240,17 +248,11 @@ def whole(small_idx_dir, tmp_path_factory):
     """The seeds that nothing happened to, one after another in this process."""
     config = jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
     out = tmp_path_factory.mktemp("runs") / "whole"
-    return jaxmnist.train_seeds(
-        config, (0, 1, 2), out=out, idx_dir=small_idx_dir, seed_mapping="loop"
-    )
+    return conftest.train(config, out, small_idx_dir, seeds=(0, 1, 2), seed_mapping="loop")
 
 
 def assert_same_runs(folder, whole):
-    loaded = jaxmnist.load_seeds(folder)
-    assert (loaded.runs.keys(), loaded.failures) == (whole.runs.keys(), {})
-    for seed, run in loaded.runs.items():
-        assert_same_run(run, whole.runs[seed])
-    assert loaded.summary["final_test_accuracy"] == whole.summary["final_test_accuracy"]
+    assert_same_run(jaxmnist.load_run(folder), whole)
 
 
 def workers_of(process):
@@ -294,7 +296,7 @@ def test_a_signal_stops_all_and_says_how_to_go_on(start, whole, tmp_path):
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     script, *words = shlex.split(stopped[2])
     assert Path(script) == SCRIPT
-    status, out, _ = finish(start(*words[: words.index("--idx-dir")], "--resume"))
+    status, out, _ = finish(start(*words))
     assert status == 0
     assert f"into runs, going on at step {stopped[1]} of 648, " in out.splitlines()[0]
     assert_same_runs(tmp_path / "runs", whole)
@@ -322,7 +324,7 @@ def test_a_killed_worker_is_named_and_the_others_finish(start, whole, tmp_path):
     status, out, err = finish(process)
     assert (status, err) == (1, "error: seed 1: its process was ended by signal 9 (Killed)\n")
     assert "seed 1 failed: its process was ended by signal 9 (Killed)" in out
-    assert jaxmnist.load_seeds(tmp_path / "runs").runs.keys() == {0, 2}
+    assert jaxmnist.load_run(tmp_path / "runs").snapshots.keys() == {0, 2}
     assert finish(start("--resume", "--out", "runs"))[0] == 0
     assert_same_runs(tmp_path / "runs", whole)
 
@@ -333,9 +335,8 @@ def test_a_program_that_is_not_guarded_may_use_processes(small_idx_dir, tmp_path
     code = f"""
 import jaxmnist
 config = jaxmnist.TrainConfig("less_params", "fashion_mnist", epochs=1, batch_size=100)
-found = jaxmnist.train_seeds(
-    config, (0, 1), out="runs", idx_dir={str(small_idx_dir)!r}, seed_mapping="processes"
-)
+options = jaxmnist.RunOptions(idx_dir={str(small_idx_dir)!r}, seed_mapping="processes")
+found = jaxmnist.train(config, "runs", (0, 1), options)
 print(found.summary["seeds"], found.failures)
 """
     (tmp_path / "mine.py").write_text(code)

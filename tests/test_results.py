@@ -11,6 +11,7 @@ import pytest
 from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig
 from jaxmnist.analysis import results
 from jaxmnist.config import by_name
+from jaxmnist.runs.run import Snapshot
 
 ENVIRONMENT = {
     "compile_seconds": 2.5,
@@ -46,7 +47,8 @@ def finished(name="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> Run
         "final_train_accuracy": [rows[-1]["train_accuracy"]],
         **ENVIRONMENT,
     }
-    return Run(trained, None, rows, summary, Path("run"))  # type: ignore[arg-type]
+    snapshot = Snapshot(None, None, 0.0, rows, summary)  # type: ignore[arg-type]
+    return Run(trained, {seed: snapshot}, {}, summary, Path("run"))
 
 
 def write_ladder(file, counts=None, **config):

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 import jaxmnist
-from tests.conftest import SCRIPT, finish, wait_for_line, wait_until
+from tests.conftest import SCRIPT, finish, train, wait_for_line, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def whole(small_idx_dir, tmp_path_factory):
     """The run that nothing happened to."""
     config = jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
     out = tmp_path_factory.mktemp("runs") / "whole"
-    return jaxmnist.train(config, out=out, idx_dir=small_idx_dir)
+    return train(config, out, small_idx_dir)
 
 
 def assert_same_run(folder, expected):
@@ -49,7 +49,7 @@ def assert_same_run(folder, expected):
 
 def saving(folder):
     """Whether a checkpoint is being written."""
-    return any("tmp" in entry.name for entry in (folder / "checkpoints").glob("*"))
+    return any("tmp" in entry.name for entry in (folder / "checkpoints" / "seed0").glob("*"))
 
 
 @pytest.mark.parametrize("moment", ["at the start", "compiling", "in an epoch", "saving"])
@@ -88,7 +88,7 @@ def test_a_signal_saves_stops_and_says_how_to_go_on(start, whole, tmp_path, numb
     assert stopped is not None, err
     script, *words = shlex.split(stopped[2])
     assert Path(script) == SCRIPT
-    status, out, _ = finish(start(*words[:-2]) if words[-2] == "--idx-dir" else start(*words))
+    status, out, _ = finish(start(*words))
     assert status == 0
     assert out.splitlines()[0].endswith(f"into run, going on at step {stopped[1]}")
     assert_same_run(tmp_path / "run", whole)

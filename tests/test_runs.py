@@ -1,4 +1,4 @@
-"""Runs that are stopped, damaged, and go on; in this process."""
+"""Runs that are stopped, damaged, and continue; in this process."""
 
 import dataclasses
 import itertools
@@ -10,22 +10,24 @@ import chex
 import jax
 import numpy as np
 import pytest
-from jaxmnist.runs.summary import environment
 
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig, data
 from jaxmnist.data import idx
 from jaxmnist.inference.predict import make_predict
-from jaxmnist.runs import training
+from jaxmnist.runs import loop
 from jaxmnist.runs.checkpoint import CheckpointError
-from jaxmnist.runs.run import begun_config, to_devices
-from jaxmnist.runs.training import Progress, Started, Stopped, TrainingError
+from jaxmnist.runs.loop import Stopped, TrainingError
+from jaxmnist.runs.run import begun_config
+from jaxmnist.runs.setup import Progress, SeedDone, Started, to_devices
+from jaxmnist.runs.summary import environment
+from tests import conftest
 from tests.conftest import golden_batch, small_files
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TIMES = {"train_seconds", "images_per_second", "compile_seconds", "cores"}
+TIMES = {"train_seconds", "images_per_second", "compile_seconds", "cores", "seed_mapping"}
 
 
 def without_times(record):
@@ -38,23 +40,33 @@ def plain(state):
 
 def assert_same_run(run, expected):
     """To the bit, but for the times: in memory, and as it lies on disk."""
-    chex.assert_trees_all_equal(plain(run.state), plain(expected.state))
+    assert run.snapshots.keys() == expected.snapshots.keys()
+    for seed, snapshot in run.snapshots.items():
+        chex.assert_trees_all_equal(plain(snapshot.state), plain(expected.snapshots[seed].state))
     assert [without_times(row) for row in run.rows] == [without_times(row) for row in expected.rows]
     assert without_times(run.summary) == without_times(expected.summary)
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == run.rows
+    assert read_rows(run.path) == run.rows
     assert json.loads((run.path / "summary.json").read_text()) == run.summary
-    assert [int(entry.name) for entry in (run.path / "checkpoints").glob("[0-9]*")]
+
+
+def read_rows(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints_of(path, seed=0):
+    """The checkpoints of a seed, by step."""
+    folder = path / "checkpoints" / f"seed{seed}"
+    return {int(entry.name): entry for entry in folder.glob("[0-9]*") if entry.name.isdigit()}
 
 
 @pytest.fixture
 def train(small_config, small_idx_dir, tmp_path, monkeypatch):
     """Trains the small run into a folder of the test's, one step a chunk."""
-    monkeypatch.setattr(training, "CHUNK_SECONDS", 0)
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0)
 
     def train(config=small_config, **options):
         options = {"out": tmp_path / "run", "idx_dir": small_idx_dir, **options}
-        return jaxmnist.train(config, **options)
+        return conftest.train(config, **options)
 
     return train
 
@@ -91,8 +103,11 @@ def test_how_often_it_is_saved_changes_nothing(train, small_run, every):
     assert_same_run(train(checkpoint_every=every), small_run)
 
 
-def test_the_same_seed_twice_is_the_same_and_another_differs(train, small_config, small_run):
-    assert_same_run(train(), small_run)
+def test_runs_of_equal_configs_are_equal_and_another_seed_differs(train, small_config, small_run):
+    run = train()
+    assert_same_run(run, small_run)
+    content = (run.path / "config.json").read_text()
+    assert content == (small_run.path / "config.json").read_text()
     other = train(dataclasses.replace(small_config, seed=1), overwrite=True)
     assert other.rows[0]["train_loss"] != small_run.rows[0]["train_loss"]
 
@@ -101,25 +116,27 @@ def test_events_of_a_run_that_goes_on(train, small_run):
     stop(train, 20)
     events = []
     run = train(resume=True, report=events.append)
-    assert events[0] == Started(run.path, run.path, 600, 26, 54, [])
+    assert events[0] == Started(run.path, run.path, 600, {0: 26}, 54, "loop", [])
     progress = [event for event in events if isinstance(event, Progress)]
     assert (progress[0].epoch, progress[0].step) == (2, 30)
-    # The running figures take up where they were.
+    # The running metrics continue too.
     whole_epoch = next(event for event in progress if event.step == 36)
     assert whole_epoch.loss == small_run.rows[1]["train_loss"]
 
 
 def test_a_finished_run_is_left_as_it_is_and_its_files_mended(train, small_run):
     run = train()
+    content = (run.path / "config.json").read_text()
     (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
     (run.path / "summary.json").write_text("{}")
     (run.path / "config.json").write_text("no JSON")
     events = []
     again = train(resume=True, report=events.append)
-    assert events == [Started(run.path, run.path, 600, 54, 54, [])]
+    assert events[0] == Started(run.path, run.path, 600, {0: 54}, 54, "loop", [])
+    assert [type(event) for event in events[1:]] == [SeedDone]
     assert_same_run(again, small_run)
     assert (again.summary, again.rows) == (run.summary, run.rows)
-    assert (run.path / "config.json").read_text() == run.config.to_json()
+    assert (run.path / "config.json").read_text() == content
 
 
 def test_a_torn_line_and_rows_of_after_the_checkpoint_are_mended(train, small_run):
@@ -132,8 +149,8 @@ def test_a_torn_line_and_rows_of_after_the_checkpoint_are_mended(train, small_ru
 @pytest.mark.parametrize("kept", ["config.json", None])
 def test_a_run_killed_before_its_first_checkpoint_begins_again(train, small_run, kept):
     path = stop(train, 5).path
-    (whole,) = (path / "checkpoints").glob("[0-9]*")
-    whole.rename(path / "checkpoints" / "18.orbax-checkpoint-tmp")
+    (whole,) = checkpoints_of(path).values()
+    whole.rename(whole.with_name("18.orbax-checkpoint-tmp"))
     if kept is None:
         shutil.rmtree(path)
         path.mkdir()
@@ -157,13 +174,12 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again(train):
     assert (path / "summary.json").read_text() == summary
 
 
-def test_what_a_run_was_begun_with_is_what_its_checkpoint_says(train, small_config):
+def test_a_damaged_config_is_read_from_the_checkpoints(train, small_config, small_run):
     path = stop(train, 20).path
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "epochs": 35}))
-    assert begun_config(path) == small_config
-    shutil.rmtree(path / "checkpoints")
-    assert begun_config(path).epochs == 35
+    assert begun_config(path)[:2] == (small_config, (0,))
+    (path / "config.json").write_bytes(bytes(1000))  # as a power cut may leave it
+    assert begun_config(path)[:2] == (small_config, (0,))
+    assert_same_run(train(resume=True), small_run)
 
 
 def test_keeping_nothing_is_refused_before_anything_is_removed(train):
@@ -188,10 +204,16 @@ def test_another_config_is_refused_by_name(train, small_config):
         train(other, resume=True)
 
 
-def test_more_epochs_at_a_constant_rate(train, small_config, tmp_path):
-    one = dataclasses.replace(
-        small_config, variant="less_params", dropout=0.0, augment=False, epochs=1
-    )
+def test_a_config_that_only_config_json_has_is_refused_by_the_checkpoint(train, small_config):
+    path = stop(train, 20).path
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**values, "batch_size": 30}))
+    with pytest.raises(ConfigError, match="batch_size was 32 and is 30"):
+        train(dataclasses.replace(small_config, batch_size=30), resume=True)
+
+
+def test_more_epochs_at_a_constant_rate(train, tmp_path):
+    one = TrainConfig("less_params", "fashion_mnist", epochs=1, batch_size=32)
     two = dataclasses.replace(one, epochs=2)
     train(one)
     longer = train(two, resume=True)
@@ -217,14 +239,15 @@ def damage(checkpoint):
     shutil.rmtree(checkpoint / "record")
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(train, small_run):
+def test_a_damaged_checkpoint_is_passed_over_and_named(train, small_run):
     path = stop(train, 40, checkpoint_every="1").path
-    assert {entry.name for entry in (path / "checkpoints").glob("[0-9]*")} == {"36", "49"}
-    damage(path / "checkpoints" / "49")
+    found = checkpoints_of(path)
+    assert found.keys() == {36, 49}
+    damage(found[49])
     events = []
     run = train(resume=True, report=events.append)
-    assert events[0].step == 36
-    assert "checkpoints/49 cannot be used: " in events[0].remarks[0]
+    assert events[0].steps == {0: 36}
+    assert "checkpoints/seed0/49 cannot be used: " in events[0].warnings[0]
     assert_same_run(run, small_run)
 
 
@@ -232,38 +255,38 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(train, small_run):
 def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
     train, small_run, monkeypatch, broken
 ):
-    compile_for = training.compile_for
+    compile_programs = jaxmnist.runs.train.compile_programs
 
-    def compile_broken(*arguments):
-        programs = compile_for(*arguments)
+    def compile_broken(*arguments, **options):
+        programs = compile_programs(*arguments, **options)
 
         def train_chunk(*arguments):
             state, metrics = programs.train_chunk(*arguments)
-            if int(state.step[0]) == 40 and broken == "loss":
+            if int(state.step) == 40 and broken == "loss":
                 metrics = metrics.replace(loss_sum=metrics.loss_sum * float("nan"))
-            if int(state.step[0]) == 40 and broken == "gradient":
+            if int(state.step) == 40 and broken == "gradient":
                 state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
             return state, metrics
 
         return programs._replace(train_chunk=train_chunk)
 
-    monkeypatch.setattr(training, "compile_for", compile_broken)
     message = {
         "loss": "the training loss became nan at step 40 of seed 0; try a smaller --learning-rate",
         "gradient": r"is not finite after step 40 of seed 0; try a smaller --learning-rate",
     }[broken]
-    with pytest.raises(TrainingError, match=message):
-        # The broken gradient is followed by a checkpoint at once; the broken loss needs none.
-        train(should_stop=after(31), checkpoint_every="1")
-    monkeypatch.setattr(training, "compile_for", compile_for)
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxmnist.runs.train.compile_programs", compile_broken)
+        with pytest.raises(TrainingError, match=message):
+            # The broken gradient is followed by a checkpoint at once; the broken loss needs none.
+            train(should_stop=after(31), checkpoint_every="1")
     events = []
     assert_same_run(train(resume=True, report=events.append), small_run)
-    assert events[0].step == 36
+    assert events[0].steps == {0: 36}
 
 
 def test_if_no_checkpoint_is_whole_nothing_is_touched(train):
     path = stop(train, 20, checkpoint_every="1").path
-    for entry in (path / "checkpoints").glob("[0-9]*"):
+    for entry in checkpoints_of(path).values():
         damage(entry)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*/26 .*; .*/18"):
@@ -271,15 +294,15 @@ def test_if_no_checkpoint_is_whole_nothing_is_touched(train):
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
-def test_another_machine_or_version_is_said(train, small_run, monkeypatch):
+def test_another_machine_or_version_is_named(train, monkeypatch):
     known = environment()
     stop(train, 5)
     changed = {**known, "device": "abacus"}
-    monkeypatch.setattr("jaxmnist.runs.run.environment", lambda _: changed)
+    monkeypatch.setattr("jaxmnist.runs.setup.environment", lambda _: changed)
     events = []
     train(resume=True, report=events.append)
-    (remark,) = events[0].remarks
-    assert remark.startswith(f"device was {known['device']} and is abacus: the result may")
+    (warning,) = events[0].warnings
+    assert warning.startswith(f"device was {known['device']} and is abacus: the result may")
 
 
 def test_a_folder_in_use_is_refused(train):
@@ -292,8 +315,8 @@ def test_a_folder_in_use_is_refused(train):
 
 def test_load_run_gives_the_same_back(small_run):
     loaded = jaxmnist.load_run(small_run.path)
-    assert loaded[0] == small_run.config
-    assert loaded[2:] == small_run[2:]
+    assert (loaded.config, loaded.summary) == (small_run.config, small_run.summary)
+    assert (loaded.rows, loaded.failures, loaded.path) == (small_run.rows, {}, small_run.path)
     chex.assert_trees_all_equal(plain(loaded.state), plain(small_run.state))
 
 
@@ -318,37 +341,40 @@ def test_load_run_refuses_a_run_that_is_not_finished(train):
 
 def test_load_run_takes_the_end_of_a_run_or_nothing(train):
     path = train(checkpoint_every="1").path
-    damage(path / "checkpoints" / "54")
+    damage(checkpoints_of(path)[54])
     with pytest.raises(CheckpointError, match=r"/54 cannot be used: .*; --resume trains the end"):
         jaxmnist.load_run(path)
 
 
 def test_load_run_refuses_a_config_that_is_not_of_the_checkpoint(copied):
     config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps({**config, "seed": 5}))
+    (copied / "config.json").write_text(json.dumps({**config, "batch_size": 5}))
     with pytest.raises(CheckpointError, match=r"config\.json is not the config of .*checkpoints"):
         jaxmnist.load_run(copied)
 
 
 def test_load_run_refuses_what_leads_out_of_the_folder(copied, small_run):
-    shutil.rmtree(copied / "checkpoints" / "54")
-    (copied / "checkpoints" / "54").symlink_to(small_run.path / "checkpoints" / "54")
-    with pytest.raises(ConfigError, match="checkpoints/54 is a link"):
+    shutil.rmtree(checkpoints_of(copied)[54])
+    inside = "checkpoints/seed0/54"
+    (copied / inside).symlink_to(small_run.path / inside)
+    with pytest.raises(ConfigError, match=f"{inside} is a link"):
         jaxmnist.load_run(copied)
 
 
-def test_a_run_of_format_1_can_be_read():
-    """Made by `jaxmnist.train` of commit 93973f4 from the small images, one epoch of `gap`.
-
-    If this fails, runs that people have cannot be read any more: read both formats, or make the
-    format one more and keep this run as an example of what is refused in a line.
-    """
-    run = jaxmnist.load_run(FIXTURES / "run_format1")
-    assert (run.config.epochs, run.summary["format"], len(run.rows)) == (1, 1, 1)
+@pytest.mark.parametrize("name", ["run_format1", "seeds_format1", "record_format1"])
+def test_a_run_of_format_1_can_be_read_but_not_resumed(name, small_idx_dir, tmp_path):
+    """Made from the small images, one epoch of `gap`, by commits 93973f4 and 043cef2."""
+    path = shutil.copytree(FIXTURES / name, tmp_path / name)
+    run = jaxmnist.load_run(path)
+    assert (run.config.epochs, len(run.rows)) == (1, len(run.summary["seeds"]))
     images, _ = golden_batch(4)
-    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
-    logits = jaxmnist.create_model("gap").apply(variables, images)
-    np.testing.assert_allclose(logits, np.load(FIXTURES / "run_format1_logits.npy"), atol=1e-5)
+    model = jaxmnist.create_model("gap")
+    logits = [model.apply(s.state.variables, images) for s in run.snapshots.values()]
+    np.testing.assert_allclose(
+        np.squeeze(logits), np.load(FIXTURES / f"{name}_logits.npy"), atol=1e-5
+    )
+    with pytest.raises(ConfigError, match="is of an older version"):
+        conftest.train(run.config, path, small_idx_dir, resume=True)
 
 
 def test_nothing_in_a_run_is_a_pickle(small_run):
@@ -373,7 +399,7 @@ def test_limit_train(small_idx_dir):
 def test_a_run_knows_how_its_images_were_normalised(small_run, small_idx_dir):
     images = jaxmnist.data.load("fashion_mnist", idx_dir=small_idx_dir)
     assert small_run.normalisation == (images.mean, images.std)
-    # Runs of before did not keep it.
+    # Older runs did not keep it.
     summary = {key: value for key, value in small_run.summary.items() if key != "normalisation"}
     mnist = small_run._replace(config=jaxmnist.TrainConfig("gap"), summary=summary)
     assert mnist.normalisation == (0.1307, 0.3081)
@@ -382,7 +408,7 @@ def test_a_run_knows_how_its_images_were_normalised(small_run, small_idx_dir):
 
 
 def test_a_run_with_an_average_goes_on_to_the_same_end_and_is_read_back(train, tmp_path):
-    config = TrainConfig("gap", "fashion_mnist", "record", epochs=2, limit_train=512)
+    config = TrainConfig("tiny", "fashion_mnist", "record", epochs=2, limit_train=512)
     whole = train(config, out=tmp_path / "whole")
     assert set(whole.state.ema) == {"params", "batch_stats"}
     chex.assert_trees_all_equal(whole.variables, whole.state.ema)
@@ -397,6 +423,6 @@ def test_a_run_is_tested_on_what_is_held_out(train, small_config, small_idx_dir)
     held = dataclasses.replace(small_config, epochs=1, holdout=100, fold=1)
     run = train(held)
     images = data.hold_out(data.load(held.dataset, idx_dir=small_idx_dir), 100, fold=1)
-    said = make_predict(run)(images.test_images).argmax(axis=1)
-    assert run.summary["test_count"] == 100
-    assert run.summary["final_test_accuracy"] == [np.mean(said == images.test_labels) * 100]
+    predictions = make_predict(run)(images.test_images).argmax(axis=1)
+    expected = 100 * (predictions == images.test_labels).mean()
+    assert run.summary["final_test_accuracy"] == [pytest.approx(expected)]

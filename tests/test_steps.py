@@ -13,8 +13,8 @@ from jaxmnist import TrainConfig, create_model, data
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import layers
 from jaxmnist.optim import make_optimizer
-from jaxmnist.parallel.programs import compile_programs, stack
-from jaxmnist.runs.run import to_devices
+from jaxmnist.parallel.programs import compile_programs, stack, unstack
+from jaxmnist.runs.setup import to_devices
 from jaxmnist.state import initial_state, stream
 from jaxmnist.steps import (
     EVAL_BLOCK,
@@ -53,21 +53,19 @@ class Trainer:
         return state, metrics
 
     def chunk(self, state, metrics, stop):
-        states, order = (
-            self.block(state),
-            self.programs.epoch_permutation(stack([state]), self.images),
-        )
-        return of_one(
-            self.programs.train_chunk(states, stack([metrics]), self.images, order, np.int32(stop))
-        )
+        states, metrics = self.put(state), self.put(metrics)
+        order = self.programs.epoch_permutation(states, self.images)
+        done = self.programs.train_chunk(states, metrics, self.images, order, np.int32(stop))
+        return self.get(done)
 
-    def block(self, state):
-        """The programs are those of a block of one seed."""
-        return jax.device_put(stack([state]))
+    def evaluate(self, state):
+        return self.get(self.programs.evaluate(self.put(state), self.test_images))
 
+    def put(self, tree):
+        return self.programs.put(stack([tree]))
 
-def of_one(trees):
-    return jax.tree.map(lambda leaf: leaf[0], trees)
+    def get(self, tree):
+        return unstack(self.programs.get(tree), 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +108,7 @@ def test_evaluation_counts_every_image(gap):
     state, _ = gap.train(STEPS)
     count = len(gap.test_images.pixels)
     assert count % EVAL_BLOCK != 0
-    metrics = of_one(gap.programs.evaluate(gap.block(state), gap.test_images))
+    metrics = gap.evaluate(state)
     assert int(metrics.count) == count
     logits = gap.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
@@ -134,7 +132,7 @@ def test_what_makes_a_chunk_fast(gap):
     # The seed's key and what the optimiser derives anew have nothing to be written over.
     header = hlo.splitlines()[0]
     assert header.count("may-alias") >= leaves - 3
-    states, metrics = gap.block(gap.create(0)), jax.device_put(stack([Metrics.zero()]))
+    states, metrics = gap.put(gap.create(0)), gap.put(Metrics.zero())
     order = gap.programs.epoch_permutation(states, gap.images)
     gap.programs.train_chunk(states, metrics, gap.images, order, np.int32(1))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states.params))
@@ -147,8 +145,8 @@ def test_the_order_is_that_of_the_next_steps_epoch(gap):
         state = gap.create(0).replace(step=jnp.int32(step))
         key = jax.random.fold_in(stream(state.key, "order"), epoch)
         expected = jax.random.permutation(key, 600)
-        found = gap.programs.epoch_permutation(gap.block(state), gap.images)
-        chex.assert_trees_all_equal(of_one(found), expected)
+        found = gap.programs.epoch_permutation(gap.put(state), gap.images)
+        chex.assert_trees_all_equal(found, expected)
 
 
 def test_an_epochs_order_is_a_permutation_of_its_own(gap):
@@ -240,9 +238,6 @@ def test_evaluation_is_of_the_average(small_idx_dir):
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(state.ema, kept)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
-    evaluated = [
-        of_one(trainer.programs.evaluate(trainer.block(each), trainer.test_images))
-        for each in (state, state.replace(params=broken))
-    ]
+    evaluated = [trainer.evaluate(each) for each in (state, state.replace(params=broken))]
     chex.assert_trees_all_equal(*evaluated)
     assert np.isfinite(evaluated[0].loss)

@@ -10,9 +10,12 @@ import pytest
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig, data
 from jaxmnist.metrics import Metrics
-from jaxmnist.runs import training
-from jaxmnist.runs.run import Position
-from jaxmnist.runs.training import EpochDone, Progress, Started, TrainingError
+from jaxmnist.runs import loop
+from jaxmnist.runs.loop import TrainingError
+from jaxmnist.runs.run import Snapshot
+from jaxmnist.runs.run_folder import read_config
+from jaxmnist.runs.setup import EpochDone, Progress, Started, make_setup
+from tests.conftest import train
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -30,7 +33,7 @@ def test_a_run_writes_what_it_returns(small_run, small_config):
         "summary.json",
         "checkpoints",
     }
-    assert TrainConfig.from_json((path / "config.json").read_text()) == small_config
+    assert read_config(path) == (small_config, (0,), 2)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert rows == small_run.rows
     assert json.loads((path / "summary.json").read_text()) == small_run.summary
@@ -40,7 +43,7 @@ def test_the_rows_and_the_summary(small_run):
     assert [row["epoch"] for row in small_run.rows] == [1, 2, 3]
     assert [row["step"] for row in small_run.rows] == [18, 36, 54]
     summary = small_run.summary
-    assert summary["parameters"] == 7364
+    assert summary["parameters"] == 1484
     assert summary["test_count"] == 430
     assert summary["steps"] == 54
     assert summary["final_test_accuracy"] == [small_run.rows[-1]["test_accuracy"]]
@@ -67,7 +70,7 @@ def watched(small_config, small_idx_dir, tmp_path_factory):
 
     jax.monitoring.register_event_duration_secs_listener(note)
     out = tmp_path_factory.mktemp("runs") / "watched"
-    run = jaxmnist.train(small_config, out=out, idx_dir=small_idx_dir, report=report)
+    run = train(small_config, out, small_idx_dir, report=report)
     jax.monitoring.unregister_event_duration_listener(note)
     return run, events, compiled
 
@@ -84,7 +87,7 @@ def test_the_same_seed_gives_the_same_run(small_run, watched):
 
 def test_events_tell_of_everything_in_order(watched):
     run, events, _ = watched
-    assert events[0] == Started(run.path, run.path, 600, 0, 54, [])
+    assert events[0] == Started(run.path, run.path, 600, {0: 0}, 54, "loop", [])
     assert [event.rows for event in events if isinstance(event, EpochDone)] == [
         [row] for row in run.rows
     ]
@@ -107,18 +110,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, small_idx_dir, tm
     config = dataclasses.replace(small_config, learning_rate=1e30, seed=5)
     message = r"loss became nan at step \d+ of seed 5; try a smaller --learning-rate than 1e\+30"
     with pytest.raises(TrainingError, match=message):
-        jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
+        train(config, tmp_path / "run", small_idx_dir)
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_last_step_that_breaks_the_network_is_noticed(small_config, small_idx_dir, tmp_path):
     """Its own loss is finite; that of the evaluation after it is not."""
-    config = dataclasses.replace(
-        small_config, variant="less_params", dropout=0.0, epochs=1, batch_size=600,
-        learning_rate=1e30,
-    )  # fmt: skip
+    config = TrainConfig(
+        "less_params", "fashion_mnist", epochs=1, batch_size=600, learning_rate=1e30
+    )
     with pytest.raises(TrainingError, match="the test loss became nan at step 1 of seed 0"):
-        jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
+        train(config, tmp_path / "run", small_idx_dir)
     (row,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(row)["test_loss"] is None
 
@@ -136,7 +138,7 @@ def test_a_taken_out_is_refused_before_the_images_are_fetched(small_config, smal
     ("changes", "message"),
     [
         ({"batch_size": 601}, "batch_size is 601, but there are only 600 training images"),
-        ({"variant": "gap", "epochs": 1, "batch_size": 200}, "needs at least 4 steps, .* has 3"),
+        ({"epochs": 1, "batch_size": 200}, "needs at least 4 steps, .* has 3"),
     ],
 )
 def test_a_config_that_cannot_be_trained_leaves_no_folder(
@@ -144,33 +146,34 @@ def test_a_config_that_cannot_be_trained_leaves_no_folder(
 ):
     config = dataclasses.replace(small_config, **changes)
     with pytest.raises(ConfigError, match=message):
-        jaxmnist.train(config, out=tmp_path / "run", idx_dir=small_idx_dir)
+        train(config, tmp_path / "run", small_idx_dir)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("every", ["0", "0s", "1.5", "often", "-1", "", "1 s", "9" * 12])
 def test_a_cadence_is_epochs_or_seconds(every):
     with pytest.raises(ConfigError, match=rf"checkpoint_every is '{every}'; expected epochs, as 2"):
-        training.make_cadence(every)
+        loop.make_cadence(every)
 
 
 def test_a_cadence_of_epochs_counts_whole_ones():
-    is_due = training.make_cadence("2")
+    is_due = loop.make_cadence("2")
     moments = [5 / 468, 1, 467 / 468 + 1, 2, 2.5, 3, 4]
     assert [is_due(epochs) for epochs in moments] == [0, 0, 0, 1, 0, 0, 1]
 
 
 def test_a_cadence_of_seconds_counts_from_the_last_time(monkeypatch):
     now = iter([100.0, 101.9, 102.0, 102.0, 103.9, 104.5, 104.5, 106.0])
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(now))
-    is_due = training.make_cadence("2s")
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
+    is_due = loop.make_cadence("2s")
     assert [is_due(0.5) for _ in range(5)] == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize("kind", ["params", "batch_stats"])
-def test_a_state_with_a_number_that_is_not_finite_is_not_saved(small_run, kind):
+def test_a_state_with_a_number_that_is_not_finite_is_not_saved(small_run, small_idx_dir, kind):
+    setup = make_setup(small_run.config, jaxmnist.RunOptions(idx_dir=small_idx_dir))
     broken = {**getattr(small_run.state, kind), "conv1": {"kernel": np.array([1.0, np.inf])}}
     state = small_run.state.replace(**{kind: broken}, step=np.int32(7))
     message = rf"{kind}/conv1/kernel is not finite after step 7 of seed 0; try a smaller --learn"
     with pytest.raises(TrainingError, match=message):
-        training.check_sound(Position(state, Metrics.zero(), 0.0, []), small_run.config)
+        loop.check_sound(Snapshot(state, Metrics.zero(), 0.0, []), 0, setup)

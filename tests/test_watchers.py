@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import jaxmnist
-from jaxmnist.runs.training import EpochDone, Started
+from jaxmnist.runs.setup import EpochDone, Started
 from tests.conftest import SCRIPTS
 
 
@@ -51,7 +51,7 @@ def test_figures_that_are_not_finite_are_left_out(small_run, tmp_path, monkeypat
 
     row = {**small_run.rows[0], "seed": 3, "train_loss": None}
     with TensorBoard() as watcher:
-        watcher.show(Started(tmp_path, tmp_path, 256, 0, 8, []))
+        watcher.show(Started(tmp_path, tmp_path, 256, {0: 0}, 8, "loop", []))
         watcher.show(EpochDone([row]))
     tags = {
         value.tag

@@ -1,1 +1,1 @@
-"""What the runs show: evaluation, statistics, results, their report and plots."""
+"""Analysis of runs: evaluation, statistics, results, report and plots."""

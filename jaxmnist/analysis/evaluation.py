@@ -1,4 +1,4 @@
-"""What the predictions of a network are worth: how often right, how sure, and where wrong."""
+"""Evaluation of predictions: accuracy, calibration and mistakes."""
 
 import dataclasses
 from typing import Any
@@ -14,20 +14,20 @@ MISTAKES = 36
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """Predictions of about the same confidence."""
+    """Predictions of similar confidence."""
 
     low: float
     high: float
     count: int
-    confidence: float | None  # the mean of what the network gave its choices; None of none
-    accuracy: float | None  # the share of them that is right, in percent
-    low_accuracy: float | None  # its 95 % interval
+    confidence: float | None  # mean probability of the predictions; None if empty
+    accuracy: float | None  # in percent
+    low_accuracy: float | None  # lower end of its 95 % interval
     high_accuracy: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """An image that is taken for another digit."""
+    """A misclassified image."""
 
     index: int
     label: int
@@ -37,32 +37,32 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Figures of a network on a data set; accuracies in percent."""
+    """Metrics of a network on a data set; accuracies in percent."""
 
     count: int
     correct: int
     accuracy: float
-    low: float  # of the 95 % interval, by Wilson's method
+    low: float  # lower end of the 95 % interval, by Wilson's method
     high: float
-    loss: float  # nats an image
-    precision: list[float | None]  # by digit: of those said to be it; None where there is none
-    recall: list[float | None]  # of those that are it
-    confusion: np.ndarray  # int [10, 10]: rows are what it is, columns what is said
+    loss: float  # nats per image
+    precision: list[float | None]  # per predicted digit; None if never predicted
+    recall: list[float | None]  # per true digit; None if there are no images of it
+    confusion: np.ndarray  # int [10, 10]: rows are labels, columns predictions
     calibration_error: float
     bins: list[Bin]
     mistakes: list[Mistake]  # the most confident ones, most confident first
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the evaluation as JSON-serialisable values."""
         return {**dataclasses.asdict(self), "confusion": self.confusion.tolist()}
 
 
 def evaluate(log_probabilities: np.ndarray, labels: np.ndarray) -> Evaluation:
-    """Compares what was said with what is.
+    """Compare predictions with labels.
 
     Args:
         log_probabilities: float32 `[N, 10]`, N at least 1.
-        labels: whole numbers `[N]`.
+        labels: integers `[N]`.
     """
     count, labels = len(labels), labels.astype(int)
     said = log_probabilities.argmax(axis=1)
@@ -94,11 +94,11 @@ def evaluate(log_probabilities: np.ndarray, labels: np.ndarray) -> Evaluation:
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
-    """Groups predictions by confidence, in bins of equal width from 0 to 1.
+    """Group predictions by confidence, in bins of equal width from 0 to 1.
 
     Args:
-        confidence: the probability of what was said, `[N]`.
-        right: whether that is so, bool `[N]`.
+        confidence: probabilities of the predictions, `[N]`.
+        right: correctness of the predictions, bool `[N]`.
     """
     edges = np.linspace(0, 1, BINS + 1)
     places = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
@@ -114,22 +114,22 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
 
 
 def interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, in percent, by Wilson's method.
+    """Return the 95 % interval of an accuracy, in percent, by Wilson's method.
 
     Args:
-        correct: how many were right.
-        count: of how many, at least one.
+        correct: the number of correct predictions.
+        count: the number of predictions, at least one.
     """
     ends = binomtest(correct, count).proportion_ci(method="wilson")
     return 100 * float(ends.low), 100 * float(ends.high)
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """The expected calibration error, in percentage points.
+    """Return the expected calibration error, in percentage points.
 
-    The mean distance of confidence and accuracy, each bin by its number of predictions. Source:
-    Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", ICML 2017,
-    equation 3.
+    This is the mean distance between confidence and accuracy, with bins weighted by their number of
+    predictions. Source: Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural
+    networks", ICML 2017, equation 3.
     """
     total = sum(one.count for one in bins)
     return sum(
@@ -140,15 +140,16 @@ def calibration_error(bins: list[Bin]) -> float:
 
 
 def compare(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[int, int, float]:
-    """Whether two networks differ on the same images, by McNemar's exact test.
+    """Compare two networks on the same images by McNemar's exact test.
 
     Args:
-        first: log-probabilities of the one, float32 `[N, 10]`.
-        second: those of the other.
-        labels: whole numbers `[N]`.
+        first: log-probabilities of one network, float32 `[N, 10]`.
+        second: log-probabilities of the other.
+        labels: integers `[N]`.
 
     Returns:
-        How many images only the second gets right, how many only the first, and p, two-sided.
+        The number of images that only the second classifies correctly, the number that only the
+        first does, and the two-sided p-value.
     """
     one, other = (said.argmax(axis=1) == labels for said in (first, second))
     gains, losses = int((other & ~one).sum()), int((one & ~other).sum())
@@ -157,7 +158,7 @@ def compare(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[
 
 
 def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
-    """Percentages; None of nothing."""
+    """Return the percentages of parts in wholes; None where the whole is 0."""
     return [
         100 * float(part / whole) if whole else None
         for part, whole in zip(parts, wholes, strict=True)

@@ -1,7 +1,7 @@
-"""Digits on photographed paper, and what commonly disturbs such photos.
+"""Synthetic photos of digits on paper, with common disturbances.
 
-Every nuisance is a function `(rng, photo) -> photo` of a float image `[H, W]`, 0 to 255. Its
-strength, side and position are drawn from the generator.
+A nuisance is a function `(rng, photo) -> photo` of a float image `[H, W]`, 0 to 255. Its strength,
+side and position are drawn from the generator.
 """
 
 import io
@@ -19,7 +19,7 @@ def photo_of(digit: np.ndarray, rng: np.random.Generator, nuisance: str = "clean
 
     Args:
         digit: uint8 `[28, 28]`, white on black.
-        rng: draws the scale, the grey levels and the nuisance.
+        rng: the generator for the scale, the grey levels and the nuisance.
         nuisance: a name in `NUISANCES`.
 
     Returns:
@@ -68,7 +68,7 @@ def _shadow(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
 
 
 def _distance_along(shape: tuple[int, ...], angle: float) -> np.ndarray:
-    """Return the position of each pixel along a direction, 0 to 1."""
+    """Return the position of each pixel along a direction, from 0 to 1."""
     rows, columns = (np.linspace(-1, 1, length) for length in shape)
     along = np.sin(angle) * rows[:, None] + np.cos(angle) * columns
     return (along - along.min()) / np.ptp(along)
@@ -123,7 +123,7 @@ def _form_box(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
 
 
 def _next_digit(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-    """Add the border part of a ring or a stroke, as tall as the digit, at the left or right."""
+    """Add part of a ring or a stroke, about as tall as the digit, at the left or right border."""
     size = len(photo)
     rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     half_height, half_width = rng.uniform(0.5, 0.7), rng.uniform(0.25, 0.45)
@@ -136,7 +136,7 @@ def _next_digit(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
         stroke = np.abs(columns - 0.97 - slant * rows) < thickness / 2
         part = stroke & (np.abs(rows) < half_height)
     part = part if rng.random() < 0.5 else part[:, ::-1]
-    # The digits do not touch.
+    # Keep a gap, so that the digits do not touch.
     middle = (photo.min() + photo.max()) / 2
     near = ndimage.binary_dilation(photo < middle, iterations=size // 60)
     part &= np.logical_not(near)
@@ -144,7 +144,7 @@ def _next_digit(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
     return photo * (1 - soft) + photo.min() * soft
 
 
-# In the order of the table in docs/pictures.md.
+# Same order as the table in docs/pictures.md.
 NUISANCES: dict[str, Nuisance] = {
     "clean": _clean,
     "light falling to 0.7": _falling_light(0.7),

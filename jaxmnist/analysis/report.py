@@ -1,4 +1,4 @@
-"""What the results of a drill-down say, as Markdown: tables, and sentences for students."""
+"""Markdown report of a drill-down: tables, and sentences for students."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,10 +10,10 @@ from typing import NamedTuple
 from jaxmnist.analysis import stats
 from jaxmnist.analysis.results import PUBLISHED, Rung
 from jaxmnist.analysis.stats import Difference, Spread
-from jaxmnist.config import ConfigError, TrainConfig, by_name, spoken
+from jaxmnist.config import ConfigError, TrainConfig, by_name, format_seeds
 from jaxmnist.recipes import IDEAS
 
-# A difference, in points, that decides nobody's choice: how many seeds would show it?
+# A negligible difference, in points; tables give the number of seeds that would show it.
 SMALL = 0.02
 STEPS_LEGEND = (
     "Points are percentage points of the final epoch's test accuracy, second less first. Intervals "
@@ -32,27 +32,27 @@ STEPS_LEGEND = (
 
 
 class Comparison(NamedTuple):
-    """A second network next to a first; every difference is the second less the first."""
+    """Differences between two networks; each is the second minus the first."""
 
     first: Rung
     second: Rung
     final: Difference  # test accuracy after the last epoch
-    best: Difference  # of the best epochs
-    gap: Difference  # train accuracy less test accuracy
-    p: float | None  # of `final`, corrected for all that are tested together
-    together: int  # how many these are
+    best: Difference  # test accuracy of the best epoch
+    gap: Difference  # train accuracy minus test accuracy
+    p: float | None  # p-value of `final`, corrected for all comparisons tested together
+    together: int  # number of these comparisons
 
 
 def neighbours(rungs: Sequence[Rung]) -> list[tuple[Rung, Rung]]:
-    """Each rung of the ladder with the next."""
+    """Return the pairs of neighbouring rungs."""
     return list(pairwise(rungs))
 
 
 def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
-    """Compares pairs of networks, seed by seed.
+    """Compare pairs of networks, seed by seed.
 
     Args:
-        pairs: all that are compared together.
+        pairs: all pairs that are corrected for together.
 
     Raises:
         ConfigError: a pair has no seed in common.
@@ -61,8 +61,8 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
     for first, second in pairs:
         if not set(first.seeds) & set(second.seeds):
             raise ConfigError(
-                f"{first.name} has the seeds {spoken(first.seeds)} and {second.name} "
-                f"{spoken(second.seeds)}; expected one in common"
+                f"{first.name} has the seeds {format_seeds(first.seeds)} and {second.name} "
+                f"{format_seeds(second.seeds)}; expected one in common"
             )
         differences.append(
             [
@@ -81,7 +81,7 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
 
 
 def sentence(comparison: Comparison) -> str:
-    """Return in words what a comparison shows, for readers who do not know p-values."""
+    """Return a sentence on the result of a comparison, for readers who do not know p-values."""
     first, second = comparison.first.name, comparison.second.name
     final, spread = comparison.final, comparison.final.spread
     points, n = _number(spread.mean, "+.2f"), spread.n
@@ -107,13 +107,13 @@ def sentence(comparison: Comparison) -> str:
 
 
 def _too_few(comparison: Comparison) -> str:
-    """Return a remark if no difference at all could be shown with so few seeds."""
+    """Return a remark if there are too few seeds to show any difference."""
     least = stats.seeds_to_show(comparison.together)
     return f"; it takes at least {least} seeds to show any" * (comparison.final.spread.n < least)
 
 
 def verdict(comparison: Comparison) -> str:
-    """Return whether the original's step has the direction that our seeds show."""
+    """Return whether our seeds confirm the direction of the original's step."""
     step = _published_step(comparison)
     if step is None or comparison.p is None:
         return "not judged"
@@ -125,7 +125,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def readme_block(rungs: Sequence[Rung]) -> str:
-    """The table of README.md."""
+    """Return the table of README.md."""
     header = [
         "`--variant`",
         "adds",
@@ -157,11 +157,11 @@ def readme_block(rungs: Sequence[Rung]) -> str:
 
 
 def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
-    """The tables and sentences of docs/results.md.
+    """Return the tables and sentences of docs/results.md.
 
     Args:
         rungs: the seven networks.
-        recipes: networks trained by other recipes, which stand beside them in the first table.
+        recipes: networks trained with other recipes, for the tables of accuracies and conditions.
     """
     comparisons = compare(neighbours(rungs))
     parts = [
@@ -199,10 +199,10 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
 
 
 def ablation_block(rungs: Sequence[Rung]) -> str:
-    """The tables and sentences of docs/ablation.md.
+    """Return the tables and sentences of docs/ablation.md.
 
     Args:
-        rungs: the network as it is, then each with one thing changed.
+        rungs: the unchanged network, then the networks with one change each.
     """
     whole, *changed = rungs
     comparisons = compare([(whole, rung) for rung in changed])
@@ -220,14 +220,14 @@ def ablation_block(rungs: Sequence[Rung]) -> str:
 
 
 def fill(file: Path, block: str) -> str:
-    """The text of a document with another block between its two markers.
+    """Return the text of a document with the block between its two markers replaced.
 
     Args:
-        file: the text as it is.
-        block: what goes there.
+        file: the path of the document.
+        block: the new block.
 
     Raises:
-        ConfigError: the markers are not there.
+        ConfigError: the markers are missing.
         OSError: the file cannot be read.
     """
     before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
@@ -275,7 +275,7 @@ def _accuracies(rungs: Sequence[Rung]) -> str:
 
 
 def _changes(comparisons: Sequence[Comparison]) -> str:
-    """Of an ablation, what was changed and what came of it, the greatest loss first."""
+    """Return the table of an ablation's changes and their effects, the greatest loss first."""
     header = ["what is changed", "name", "test %, final epoch", "n", "points", "95 % interval", "p"]
     whole = comparisons[0].first
     final = _of(whole, "final_test_accuracy")
@@ -297,7 +297,7 @@ def _changes(comparisons: Sequence[Comparison]) -> str:
 
 
 def _least(comparisons: Sequence[Comparison]) -> str:
-    """Return how small a difference these comparisons could have shown."""
+    """Return a paragraph on the smallest difference that these comparisons can show."""
     found = [(stats.least_to_show(c.final.values, c.together), c) for c in comparisons]
     least = sorted((points, c.second.name) for points, c in found if points is not None)
     if not least:
@@ -330,7 +330,7 @@ def _training(rungs: Sequence[Rung]) -> str:
 
 
 def steps_table(comparisons: Sequence[Comparison]) -> str:
-    """A line for each comparison, with all that is known of it."""
+    """Return a table with all statistics of each comparison, one row each."""
     header = [
         "step",
         "n",
@@ -396,7 +396,7 @@ def _costs(rungs: Sequence[Rung]) -> str:
 
 
 def _conditions(rungs: Sequence[Rung]) -> str:
-    """Data, devices, versions and commits of all runs, each kind once."""
+    """Return a list of the data, devices, versions and commits of all runs, each value once."""
     runs = [run for rung in rungs for run in rung.runs]
     counts = (f"{run['test_count']:,}" for run in runs)
     steps = (f"{run['steps']:,} of {run['config']['batch_size']}" for run in runs)
@@ -418,7 +418,7 @@ def _each(values: Iterable[str], separator: str = ", ") -> str:
 
 
 def _by_numbers(text: str) -> list[str | int]:
-    """Return a key that sorts numbers in a text by their value: 5,622 before 14,040."""
+    """Return a sort key that orders numbers in a text by value: 5,622 before 14,040."""
     parts = re.split(r"(\d[\d,]*)", text)
     return [int(part.replace(",", "")) if place % 2 else part for place, part in enumerate(parts)]
 
@@ -432,7 +432,7 @@ def _published(rung: Rung) -> str:
 
 
 def _headlines() -> str:
-    """Return which published figures are not those of a best epoch."""
+    """Return sentences on the published figures that are not those of a best epoch."""
     return " ".join(
         f"The published figure of `{name}` is not that of its best epoch, which has {of.best:.2f}."
         for name, of in PUBLISHED.items()
@@ -454,7 +454,7 @@ def _published_step(comparison: Comparison) -> float | None:
 
 
 def _options(rung: Rung) -> str:
-    """What follows `--variant` on the command line."""
+    """Return the command-line options after `--variant`."""
     config = by_name(rung.name)
     plain = config.recipe == TrainConfig.recipe
     return config.variant if plain else f"{config.variant} --recipe {config.recipe}"
@@ -488,12 +488,12 @@ def _p(value: float) -> str:
 
 
 def _seeds(sd: float) -> str:
-    """How many seeds resolve a small difference, given how far differences spread."""
+    """Return the number of seeds that resolve `SMALL`, given a standard deviation."""
     count = stats.seeds_to_resolve(SMALL, sd)
     return f"{count:,}" if count < stats.MAX_SEEDS else f"over {count:,}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first columns are words, the others figures."""
+    """Return a Markdown table; the first `left` columns are left-aligned, the others right."""
     rule = ["---" if column < left else "---:" for column in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])

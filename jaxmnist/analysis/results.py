@@ -1,6 +1,6 @@
-"""The results of a drill-down: every finished run, by what was trained, in one JSON file.
+"""Results of a drill-down: every finished run, by name, in one JSON file.
 
-What is in the file is finished, and nothing else is: whoever has the file goes on from it.
+The file holds exactly the finished runs. A later drill-down continues from it.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from jaxmnist.config import ConfigError, TrainConfig, by_name, check_format, spoken
+from jaxmnist.config import ConfigError, TrainConfig, by_name, check_format, format_seeds
 from jaxmnist.recipes import NETWORKS, RECIPES, VARIANTS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.run import Run
 
 RESULTS_FORMAT = 1
-# A thousand seeds of each network are a tenth of this.
+# A thousand seeds of each network take a tenth of this.
 MAX_RESULTS_BYTES = 256 << 20
 
-# Of each epoch, from the rows of metrics.jsonl.
+# Stored per epoch, from the rows of metrics.jsonl.
 CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_seconds")
-# Of each run, from its summary.json; where it has lists, there is one entry.
+# Stored per run, from summary.json; lists there have one entry.
 FIGURES = (
     "final_test_accuracy",
     "best_test_accuracy",
@@ -44,19 +44,19 @@ FIGURES = (
 _RUN = {"seed", *FIGURES, "config", "curves"}
 _VARIANT = {"parameters", "mflop_per_image", "runs"}
 
-# Its runs take hours: it may have fewer seeds than the others, the first ones.
+# Its runs take hours, so it may have only the first seeds of the others.
 COSTLY = "skeleton"
 
 
 class IncompleteError(ConfigError):
-    """A run that the report needs is not in the results."""
+    """An error for a missing run that the report needs."""
 
 
 class Published(NamedTuple):
-    """What the original says of a network, one run each, in percent (its README and notebooks)."""
+    """Published figures of a network, one run, in percent (the original's README and notebooks)."""
 
     train: float
-    headline: float  # test accuracy; of the best epoch, except for skeleton
+    headline: float  # test accuracy of the best epoch, except for skeleton
     best: float  # test accuracy of the best epoch in the notebook's log
     final: float  # test accuracy of the last epoch
 
@@ -74,38 +74,38 @@ PUBLISHED = {
 
 
 class Rung(NamedTuple):
-    """One network of the ladder, or one trained otherwise, with all its runs."""
+    """A network of the ladder, or one with another recipe, with all its runs."""
 
-    name: str  # as `TrainConfig.name`: the network, with its recipe if that is another
+    name: str  # `TrainConfig.name`: the network, and its recipe if not the default
     parameters: int
     mflop_per_image: float  # of the forward pass
-    runs: list[dict[str, Any]]  # by seed, as they are in the file
+    runs: list[dict[str, Any]]  # sorted by seed, as in the file
 
     @property
     def epochs(self) -> int:
-        """Passes over the training images."""
+        """Number of passes over the training images."""
         return self.runs[0]["config"]["epochs"]
 
     @property
     def dataset(self) -> str:
-        """What it was trained on."""
+        """Name of the training data set."""
         return self.runs[0]["config"]["dataset"]
 
     @property
     def published(self) -> Published | None:
-        """The original's figures, if this is the original's recipe."""
+        """The original's figures; None unless this is the original's recipe."""
         config = _config_of(self.runs[0])
         whole = TrainConfig(config.variant, seed=config.seed)
         return PUBLISHED.get(self.name) if config == whole else None
 
     @property
     def cores(self) -> int:
-        """How many most of the runs could use, each."""
+        """Cores per run, for the most frequent device and core count."""
         return self._most_frequent()[1]
 
     @property
     def seconds_per_epoch(self) -> float:
-        """The median over all epochs of the runs on the most frequent device and core count."""
+        """The median over epochs, of runs on the most frequent device and core count."""
         return median(
             seconds
             for run in self.runs
@@ -118,11 +118,11 @@ class Rung(NamedTuple):
 
     @property
     def seeds(self) -> list[int]:
-        """Theirs."""
+        """Seeds of the runs."""
         return [run["seed"] for run in self.runs]
 
     def by_seed(self, figure: str) -> dict[int, float]:
-        """One of `FIGURES` of every run, or `train_test_gap`, in points: final train less test."""
+        """Return one of `FIGURES` by seed; `train_test_gap` is final train minus test in points."""
         if figure == "train_test_gap":
             return {
                 run["seed"]: run["final_train_accuracy"] - run["final_test_accuracy"]
@@ -132,11 +132,11 @@ class Rung(NamedTuple):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads the file; one that is not there has no results.
+    """Read a results file; a missing file has no results.
 
     Raises:
-        ConfigError: it is damaged, or a run in it is not whole; the message names it.
-        OSError: it cannot be read.
+        ConfigError: the file is damaged, or a run in it is incomplete; the message names it.
+        OSError: the file cannot be read.
     """
     if not path.exists():
         return {"format": RESULTS_FORMAT, "variants": {}}
@@ -156,16 +156,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def add(path: Path, run: Run, mflop_per_image: float) -> None:
-    """Puts a finished run into the file; a seed that is there already stays as it is.
+    """Add a finished run to the file, unless it already has a run of that seed.
 
     Args:
-        path: the file; made with the first run.
-        run: as `train` returned it.
-        mflop_per_image: millions of additions and multiplications of its network's forward pass.
+        path: the results file; created with the first run.
+        run: the run returned by `train`.
+        mflop_per_image: millions of additions and multiplications of the forward pass.
 
     Raises:
-        ConfigError: as `read`, or there are runs of another config.
-        OSError: the disk does not take it.
+        ConfigError: `read` fails, or the file has runs of another config.
+        OSError: the file cannot be written.
     """
     with _alone(path.parent):
         results = read(path)
@@ -180,31 +180,31 @@ def add(path: Path, run: Run, mflop_per_image: float) -> None:
 
 
 def digest(results: dict[str, Any]) -> str:
-    """The SHA-256 of a file with the seven networks alone; figures made from them carry it."""
+    """Return the SHA-256 of a file with only the seven networks; their figures contain it."""
     seven = {name: found for name, found in results["variants"].items() if name in VARIANTS}
     return hashlib.sha256(_to_json({**results, "variants": seven}).encode()).hexdigest()
 
 
 def missing(results: dict[str, Any], name: str, seeds: Sequence[int]) -> list[int]:
-    """Those of the seeds that have no finished run under a name."""
+    """Return the seeds without a finished run under a name."""
     runs = results["variants"].get(name, {"runs": []})["runs"]
     finished = {run["seed"] for run in runs}
     return [seed for seed in seeds if seed not in finished]
 
 
 def check_same(results: dict[str, Any], config: TrainConfig, whose: str) -> None:
-    """Accepts a config that goes with all finished runs.
+    """Check that a config is compatible with all finished runs.
 
-    Those of its own name have the same but for the seed; all others the same images, and their
-    recipes as they are, or all of them changed.
+    Runs of the same name must have the same config, except for the seed. Runs of other names must
+    use the same images, and either all or none may deviate from their recipes.
 
     Args:
-        results: what `read` returned.
-        config: of a run.
-        whose: of which, in words.
+        results: the results returned by `read`.
+        config: the config of a run.
+        whose: the description of the config in the message.
 
     Raises:
-        ConfigError: it differs; the message names a run and the fields.
+        ConfigError: the config differs; the message names a run and the fields.
     """
     for name, found in results["variants"].items():
         for run in found["runs"]:
@@ -225,15 +225,15 @@ def check_same(results: dict[str, Any], config: TrainConfig, whose: str) -> None
 
 
 def rungs_of(results: dict[str, Any], names: Sequence[str]) -> list[Rung]:
-    """What was trained under these names, each with all the runs that it has.
+    """Return the networks of the given names, each with all its runs.
 
     Args:
-        results: what `read` returned.
-        names: of those that are wanted.
+        results: the results returned by `read`.
+        names: the names of the networks.
 
     Raises:
-        IncompleteError: there is no run of one; the message names each.
-        ConfigError: a run is of another config.
+        IncompleteError: a network has no run; the message names each.
+        ConfigError: a run has another config.
     """
     found = results["variants"]
     _refuse_without([f"run of {name}" for name in names if name not in found])
@@ -244,18 +244,18 @@ def rungs_of(results: dict[str, Any], names: Sequence[str]) -> list[Rung]:
 
 
 def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Rung]:
-    """The networks, from the first to the last, if no run is missing.
+    """Return the networks of the ladder in order, if no run is missing.
 
     Args:
-        results: what `read` returned.
-        names: of those that are wanted.
+        results: the results returned by `read`.
+        names: the names of the networks.
 
     Returns:
-        Each with its runs: of the same seeds, but that `COSTLY` may have the first of them only.
+        The networks with runs of the same seeds; `COSTLY` may have only the first seeds.
 
     Raises:
-        IncompleteError: as `rungs_of`, or a seed is missing; the message names each.
-        ConfigError: as `rungs_of`.
+        IncompleteError: a network or seed has no run; the message names each.
+        ConfigError: a run has another config.
     """
     rungs = rungs_of(results, names)
     seeds = sorted({seed for rung in rungs for seed in rung.seeds})
@@ -263,19 +263,19 @@ def ladder(results: dict[str, Any], names: Sequence[str] = VARIANTS) -> list[Run
     for rung in rungs:
         wanted = seeds[: len(rung.seeds)] if rung.name == COSTLY else seeds
         if lacking := missing(results, rung.name, wanted):
-            gone.append(f"seed {spoken(lacking)} of {rung.name}")
+            gone.append(f"seed {format_seeds(lacking)} of {rung.name}")
     _refuse_without(gone)
     return rungs
 
 
 def other_recipes(results: dict[str, Any]) -> list[Rung]:
-    """Those of the seven that were trained by a recipe of our own, as far as there are runs.
+    """Return those of the seven networks that have runs with a recipe of our own.
 
     Args:
-        results: what `read` returned.
+        results: the results returned by `read`.
 
     Raises:
-        ConfigError: as `rungs_of`.
+        ConfigError: a run has another config.
     """
     names = [
         TrainConfig(variant, recipe=recipe).name
@@ -299,7 +299,7 @@ def _check_named(name: str, found: dict[str, Any]) -> None:
         raise ValueError(f"{name} has {sorted(found)}; expected {sorted(_VARIANT)}")
     seeds = [run["seed"] for run in found["runs"]]
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{name} has a seed more than once: {spoken(seeds)}")
+        raise ConfigError(f"{name} has a seed more than once: {format_seeds(seeds)}")
     for run in found["runs"]:
         try:
             _check_run(name, run)
@@ -308,7 +308,7 @@ def _check_named(name: str, found: dict[str, Any]) -> None:
 
 
 def _check_run(name: str, run: dict[str, Any]) -> None:
-    """Accepts a run that is whole and says the same everywhere."""
+    """Check that a run is complete and consistent."""
     if set(run) != _RUN:
         raise ConfigError(f"it has {sorted(run)}; expected {sorted(_RUN)}")
     config, curves = _config_of(run), run["curves"]
@@ -331,10 +331,10 @@ def _check_run(name: str, run: dict[str, Any]) -> None:
 
 
 def check_together(configs: Sequence[TrainConfig]) -> None:
-    """Accepts configs whose runs may be in one file.
+    """Check that the runs of several configs may share one file.
 
     Raises:
-        ConfigError: they are not of the same images, or only some are as in their recipes.
+        ConfigError: the images differ, or only some configs follow their recipes.
     """
     for config in configs[1:]:
         if _shared(config) != _shared(configs[0]):
@@ -345,7 +345,7 @@ def check_together(configs: Sequence[TrainConfig]) -> None:
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
-    """What all runs of a file have in common."""
+    """Return the properties that all runs of a file must share."""
     shared = {name: getattr(config, name) for name in ("dataset", "limit_train", "holdout", "fold")}
     plain = by_name(config.name, seed=config.seed, **shared)
     return {**shared, "as in the recipe": config == plain}
@@ -360,7 +360,7 @@ def _config_of(run: dict[str, Any]) -> TrainConfig:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """What the file says of a run."""
+    """Return the entry of a run in the file."""
     figures = {name: run.summary[name] for name in FIGURES}
     curves = {name: [_rounded(row[name]) for row in run.rows] for name in CURVES}
     return {
@@ -372,12 +372,12 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits after the point: far beyond what seeds have in common."""
+    """Round floats to six decimals, far finer than the spread over seeds."""
     return round(value, 6) if isinstance(value, float) else value
 
 
 def _to_json(results: dict[str, Any]) -> str:
-    """The file's content: a line for each run, so that a difference shows what was added."""
+    """Return the file's content, one line per run, so that a diff shows the added runs."""
     variants = []
     for name in sorted(results["variants"], key=_place_in_file):
         found = dict(results["variants"][name])
@@ -394,7 +394,7 @@ def _place_in_file(name: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lets several drill-downs add to one file, one after another."""
+    """Lock a folder, so that several drill-downs add to one file in turn."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Statistics over seeds: how far figures spread, and whether two networks can be told apart."""
+"""Statistics over seeds: the spread of a figure and the difference between two networks."""
 
 import bisect
 import itertools
@@ -10,49 +10,49 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import nct, permutation_test, t
 
-LEVEL = 0.05  # of tests; intervals hold 1 - LEVEL
+LEVEL = 0.05  # significance level; intervals cover 1 - LEVEL
 POWER = 0.8
 MAX_SEEDS = 10**6
 DECIMALS = 6
-MAX_EXACT = 20  # values whose signs are flipped in all 2^n ways; of more, a sample of these ways
+MAX_EXACT = 20  # largest n for which all 2^n sign flips are tried; beyond it, a random sample
 RESAMPLES = 99_999
 
 
 class Spread(NamedTuple):
-    """What a figure is over seeds; of a single one there is no spread, and no interval."""
+    """A figure over seeds; a single seed has no standard deviation and no interval."""
 
     n: int
     mean: float
     sd: float | None  # n - 1 in the denominator
-    low: float | None  # of the 95 % interval of the mean
+    low: float | None  # lower end of the 95 % interval of the mean
     high: float | None
     min: float
     max: float
 
 
 class Difference(NamedTuple):
-    """A figure of a second network less that of a first, seed by seed."""
+    """The figure of a second network minus that of a first, seed by seed."""
 
     spread: Spread  # of the differences
-    values: list[float]  # the differences themselves, one a seed
-    gains: int  # seeds in which the second is higher
-    losses: int  # and in which it is lower
-    effect: float | None  # their mean in units of their standard deviation; None without one
-    p: float | None  # of the sign-flip test, two-sided; None for a single seed
-    order: float  # of all pairs of one run each: the share in which the second is higher
+    values: list[float]  # the differences, one per seed
+    gains: int  # seeds where the second is higher
+    losses: int  # seeds where the second is lower
+    effect: float | None  # mean over standard deviation; None without one
+    p: float | None  # two-sided, of the sign-flip test; None for a single seed
+    order: float  # share of all pairs of one run each in which the second is higher
 
 
 def describe(values: Sequence[float]) -> Spread:
-    """Return mean, standard deviation and the 95 % interval of the mean, by Student's t.
+    """Return the mean, standard deviation and 95 % interval of the mean, by Student's t.
 
-    The interval assumes that values are normally distributed over seeds. With few or skewed values
-    it is a rough guide; `sign_flip_test` does not assume it.
+    The interval assumes that values are normally distributed over seeds. It is a rough guide for
+    few or skewed values. `sign_flip_test` assumes no distribution.
 
     Args:
-        values: one a seed, at least one.
+        values: one value per seed, at least one.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no values.
     """
     if not values:
         raise ValueError("no values; expected at least one seed")
@@ -67,19 +67,19 @@ def describe(values: Sequence[float]) -> Spread:
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """Compare two networks over the seeds that both were trained with.
 
-    A seed draws the same order of images in both and, where layers agree, the same initial weights.
-    The effect size is Cohen's d_z, mean over standard deviation of the differences (Lakens,
+    A seed gives both the same order of images and, where layers agree, the same initial weights.
+    The effect size is Cohen's d_z, the mean over the standard deviation of the differences (Lakens,
     Frontiers in Psychology 4, 2013, equation 6). `order` is the probability of superiority over the
-    runs of all seeds, ties counted half.
+    runs of all seeds; ties count half.
 
     Args:
-        first: by seed, the figure of one network.
-        second: that of the other.
+        first: the figure of one network, by seed.
+        second: the figure of the other, by seed.
 
     Raises:
-        ValueError: they have no seed in common.
+        ValueError: the networks have no seed in common.
     """
-    # Figures in percent have a few decimals: what is beyond is the rounding of the subtraction.
+    # Percentages have few decimals: rounding removes the error of the subtraction.
     differences = [round(second[seed] - first[seed], DECIMALS) for seed in first if seed in second]
     spread = describe(differences)
     pairs = list(itertools.product(first.values(), second.values()))
@@ -99,16 +99,16 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of the mean of paired differences, by flipping their signs.
 
     If two networks do not differ, each difference is as likely as its negative. The p-value is the
-    share of all 2^n choices of signs whose mean is at least as far from 0 as the one observed
+    share of all 2^n choices of signs whose mean is at least as far from 0 as the observed mean
     (Fisher, The Design of Experiments, 1935, section 21; Pitman, Supplement to the Journal of the
-    Royal Statistical Society 4, 1937). No distribution is assumed. The smallest possible value is
-    2^(1 - n). For more than `MAX_EXACT` differences, `RESAMPLES` random choices of signs, always
-    the same ones, stand in for all.
+    Royal Statistical Society 4, 1937). The test assumes no distribution. Its smallest possible
+    p-value is 2^(1 - n). For more than `MAX_EXACT` differences, it uses `RESAMPLES` random choices
+    of signs, always the same ones.
 
     Args:
-        differences: of at least two pairs; what is beyond `DECIMALS` is taken for rounding.
+        differences: differences of at least two pairs, rounded to `DECIMALS`.
     """
-    # Sums of whole numbers are exact, so that equal means count as equal.
+    # Integer sums are exact, so that equal means compare equal.
     units = np.round(np.asarray(differences, float) * 10**DECIMALS).astype(np.int64)
     if len(units) > MAX_EXACT:
         flips = {"permutation_type": "samples", "n_resamples": RESAMPLES, "batch": 10_000}
@@ -122,14 +122,14 @@ def sign_flip_test(differences: Sequence[float]) -> float:
 def paired_t_test(spread: Spread) -> float | None:
     """Return the two-sided p-value of the paired t-test.
 
-    Unlike `sign_flip_test` it can reach any value with two pairs, because it assumes that the
-    differences are normally distributed.
+    Unlike `sign_flip_test`, the test can reach any value with two pairs, because it assumes
+    normally distributed differences.
 
     Args:
-        spread: of the differences.
+        spread: the spread of the differences.
 
     Returns:
-        None if there is one difference, or all are the same.
+        The p-value; None if there is one difference, or all are equal.
     """
     if not spread.sd:
         return None
@@ -138,10 +138,10 @@ def paired_t_test(spread: Spread) -> float | None:
 
 
 def seeds_to_show(together: int = 1) -> int:
-    """Return the number of seeds from which the sign-flip test can show a difference at all.
+    """Return the smallest number of seeds with which the sign-flip test can show any difference.
 
     Args:
-        together: how many comparisons are corrected for by `correct`.
+        together: the number of comparisons that `correct` corrects for.
     """
     return next(n for n in itertools.count(2) if 2.0 ** (1 - n) * together < LEVEL)
 
@@ -149,15 +149,15 @@ def seeds_to_show(together: int = 1) -> int:
 def least_to_show(differences: Sequence[float], together: int = 1) -> float | None:
     """Return the smallest mean difference, in its own direction, that the sign-flip test shows.
 
-    The differences are moved together, so that they keep their scatter, until the test's p-value,
-    times the number of comparisons (the first step of Holm's method), is below `LEVEL`.
+    All differences are shifted by the same amount, which keeps their scatter, until the test's
+    p-value, times the number of comparisons (the first step of Holm's method), is below `LEVEL`.
 
     Args:
-        differences: of pairs.
-        together: how many comparisons are corrected for by `correct`.
+        differences: the differences of pairs.
+        together: the number of comparisons that `correct` corrects for.
 
     Returns:
-        Its size, rounded up to a thousandth; None if there are too few differences to show any.
+        The size of the mean, rounded up to a thousandth; None if there are too few differences.
     """
     if len(differences) < seeds_to_show(together):
         return None
@@ -176,7 +176,7 @@ def correct(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct p-values for their number, by Holm's method (Scand. J. Statistics 6, 1979).
 
     Args:
-        p_values: of comparisons made together; None where there is none.
+        p_values: p-values of comparisons made together; None where there is none.
     """
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -188,19 +188,19 @@ def correct(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def seeds_to_resolve(difference: float, sd: float) -> int:
-    """Return how many seeds it takes to find a difference with a power of 80 %.
+    """Return the number of seeds needed to find a difference with a power of 80 %.
 
     The power is that of the paired t-test, from the noncentral t distribution (Cohen, Statistical
-    Power Analysis, 2nd edition, section 2.4). With growing n the sign-flip test has the same
+    Power Analysis, 2nd edition, section 2.4). For large n the sign-flip test has the same power
     (Hoeffding, Annals of Mathematical Statistics 23, 1952).
 
     Args:
-        difference: the true one, not 0.
-        sd: standard deviation of the differences between two runs of a seed.
+        difference: the true difference, not 0.
+        sd: the standard deviation of the differences between two runs of a seed.
 
     Returns:
-        The smallest number of seeds, from `seeds_to_show` to `MAX_SEEDS`; for a test at 5 %, with
-        the spread taken as known.
+        The smallest number of seeds, from `seeds_to_show` to `MAX_SEEDS`, for a test at 5 %
+        with known standard deviation.
     """
     least = seeds_to_show()
     if sd == 0:
@@ -213,7 +213,7 @@ def seeds_to_resolve(difference: float, sd: float) -> int:
 
 
 def _power(shift: float, freedom: int) -> float:
-    """Return the power of a two-sided t-test whose statistic is shifted so far."""
+    """Return the power of a two-sided t-test whose statistic has the given noncentrality."""
     threshold = t.isf(LEVEL / 2, freedom)
-    # The other tail adds nothing where the power is anywhere near POWER; beyond 30 SciPy gives up.
+    # The other tail is negligible when the power is near POWER. SciPy fails beyond a shift of 30.
     return float(nct.sf(threshold, freedom, min(shift, 30.0)))

@@ -1,4 +1,4 @@
-"""The images: from wherever they are to uint8 arrays, checked on every way."""
+"""Data sets as uint8 arrays, from any source, with their checksums verified."""
 
 import contextlib
 import logging
@@ -34,12 +34,12 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-# `Path` makes one slash of two.
+# One slash: `Path` collapses two slashes into one.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
-    """Shows nothing."""
+    """Ignore a progress report."""
 
 
 def load(
@@ -48,23 +48,22 @@ def load(
     idx_dir: str | os.PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Dataset:
-    """Loads a data set, fetching it the first time.
+    """Load a data set, and download it the first time.
 
     Args:
         dataset: mnist, fashion_mnist or kmnist.
-        data_dir: where TFDS keeps its data sets, and where ours is kept, in `jaxmnist/`; None:
-            the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets, else a folder for
-            temporary files.
-        idx_dir: a folder with the four IDX files, raw or as .gz, to be used in place of all else;
-            see `idx.read_folder`.
-        progress: told what is being fetched or prepared, how much is done, and of how much.
+        data_dir: the folder of the TFDS data sets and, in `jaxmnist/`, of our copy; None: the
+            environment's TFDS_DATA_DIR, else ~/tensorflow_datasets, else a temporary folder.
+        idx_dir: a folder with the four IDX files, raw or as .gz, used instead of all other
+            sources; see `idx.read_folder`.
+        progress: callback for downloads and preparation; see `idx.Progress`.
 
     Returns:
         The arrays.
 
     Raises:
-        ConfigError: there is no such data set, or a folder is not one of this machine.
-        DataError: it cannot be had, or is not what it should be.
+        ConfigError: the data set is unknown, or a folder is not on this machine.
+        DataError: the data set cannot be obtained, or has the wrong content.
     """
     check_name("dataset", dataset, DATASETS)
     if idx_dir is not None:
@@ -81,7 +80,7 @@ def load(
 
 
 def _read_idx_dir(dataset: str, folder: Path) -> Dataset:
-    """Return the arrays of the IDX files in a folder."""
+    """Read the arrays of the IDX files in a folder."""
     try:
         place, files = idx.read_folder(folder, dataset)
     except OSError as error:
@@ -90,12 +89,12 @@ def _read_idx_dir(dataset: str, folder: Path) -> Dataset:
     if idx.is_qmnist(files):
         if dataset != "mnist":
             raise DataError(f"{place} has QMNIST; expected {dataset}; pass --dataset mnist")
-        published = {}  # QMNIST has the digits of MNIST, but not the same pixels
+        published = {}  # QMNIST's pixels differ from MNIST's
     return to_dataset(dataset, files, published, place)
 
 
 def _choose_data_dir(data_dir: str | os.PathLike | None) -> Path:
-    """Return the folder of the data sets; without a home directory, one for temporary files."""
+    """Return the folder of the data sets, or a temporary one without a home directory."""
     if data_dir:
         return _local_folder("data_dir", data_dir)
     named = os.environ.get("TFDS_DATA_DIR")
@@ -103,7 +102,7 @@ def _choose_data_dir(data_dir: str | os.PathLike | None) -> Path:
         return _local_folder("TFDS_DATA_DIR", named)
     with contextlib.suppress(RuntimeError):
         folder = Path("~/tensorflow_datasets").expanduser()
-        # A container that is given only a user's number has / for a home directory.
+        # In a container started with only a user id, the home directory is /.
         if os.path.exists(folder) or os.access(folder.parent, os.W_OK):
             return folder
     folder = Path(tempfile.gettempdir()) / f"jaxmnist-{os.getuid()}"
@@ -118,10 +117,10 @@ def _choose_data_dir(data_dir: str | os.PathLike | None) -> Path:
 
 
 def _local_folder(name: str, value: str | os.PathLike) -> Path:
-    """Return the path of a folder that the user names.
+    """Return the path of a folder that the user passed.
 
     Raises:
-        ConfigError: it is an address, or starts with a home directory that does not exist.
+        ConfigError: the value is a URL, or starts with an unknown home directory.
     """
     if _URL.match(os.fspath(value)):
         raise ConfigError(
@@ -140,8 +139,8 @@ def _local_folder(name: str, value: str | os.PathLike) -> Path:
 def _read_or_prepare(
     dataset: str, data_dir: Path, published: Mapping[str, str], progress: Progress
 ) -> Files:
-    """Return the files of a prepared data set; prepare it first if there is none."""
-    # TFDS takes a while to import, which a start from the cache is spared.
+    """Read a prepared data set, and prepare it first if there is none."""
+    # Imported here: TFDS imports slowly, and a start from the cache does not need it.
     from jaxmnist.data import sources, tfds_mnist
 
     own = tfds_mnist.own_folder(dataset, data_dir)
@@ -156,7 +155,7 @@ def _read_or_prepare(
         with folder_beside(own) as scratch:
             tfds_mnist.prepare(dataset, fetched, scratch, progress)
             publish(tfds_mnist.own_folder(dataset, scratch), own)
-    # A full disk is an OSError here and array_record's RuntimeError there.
+    # On a full disk, array_record raises RuntimeError; other writes raise OSError.
     except (OSError, RuntimeError) as error:
         advice = "make room there, or pass another --data-dir"
         _log.warning("%s could not be prepared in %s: %s; %s", dataset, data_dir, error, advice)
@@ -167,7 +166,7 @@ def _read_or_prepare(
 def _read_prepared(
     folder: Path, published: Mapping[str, str], progress: Progress, ours: bool
 ) -> Files | None:
-    """Return the files of a prepared data set, or None if no whole one can be read.
+    """Read a prepared data set; return None if it is missing, damaged or unreadable.
 
     A damaged data set is removed if it is ours.
     """

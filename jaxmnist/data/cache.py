@@ -1,4 +1,4 @@
-"""Our own copy of the images: four IDX files and their digests, read in a fraction of a second."""
+"""Cache of the images: four IDX files and their checksums, read in a fraction of a second."""
 
 import contextlib
 import logging
@@ -17,9 +17,9 @@ _DIGESTS = "SHA256SUMS"
 
 
 def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Dataset | None:
-    """Return the arrays of our own copy, or None if there is no whole one.
+    """Read the arrays from the cache; return None if it is missing, damaged or unreadable.
 
-    A damaged copy is removed. One that the system cannot read now is left alone.
+    A damaged cache is removed. A cache that the system currently cannot read is kept.
     """
     if not os.path.exists(cache):
         return None
@@ -38,9 +38,9 @@ def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Datas
 
 
 def remove(folder: Path, reason: Exception) -> None:
-    """Remove a damaged folder of ours, and log it; a folder that must stay is passed over."""
+    """Remove a damaged folder of ours and log it; keep a folder that cannot be removed."""
     try:
-        # Under another name first: a second process that removes it too finds nothing, or all.
+        # Rename first, so that another process that removes it finds all of it or nothing.
         with folder_beside(folder) as scratch:
             folder.rename(scratch / folder.name)
     except FileNotFoundError:
@@ -52,7 +52,7 @@ def remove(folder: Path, reason: Exception) -> None:
 
 
 def write_cache(files: Files, cache: Path) -> None:
-    """Keeps the files for the next start; a disk that does not take them costs only time."""
+    """Write the files to the cache; log a failure, which only makes the next start slower."""
     try:
         with folder_beside(cache) as scratch:
             folder = scratch / cache.name
@@ -68,7 +68,7 @@ def write_cache(files: Files, cache: Path) -> None:
 
 @contextlib.contextmanager
 def folder_beside(final: Path) -> Iterator[Path]:
-    """A scratch folder on the same disk as `final`, removed afterwards."""
+    """Yield a scratch folder on the same disk as `final`, and remove it afterwards."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=".new-", dir=final.parent, ignore_cleanup_errors=True
@@ -77,7 +77,7 @@ def folder_beside(final: Path) -> Iterator[Path]:
 
 
 def publish(built: Path, final: Path) -> None:
-    """Gives a finished folder its name, unless another process was faster with the same."""
+    """Move a finished folder to its final path, unless another process already did."""
     try:
         built.rename(final)
     except OSError:

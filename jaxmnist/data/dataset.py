@@ -1,4 +1,4 @@
-"""A data set in memory, and what is known of each: classes, sizes, normalisation."""
+"""Data sets in memory, and their constants: classes, sizes, normalisation."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,35 +9,35 @@ from jaxmnist.config import ConfigError
 from jaxmnist.data import idx
 from jaxmnist.data.idx import DataError, Files
 
-# The notebooks' constants for MNIST; those of the other data sets are computed.
+# Mean and standard deviation of MNIST in the notebooks; those of other data sets are computed.
 NORMALISATION = {"mnist": (0.1307, 0.3081)}
 
 CLASSES = 10
-# Training images of each data set, as published.
+# Number of training images of each data set, as published.
 TRAIN_COUNT = 60_000
 
 
 class Dataset(NamedTuple):
-    """A data set in memory; uint8, images `[N, 28, 28]`, labels `[N]`."""
+    """Images uint8 `[N, 28, 28]` and labels uint8 `[N]` in memory."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    mean: float  # of the training pixels / 255
+    mean: float  # mean of the training pixels / 255
     std: float
 
 
 def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
-    """Puts some training images in the place of the test set.
+    """Replace the test set by some of the training images.
 
     Args:
-        dataset: as `load` returned it.
-        count: how many.
-        fold: which: 0 the last ones, 1 those before, and so on.
+        dataset: result of `load`.
+        count: number of images.
+        fold: index of the images: 0 the last ones, 1 those before, and so on.
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: there are too few training images.
     """
     available = len(dataset.train_images)
     if count * (fold + 1) > available - 1:
@@ -57,7 +57,7 @@ def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
 
 
 def to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: object) -> Dataset:
-    """The arrays of the four files, after comparing them with their digests."""
+    """Verify the checksums of the four files and return their arrays."""
     idx.check(files, digests, origin)
     names = {name: f"{name} from {origin}" for name in idx.NAMES}
     train_images = idx.parse_images(files[idx.TRAIN_IMAGES], names[idx.TRAIN_IMAGES])
@@ -72,7 +72,7 @@ def to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: o
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
-    """Of the pixels / 255, exactly, from their histogram."""
+    """Compute the exact mean and standard deviation of the pixels / 255 from their histogram."""
     share = np.bincount(images.ravel(), minlength=256) / images.size
     values = np.arange(256) / 255
     mean = float(share @ values)

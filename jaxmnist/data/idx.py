@@ -1,6 +1,6 @@
-"""The IDX format, in which MNIST was published: the currency of every source of images.
+"""Reader and writer of IDX, the format in which MNIST was published.
 
-A data set is four files, held as bytes under their published names. Source of the format:
+Every source of images returns a data set as four files: bytes by published name. Source:
 http://yann.lecun.com/exdb/mnist/ ("FILE FORMATS FOR THE MNIST DATABASE").
 """
 
@@ -22,27 +22,27 @@ TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
-# QMNIST's files in the same order. https://github.com/facebookresearch/qmnist
+# QMNIST's files in the same order. Source: https://github.com/facebookresearch/qmnist
 QMNIST_NAMES = (
     "qmnist-train-images-idx3-ubyte",
     "qmnist-train-labels-idx2-int",
     "qmnist-test-images-idx3-ubyte",
     "qmnist-test-labels-idx2-int",
 )
-# torchvision's folders, by data set.
+# torchvision's folder names by data set.
 _TORCHVISION = {
     "mnist": ("MNIST", "QMNIST"),
     "fashion_mnist": ("FashionMNIST",),
     "kmnist": ("KMNIST",),
 }
 _GZIP_MAGIC = b"\x1f\x8b"
-# uint8 in one dimension, and QMNIST's int32 in two.
+# Magic numbers of uint8 in one dimension, and of QMNIST's int32 in two.
 _LABELS_MAGIC, _QMNIST_LABELS_MAGIC = 2049, 3074
 
-# The largest file has 47 MB; a compressed one that grows beyond this is not one of ours.
+# Limit against decompression bombs: the largest file has 47 MB.
 SIZE_LIMIT = 1 << 28
 
-# Of the decompressed files. The other data sets publish no digests of these.
+# Checksums of the decompressed files. The other data sets publish none.
 SHA256 = {
     "mnist": {
         TRAIN_IMAGES: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -51,7 +51,7 @@ SHA256 = {
         TEST_LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     }
 }
-# Of the compressed files. Source: TFDS, url_checksums of its builders.
+# Checksums of the compressed files. Source: TFDS, url_checksums of its builders.
 _PACKED_SHA256 = {
     "fashion_mnist": {
         TRAIN_IMAGES: "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -66,7 +66,7 @@ _PACKED_SHA256 = {
         TEST_LABELS: "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
     },
 }
-# The data set and the name of every file with a known digest.
+# Data set and name of each file by checksum.
 _OWNERS = {
     digest: (dataset, name)
     for digests in (SHA256, _PACKED_SHA256)
@@ -74,43 +74,43 @@ _OWNERS = {
     for name, digest in known.items()
 }
 
-# A file is missing, or something else has its name: the system itself is sound.
+# Errors for a missing file, or a path that is not a file; others are failures of the system.
 NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 Files = Mapping[str, bytes]
 
-# Told of what is being fetched or prepared, how much of it is done, and of how much.
+# Progress callback: description, amount done, total amount.
 Progress = Callable[[str, int, int], None]
 
 
 class DataError(RuntimeError):
-    """The images cannot be had, or are not what they should be."""
+    """A data set that cannot be obtained, or has the wrong content."""
 
 
 def read_folder(folder: Path, dataset: str) -> tuple[Path, dict[str, bytes]]:
     """Read the four files of a data set from a folder.
 
-    A file may be raw or gzipped, which its content decides. Its name may have other separators
-    (`train-images.idx3-ubyte`) and another case, and a folder of that name may hold it. The files
-    may lie in `MNIST/raw`, as torchvision stores them. For mnist QMNIST's files are read, too.
+    A file may be raw or gzipped, as detected from its content. Its name may have other separators
+    (`train-images.idx3-ubyte`) or another case, and it may be in a folder of that name. The files
+    may be in `MNIST/raw`, as torchvision stores them. For mnist, QMNIST's files are read too.
 
     Args:
-        folder: the folder itself, or torchvision's root.
+        folder: folder of the files, or torchvision's root.
         dataset: mnist, fashion_mnist or kmnist.
 
     Returns:
-        The folder in which the files were found, and the files under MNIST's names, decompressed.
+        The folder that contains the files, and the decompressed files by MNIST's names.
 
     Raises:
-        DataError: a file is missing, damaged, or known to be of another data set.
-        OSError: the system could not read a file.
+        DataError: a file is missing, damaged, or known to belong to another data set.
+        OSError: the system cannot read a file.
     """
     place, paths = _find(folder, dataset)
     return place, {name: _read(path, dataset, name) for name, path in paths.items()}
 
 
 def _find(folder: Path, dataset: str) -> tuple[Path, dict[str, Path]]:
-    """Return the folder that has all four files, and their paths by MNIST's names."""
+    """Find the folder with all four files, and return it with their paths by MNIST's names."""
     sets = (NAMES, QMNIST_NAMES) if dataset == "mnist" else (NAMES,)
     most: tuple[Path, Sequence[str], list[Path | None]] = (folder, NAMES, [None] * 4)
     for place in _places(folder, dataset):
@@ -130,7 +130,7 @@ def _find(folder: Path, dataset: str) -> tuple[Path, dict[str, Path]]:
 
 
 def _places(folder: Path, dataset: str) -> Iterator[Path]:
-    """Yield the folder, then those below it in which torchvision stores the data set."""
+    """Yield the folder and the subfolders in which torchvision stores the data set."""
     yield folder
     yield from _entries(folder, "raw")
     for name in _TORCHVISION[dataset]:
@@ -140,7 +140,7 @@ def _places(folder: Path, dataset: str) -> Iterator[Path]:
 
 
 def _find_file(place: Path, name: str) -> Path | None:
-    """Return the file of a name, or the one in a folder of that name."""
+    """Return the file with a name, or the file in a folder with that name."""
     for entry in _entries(place, name):
         for path in [entry, *_entries(entry, name)]:
             if path.is_file():
@@ -149,24 +149,24 @@ def _find_file(place: Path, name: str) -> Path | None:
 
 
 def _entries(folder: Path, name: str) -> list[Path]:
-    """Return what a folder has under a name, in any spelling; files with .gz come last."""
+    """Return the entries of a folder that match a name in any spelling, .gz files last."""
     try:
         names = os.listdir(folder)
     except NOT_A_FILE:
         return []
-    # Hidden files are passed over: macOS writes a ._X beside many files X.
+    # Skip hidden files: macOS writes a ._X next to many files X.
     found = [each for each in names if _plain(each) == _plain(name) and each[0] != "."]
     found.sort(key=lambda each: (each.lower().endswith("gz"), each != name, each))
     return [folder / each for each in found]
 
 
 def _plain(name: str) -> str:
-    """Return a name without case, separators and .gz."""
+    """Return a name in lower case, without separators and .gz."""
     return re.sub(r"[-._ ]", "", name.lower()).removesuffix("gz")
 
 
 def _describe(folder: Path, limit: int = 6) -> str:
-    """Return in words what is in a folder."""
+    """Describe the content of a folder for an error message."""
     if not folder.is_dir():
         return "it is a file" if folder.exists() else "it does not exist"
     names = sorted(os.listdir(folder))
@@ -175,7 +175,7 @@ def _describe(folder: Path, limit: int = 6) -> str:
 
 
 def _read(path: Path, dataset: str, name: str) -> bytes:
-    """Read a file; refuse one that is known to be another."""
+    """Read and decompress a file; raise DataError if it is a different known file."""
     content = path.read_bytes()
     forms = [content]
     if content.startswith(_GZIP_MAGIC):
@@ -191,21 +191,21 @@ def _read(path: Path, dataset: str, name: str) -> bytes:
 
 
 def describe_error(error: OSError, folder: Path) -> str:
-    """Return which file could not be read, and why."""
+    """Return a message with the file that could not be read, and the reason."""
     return f"{error.filename or folder} cannot be read: {error.strerror or error}"
 
 
 def is_qmnist(files: Files) -> bool:
-    """Return whether the labels are in QMNIST's format."""
+    """Return whether the label files have QMNIST's format."""
     magic = struct.pack(">I", _QMNIST_LABELS_MAGIC)
     return all(files[name].startswith(magic) for name in (TRAIN_LABELS, TEST_LABELS))
 
 
 def decompress(content: bytes, origin: object) -> bytes:
-    """Decompress a gzip file, up to a size that no file of ours has.
+    """Decompress a gzip file of at most `SIZE_LIMIT` decompressed bytes.
 
     Raises:
-        DataError: the file is damaged, or too large.
+        DataError: the file is damaged or too large.
     """
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
@@ -220,10 +220,10 @@ def decompress(content: bytes, origin: object) -> bytes:
 
 
 def check(files: Files, expected: Mapping[str, str], origin: object) -> None:
-    """Compares the files with the SHA-256 digests that they should have.
+    """Compare the files with their expected SHA-256 checksums.
 
     Raises:
-        DataError: a file differs; the message names it.
+        DataError: a checksum differs; the message names the file.
     """
     for name, digest in expected.items():
         found = sha256(files[name])
@@ -235,15 +235,15 @@ def check(files: Files, expected: Mapping[str, str], origin: object) -> None:
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 digest, in hexadecimal."""
+    """Return the SHA-256 checksum in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def parse_images(content: bytes, origin: object) -> np.ndarray:
-    """Return uint8 `[N, 28, 28]` from an images file.
+    """Parse an image file to uint8 `[N, 28, 28]`.
 
     Raises:
-        DataError: it is something else, or its length is not what its header says.
+        DataError: the file is not an image file, or its length does not match its header.
     """
     pixels = _parse(content, origin, {2051: ("u1", 3)})
     if pixels.shape[1:] != (28, 28):
@@ -253,12 +253,12 @@ def parse_images(content: bytes, origin: object) -> np.ndarray:
 
 
 def parse_labels(content: bytes, origin: object) -> np.ndarray:
-    """Return uint8 `[N]` from a labels file, MNIST's or QMNIST's.
+    """Parse a label file of MNIST or QMNIST to uint8 `[N]`.
 
-    QMNIST has int32 `[N, 8]`: the digit, then who wrote it and where it is in NIST's collection.
+    QMNIST stores int32 `[N, 8]`: the digit, then its writer and its position in NIST's collection.
 
     Raises:
-        DataError: it is something else, or its length is not what its header says.
+        DataError: the file is not a label file, or its length does not match its header.
     """
     labels = _parse(content, origin, {_LABELS_MAGIC: ("u1", 1), _QMNIST_LABELS_MAGIC: (">i4", 2)})
     digits = labels.reshape(len(labels), -1)[:, 0]
@@ -269,7 +269,7 @@ def parse_labels(content: bytes, origin: object) -> np.ndarray:
 
 
 def _parse(content: bytes, origin: object, formats: Mapping[int, tuple[str, int]]) -> np.ndarray:
-    """Return the array of an IDX file; `formats` has type and dimensions by magic number."""
+    """Parse an IDX file; `formats` holds dtype and number of dimensions by magic number."""
     least = min(4 + 4 * dimensions for _, dimensions in formats.values())
     if len(content) < least:
         raise DataError(f"{origin} has {len(content)} bytes, too few for an IDX file")
@@ -289,6 +289,6 @@ def _parse(content: bytes, origin: object, formats: Mapping[int, tuple[str, int]
 
 
 def to_bytes(array: np.ndarray) -> bytes:
-    """The IDX file of images `[N, 28, 28]` or labels `[N]`, uint8."""
+    """Encode images `[N, 28, 28]` or labels `[N]`, uint8, as an IDX file."""
     magic = 2048 + array.ndim
     return struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.tobytes()

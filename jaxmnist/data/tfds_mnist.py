@@ -1,7 +1,7 @@
-"""MNIST and its kin as TensorFlow Datasets, prepared and read without TensorFlow.
+"""TensorFlow Datasets of MNIST, Fashion-MNIST and KMNIST, prepared and read without TensorFlow.
 
-The stock builders need TensorFlow to encode their images. This one hands TFDS finished PNG bytes
-and asks for the array_record format, which is read without TensorFlow too.
+The stock builders need TensorFlow to encode images. The builder here passes encoded PNG bytes to
+TFDS and uses the array_record format, which can be read without TensorFlow.
 """
 
 import errno
@@ -25,10 +25,10 @@ _SPLITS = {
     "train": (idx.TRAIN_IMAGES, idx.TRAIN_LABELS),
     "test": (idx.TEST_IMAGES, idx.TEST_LABELS),
 }
-# Examples between two words of progress.
+# Examples between two progress reports.
 BLOCK = 1000
 
-# What the system says when it refuses to read; array_record raises RuntimeErrors with these words.
+# System messages for failed reads; array_record raises RuntimeErrors that contain them.
 _REFUSALS = [
     os.strerror(number)
     for number in (
@@ -48,7 +48,7 @@ _STOCK: dict[str, Any] = dict(
 
 
 class Jaxmnist(tfds.core.GeneratorBasedBuilder):
-    """A TFDS builder over IDX files that are already here; in their order, not shuffled."""
+    """TFDS builder from IDX files in memory, in their order, not shuffled."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in DATASETS]
@@ -70,10 +70,10 @@ class Jaxmnist(tfds.core.GeneratorBasedBuilder):
         )
 
     def _log_download_bytes(self) -> None:
-        """Does not print where it works, which is a scratch folder and of no use to anybody."""
+        """Suppress the message with the path, which is a scratch folder."""
 
     def _log_download_done(self) -> None:
-        """Does not print it either."""
+        """Suppress the message with the path."""
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(*names) for split, names in _SPLITS.items()}
@@ -96,7 +96,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def urls(dataset: str) -> dict[str, tuple[str, int, str]]:
-    """Address, size in bytes and SHA-256 of each compressed file, as TFDS's own builder has them.
+    """Return URL, size in bytes and SHA-256 of each compressed file, from TFDS's builder.
 
     Args:
         dataset: mnist, fashion_mnist or kmnist.
@@ -111,43 +111,43 @@ def urls(dataset: str) -> dict[str, tuple[str, int, str]]:
 
 
 def prepare(dataset: str, files: Files, folder: Path, progress: Progress) -> None:
-    """Writes a data set as array_record files.
+    """Write a data set as array_record files.
 
     Args:
         dataset: mnist, fashion_mnist or kmnist.
         files: its four IDX files.
-        folder: the data directory; the data set goes to `own_folder(dataset, folder)`.
-        progress: told of every `BLOCK` examples.
+        folder: the data directory; the data set is written to `own_folder(dataset, folder)`.
+        progress: callback for every `BLOCK` examples.
     """
-    tfds.disable_progress_bar()  # `progress` tells of it
+    tfds.disable_progress_bar()  # `progress` reports instead
     with tempfile.TemporaryDirectory() as downloads:
         builder = Jaxmnist(data_dir=folder, config=dataset, files=files, progress=progress)
         builder.download_and_prepare(download_dir=downloads)
 
 
 def stock_folder(dataset: str, data_dir: Path) -> Path:
-    """Where TFDS itself keeps its copy of a data set."""
+    """Return the folder in which TFDS itself stores a data set."""
     return data_dir / dataset / str(_STOCK[dataset].VERSION)
 
 
 def own_folder(dataset: str, folder: Path) -> Path:
-    """Where `prepare` puts a data set below `folder`."""
+    """Return the folder below `folder` to which `prepare` writes a data set."""
     return folder / Jaxmnist.name / dataset / str(Jaxmnist.VERSION)
 
 
 def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
-    """The four IDX files back from a prepared data set, ours or TFDS's own.
+    """Read a prepared data set, ours or TFDS's own, back to the four IDX files.
 
     Args:
-        folder: of one version of the data set, with its dataset_info.json.
-        progress: told of every `BLOCK` examples.
+        folder: folder of one version of the data set, with its dataset_info.json.
+        progress: callback for every `BLOCK` examples.
 
     Returns:
-        The files; None where there is no data set, or one in a format that needs TensorFlow.
+        The files; None if there is no data set, or its format needs TensorFlow.
 
     Raises:
-        DataError: the data set is there but damaged.
-        OSError: the system could not read it.
+        DataError: the data set is damaged.
+        OSError: the system cannot read the data set.
     """
     if not os.path.exists(folder):
         return None
@@ -161,7 +161,7 @@ def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
             files[images_name], files[labels_name] = idx.to_bytes(images), idx.to_bytes(labels)
     except MemoryError:
         raise
-    # What a damaged file makes TFDS, array_record, protobuf and Pillow raise is not documented.
+    # TFDS, array_record, protobuf and Pillow do not document their errors for damaged files.
     except Exception as error:
         refusal = _find_refusal(error)
         if refusal is not None:
@@ -177,8 +177,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _find_refusal(error: BaseException | None) -> BaseException | None:
-    """Return the error, or its cause, in which the system failed and not the files; else None."""
-    # Not among the causes: TFDS tries to import TensorFlow, and does without.
+    """Return the error in the chain of causes that is a failure of the system, or None."""
+    # Only the outermost: TFDS tries to import TensorFlow, and works without it.
     if isinstance(error, ImportError):
         return error
     while error is not None:
@@ -192,7 +192,7 @@ def _find_refusal(error: BaseException | None) -> BaseException | None:
 
 
 def _read_split(builder, split: str, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-    # Taking the PNG bytes and decoding them here is twice as fast as TFDS's decoding.
+    # Decoding the PNG bytes here is twice as fast as TFDS's decoding.
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     count = len(source)
     images, labels = np.empty((count, 28, 28), np.uint8), np.empty(count, np.uint8)
@@ -208,9 +208,9 @@ def _read_split(builder, split: str, progress: Progress) -> tuple[np.ndarray, np
 
 
 def _unshuffled(split: str, count: int) -> np.ndarray:
-    """Where each example of a stock data set stood before TFDS shuffled it.
+    """Return the index in the IDX file of each example of a stock data set.
 
-    TFDS writes examples sorted by a hash of their key, here their place in the IDX file.
+    TFDS sorts examples by a hash of their key, here that index.
     """
     hasher = Hasher(split)
     return np.argsort(np.array([hasher.hash_key(k) for k in range(count)], dtype=object))

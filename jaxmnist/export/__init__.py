@@ -1,1 +1,1 @@
-"""Trained networks in the formats of others."""
+"""Export of trained networks to other formats, and import."""

@@ -1,4 +1,4 @@
-"""Runs of networks that were trained elsewhere."""
+"""Import of networks that were trained elsewhere, as runs."""
 
 import functools
 import os
@@ -10,51 +10,47 @@ import jax.numpy as jnp
 
 from jaxmnist.metrics import Metrics
 from jaxmnist.runs import run_folder
-from jaxmnist.runs.checkpoint import Checkpoints
-from jaxmnist.runs.run import IMPORTED, Job, Position, Run, finished, finished_run, new_run
-from jaxmnist.runs.summary import row_of_test
-from jaxmnist.runs.training import save
+from jaxmnist.runs.loop import save
+from jaxmnist.runs.run import Run, Snapshot, finish, seed_run
+from jaxmnist.runs.setup import Setup
+from jaxmnist.runs.summary import IMPORTED, row_of_test
 from jaxmnist.state import initial_state
 from jaxmnist.steps import evaluate
 
 
 def write_run(
-    job: Job, variables: dict[str, Any], out: str | os.PathLike | None, source: Path
+    setup: Setup, variables: dict[str, Any], out: str | os.PathLike | None, source: Path
 ) -> Run:
-    """Makes the folder of a finished run from the arrays of a network.
+    """Write the folder of a finished run from the arrays of a network.
 
-    Of the training nothing is known: its figures are null, and there is one row, of the end.
+    The training metrics are unknown: they are null, and there is one row, for the end.
 
     Args:
-        job: what the run is said to have been.
+        setup: setup of the corresponding run.
         variables: `params` and `batch_stats`, float32.
-        out: the folder; None: the next free default one.
-        source: where the arrays come from, for the summary.
-
-    Returns:
-        The run.
+        out: the folder; None: the next free default folder.
+        source: source file of the arrays, for the summary.
 
     Raises:
-        ConfigError: `out` is taken.
-        CheckpointError: the checkpoint could not be written.
-        OSError: the disk does not take it.
+        ConfigError: `out` already exists.
+        CheckpointError: the checkpoint cannot be written.
+        OSError: a file cannot be written.
     """
-    state = initial_state(job.model, job.tx, job.config.seed)
-    state = state.replace(step=jnp.int32(job.total_steps), **jax.tree.map(jnp.asarray, variables))
-    tested = jax.jit(functools.partial(evaluate, model=job.model))(state, job.test_images)
-    row = row_of_test(job.config, job.total_steps, tested)
-    position = finished(job, Position(state, Metrics.zero(), 0.0, [row]), compile_seconds=0.0)
-    assert position.summary is not None
-    summary = {**position.summary, IMPORTED: source.name}
-    position = position._replace(summary=summary)
-    with new_run(job, out, overwrite=False) as begun:
+    config, seed = setup.config, setup.config.seed
+    setup = setup._replace(facts={**setup.facts, IMPORTED: source.name})
+    state = initial_state(setup.model, setup.tx, seed)
+    state = state.replace(step=jnp.int32(setup.total_steps), **jax.tree.map(jnp.asarray, variables))
+    tested = jax.jit(functools.partial(evaluate, model=setup.model))(state, setup.test_images)
+    row = row_of_test(config, setup.total_steps, tested)
+    snapshot = finish(setup, Snapshot(state, Metrics.zero(), 0.0, [row]), compile_seconds=0.0)
+    with run_folder.new_folder(config, [seed], out, overwrite=False) as (_, path):
         try:
-            with Checkpoints(begun.path / run_folder.CHECKPOINTS, keep=1) as checkpoints:
-                save(job, position, checkpoints)
-            run_folder.write_rows(begun.path / run_folder.METRICS, position.rows)
-            run_folder.write_summary(begun.path / run_folder.SUMMARY, summary)
+            save(setup, seed, snapshot, path, keep=1)
+            run_folder.write_rows(path, snapshot.rows)
+            run = seed_run(config, snapshot, path)
+            run_folder.write_summary(path, run.summary)
         except BaseException:
-            # Otherwise --resume would train another network in its place.
-            run_folder.clear(begun.path)
+            # Otherwise --resume would train a new network in this folder.
+            run_folder.clear(path)
             raise
-    return finished_run(job, position, begun.path)
+    return run

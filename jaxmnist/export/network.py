@@ -1,4 +1,4 @@
-"""A trained network as what is exported: its layers as data, their arrays, its input."""
+"""Trained networks for export: layers as data, their arrays, and the input."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,25 +14,25 @@ from jaxmnist.models.description import Layer, describe
 from jaxmnist.runs.run import Run
 from jaxmnist.steps import normalise
 
-# Named as in the state; `kernel` is [kh, kw, I, O].
+# Arrays by name, as in the state; `kernel` is [kh, kw, I, O].
 Arrays = dict[str, np.ndarray]
 
 
 class ExportError(RuntimeError):
-    """An export cannot be used, or does not say what the network says."""
+    """A failed export, or one whose logits differ from the network's."""
 
 
 class Network(NamedTuple):
-    """What is exported."""
+    """A trained network to export."""
 
     config: TrainConfig
     variables: dict[str, Any]  # params and batch_stats, as numpy arrays
-    mean: np.ndarray  # float32 scalar, of the pixels / 255 that it was trained on
+    mean: np.ndarray  # float32 scalar, mean of the training pixels / 255
     std: np.ndarray
-    normalised_input: bool  # float32 [N, 28, 28, 1], normalised, in place of uint8 [N, 28, 28]
+    normalised_input: bool  # float32 [N, 28, 28, 1], normalised, instead of uint8 [N, 28, 28]
 
     def layers(self) -> Iterator[tuple[str, Layer, Arrays]]:
-        """Each layer in order of use: its name, what it is, and its arrays."""
+        """Yield name, description and arrays of each layer, in order of use."""
         numbers = Counter()
         for layer in describe(self.config.variant):
             kind = layer["kind"]
@@ -42,28 +42,28 @@ class Network(NamedTuple):
             yield name, layer, {key: value for part in parts for key, value in part.items()}
 
     def input_of(self, images: np.ndarray) -> np.ndarray:
-        """What the export takes in place of images uint8 `[N, 28, 28]`."""
+        """Convert images uint8 `[N, 28, 28]` to the input of the export."""
         return self.normalise(images) if self.normalised_input else images
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, 28, 28]` to float32 `[N, 28, 28, 1]`."""
+        """Normalise uint8 `[N, 28, 28]` to float32 `[N, 28, 28, 1]`."""
         return np.asarray(normalise(jnp.asarray(images), self.mean, self.std))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """What the original says of images uint8 `[N, 28, 28]`: float32 `[N, 10]`."""
+        """Compute the original's logits, float32 `[N, 10]`, of images uint8 `[N, 28, 28]`."""
         model = create_model(self.config.variant, self.config.dropout)
         return np.asarray(model.apply(self.variables, self.normalise(images)))
 
 
 def network_of(run: Run, normalised_input: bool = False) -> Network:
-    """What is exported of a run.
+    """Return the network of a run, for export.
 
     Args:
         run: a finished run.
-        normalised_input: whether the export takes normalised images, rather than bytes.
+        normalised_input: whether the input is normalised images instead of bytes.
 
     Raises:
-        ConfigError: the run does not say how its images were normalised.
+        ConfigError: the run does not contain the normalisation of its images.
     """
     variables = jax.tree.map(np.asarray, run.variables)
     mean, std = (np.asarray(value, np.float32) for value in run.normalisation)

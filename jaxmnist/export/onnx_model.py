@@ -1,4 +1,4 @@
-"""ONNX: a graph of standard operators, a node for each layer."""
+"""ONNX export: a graph of standard operators, one node per layer."""
 # pyright: reportMissingImports=false
 
 from pathlib import Path
@@ -9,15 +9,15 @@ import numpy as np
 from jaxmnist.export.network import Arrays, Network
 from jaxmnist.models.description import SIZE, Layer
 
-# Old enough for every runtime in use.
+# Versions old enough for every runtime in use.
 OPSET, IR_VERSION = 17, 8
 
 
 def write(network: Network, file: Path) -> None:
-    """Writes the network as an ONNX model: `images`, any number of them, to `logits` `[N, 10]`.
+    """Write the network as an ONNX model, from any number of `images` to `logits` `[N, 10]`.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -48,10 +48,10 @@ def write(network: Network, file: Path) -> None:
 
 
 def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
-    """What onnxruntime makes of images: logits float32 `[N, 10]`.
+    """Compute logits float32 `[N, 10]` of images with onnxruntime.
 
     Args:
-        network: what was written.
+        network: the exported network.
         file: the model.
         images: uint8 `[N, 28, 28]`.
     """
@@ -63,7 +63,7 @@ def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
 
 
 class _Builder:
-    """Nodes and constants so far."""
+    """Nodes and constants of a graph under construction."""
 
     def __init__(self):
         self.nodes: list[Any] = []
@@ -82,7 +82,7 @@ class _Builder:
         return name
 
     def images(self, network: Network) -> str:
-        """From the input to `[N, 1, 28, 28]`, normalised."""
+        """Add the nodes from the input to normalised `[N, 1, 28, 28]`; return the output name."""
         from onnx import TensorProto
 
         end = "images"
@@ -100,7 +100,7 @@ class _Builder:
         return self.node("Reshape", [end, shape], "normalised")
 
     def layer(self, end: str, name: str, layer: Layer, arrays: Arrays) -> str:
-        """Adds one layer behind `end`; returns the name of what it gives."""
+        """Add one layer after `end`, and return the name of its output."""
         match layer["kind"]:
             case "conv":
                 weight = self.constant(f"{name}/weight", arrays["kernel"].transpose(3, 2, 0, 1))
@@ -121,5 +121,5 @@ class _Builder:
                 return self.node("MaxPool", [end], name, kernel_shape=[2, 2], strides=[2, 2])
             case "mean":
                 return self.node("GlobalAveragePool", [end], name)
-            case _:  # dropout does nothing outside training
+            case _:  # dropout is the identity outside training
                 return end

@@ -1,4 +1,4 @@
-"""PyTorch: a state dict in the layer order of the original's networks, and back."""
+"""PyTorch export and import: state dicts in the layer order of the original's networks."""
 # pyright: reportMissingImports=false
 
 import io
@@ -19,10 +19,10 @@ WEIGHTS_ALONE = "expected what torch.save(model.state_dict(), FILE) writes"
 
 
 def write(network: Network, file: Path) -> None:
-    """Writes the state dict of `make_network(describe(variant))`.
+    """Write the state dict of `make_network(describe(variant))`.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     import torch
 
@@ -39,10 +39,10 @@ def write(network: Network, file: Path) -> None:
 
 
 def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
-    """What PyTorch makes of images with the arrays of a file: logits `[N, 10]`.
+    """Compute logits `[N, 10]` of images with PyTorch and the arrays of a file.
 
     Args:
-        network: what was written.
+        network: the exported network.
         file: the state dict.
         images: uint8 `[N, 28, 28]`.
     """
@@ -56,7 +56,7 @@ def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
 
 
 def make_network(layers: list[Layer]) -> Any:
-    """The network as a `torch.nn.Sequential`, each layer in its place."""
+    """Build the network as a `torch.nn.Sequential`, one module per layer."""
     from torch import nn
 
     def make(layer: Layer) -> nn.Module:
@@ -80,36 +80,36 @@ def make_network(layers: list[Layer]) -> Any:
 
 
 def read(file: Path, variant: str) -> dict[str, Any]:
-    """Return the variables of a network from its state dict; nothing in the file is executed.
+    """Read the variables of a network from its state dict, without executing code in the file.
 
     Args:
-        file: what `torch.save(model.state_dict(), file)` wrote, or a checkpoint with one state dict
-            in it.
-        variant: which network it is.
+        file: a file from `torch.save(model.state_dict(), file)`, or a checkpoint that contains one
+            state dict.
+        variant: variant of the network.
 
     Returns:
         `params` and `batch_stats`, float32.
 
     Raises:
-        ConfigError: the file holds something else, or another network.
-        OSError: it cannot be opened.
+        ConfigError: the file contains something else, or another network.
+        OSError: the file cannot be opened.
     """
     if not file.is_file():
         raise ConfigError(f"{file} is no file; expected a PyTorch state dict")
     try:
         tensors = _state_of(_load(file))
-        # PyTorch keeps the order of the modules beside the tensors, whatever their order is now.
+        # PyTorch stores the order of the modules separately from the order of the tensors.
         modules = getattr(tensors, "_metadata", None)
         arrays = {name: _array_of(name, tensor) for name, tensor in tensors.items()}
         return variables_of(arrays, variant, list(modules) if modules else None)
     except ConfigError as error:
-        # Names come from the file: no terminal codes.
+        # Names come from the file and could contain terminal control codes.
         words = "".join(c if c.isprintable() else "?" for c in str(error))
         raise ConfigError(f"{file}: {words}") from error
 
 
 def _load(file: Path) -> Any:
-    """Return what is in a file, if PyTorch can read it without executing any of it."""
+    """Load a file with PyTorch, without executing code in it."""
     import torch
 
     content = io.BytesIO(file.read_bytes())
@@ -122,8 +122,8 @@ def _load(file: Path) -> Any:
         return torch.load(content, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # PyTorch's readers raise many kinds
-        # PyTorch's own message is long, and advises to execute what is in the file.
+    except Exception as error:  # PyTorch's readers raise many types
+        # PyTorch's own message is long, and advises executing the code in the file.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = "it cannot be read as a file of torch.save"
         if named is not None:
@@ -132,7 +132,7 @@ def _load(file: Path) -> Any:
 
 
 def _state_of(found: Any) -> Any:
-    """Return the one dict of tensors in what a file holds."""
+    """Return the only dict of tensors in the content of a file."""
     if not isinstance(found, dict) or not found:
         empty = "an empty " if isinstance(found, dict) else "a "
         raise ConfigError(f"it holds {empty}{type(found).__name__}; {WEIGHTS_ALONE}")
@@ -145,7 +145,7 @@ def _state_of(found: Any) -> Any:
     if inside:
         choices = " or ".join(f"[{key!r}]" for key in inside)
         raise ConfigError(f"{what}; save one of them alone: torch.save(checkpoint{choices}, FILE)")
-    # Beside the names of many tensors the others would not be seen.
+    # List only the other keys, which would be lost among many tensor names.
     others = {
         str(key): type(value).__name__ for key, value in found.items() if not _is_tensor(value)
     }
@@ -172,7 +172,7 @@ def _array_of(name: str, tensor: Any) -> np.ndarray:
         if tensor.is_complex():
             raise TypeError("the imaginary part would be lost")
         return tensor.detach().float().numpy()
-    except Exception as error:  # sparse, without data, and others
+    except Exception as error:  # sparse tensors, tensors without data, and others
         raise ConfigError(
             f"{name} is a tensor of {tensor.dtype}, {tensor.layout}; expected dense real numbers"
         ) from error

@@ -1,4 +1,4 @@
-"""Safetensors: the arrays by their names, and the config in the metadata."""
+"""Safetensors export: arrays by name, and the config in the metadata."""
 # pyright: reportMissingImports=false
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from jaxmnist.models import create_model
 
 
 def write(network: Network, file: Path) -> None:
-    """Writes `params/conv0/kernel` and all other arrays, and `config` as JSON.
+    """Write `params/conv0/kernel` and all other arrays, and `config` as JSON.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -29,11 +29,11 @@ def write(network: Network, file: Path) -> None:
 
 
 def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
-    """What the network makes of images with the arrays and config of a file: logits `[N, 10]`.
+    """Compute logits `[N, 10]` of images with the arrays and config of a file.
 
     Args:
-        network: what was written, for how its images are normalised.
-        file: the arrays.
+        network: the exported network, for the normalisation of its images.
+        file: the file of the arrays.
         images: uint8 `[N, 28, 28]`.
     """
     from safetensors import safe_open
@@ -41,7 +41,7 @@ def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     with safe_open(file, "numpy") as opened:
         config = TrainConfig.from_json(opened.metadata()["config"])
-        for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+        for name in opened.keys():  # noqa: SIM118 - not a dictionary
             collection, layer, key = name.split("/")
             variables[collection].setdefault(layer, {})[key] = opened.get_tensor(name)
     model = create_model(config.variant, config.dropout)

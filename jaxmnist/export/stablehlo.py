@@ -1,4 +1,4 @@
-"""StableHLO, by `jax.export`: a program with its weights, for CPU, CUDA and TPU alike."""
+"""StableHLO export with `jax.export`: a program with its weights, for CPU, CUDA and TPU."""
 
 import importlib
 import os
@@ -19,7 +19,7 @@ from jaxmnist.steps import normalise
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-# All that a user of the file needs.
+# Program that runs the exported file without this package.
 USE = """
 import sys, numpy, jax.export
 program, images, logits = sys.argv[1:]
@@ -31,11 +31,11 @@ assert "jaxmnist" not in sys.modules
 
 
 def write(network: Network, file: Path) -> None:
-    """Writes the network as a program: images, any number of them, to logits `[N, 10]`.
+    """Write the network as a program from any number of images to logits `[N, 10]`.
 
     Raises:
-        ModuleNotFoundError: flatbuffers is not installed, which `jax.export` needs.
-        OSError: the disk does not take it.
+        ModuleNotFoundError: flatbuffers, which `jax.export` needs, is not installed.
+        OSError: the file cannot be written.
     """
     importlib.import_module("flatbuffers")
     model = create_model(network.config.variant, network.config.dropout)
@@ -56,21 +56,21 @@ def write(network: Network, file: Path) -> None:
 
 
 def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
-    """What the program makes of images in a process without this package: logits `[N, 10]`.
+    """Compute logits `[N, 10]` of images with the program, in a process without this package.
 
     Args:
-        network: what was written.
+        network: the exported network.
         file: the program.
         images: uint8 `[N, 28, 28]`.
 
     Raises:
-        ExportError: it fails there.
+        ExportError: the program fails in that process.
     """
     given, taken = (file.with_name(f".{name}.npy") for name in ("images", "logits"))
     try:
         np.save(given, network.input_of(images))
         command = [sys.executable, "-P", "-c", USE, str(file), str(given), str(taken)]
-        # This process may hold the accelerator, all of it.
+        # This process may have reserved all of the accelerator's memory.
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:

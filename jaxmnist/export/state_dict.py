@@ -1,9 +1,9 @@
-"""The arrays of a PyTorch state dict, matched to the layers of a network.
+"""Matching of the arrays of a PyTorch state dict to the layers of a network.
 
-The order of a dict proves nothing: safetensors, for example, returns names in alphabetical order.
-Two things decide: the numbers in the names, and the shapes, most of which occur only once in a
-network. Where they leave a choice, the order that PyTorch keeps beside the arrays of
-`model.state_dict()` decides. A match that is not the only one is refused.
+The order of a dict is not reliable: safetensors, for example, returns names in alphabetical order.
+The match uses the numbers in the names and the shapes, most of which occur only once in a network.
+If these are ambiguous, it uses the order that PyTorch stores with the arrays of
+`model.state_dict()`. An ambiguous match raises an error.
 """
 
 import itertools
@@ -17,11 +17,11 @@ import numpy as np
 from jaxmnist.config import ConfigError
 from jaxmnist.models.description import describe
 
-# Our names and PyTorch's names of a layer's arrays, in PyTorch's order.
+# From our names to PyTorch's names of a layer's arrays, in PyTorch's order.
 CONV = {"kernel": "weight", "bias": "bias"}
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
-# The last part of PyTorch's name and the number of dimensions.
+# Last part of PyTorch's name, and number of dimensions.
 Role = tuple[str, int]
 Shape = tuple[int, ...]
 
@@ -32,7 +32,7 @@ class Slot(NamedTuple):
     layer: str  # conv0, norm3
     key: str  # a key of CONV or NORM
     role: Role
-    shape: Shape  # in PyTorch
+    shape: Shape  # PyTorch's shape
 
 
 def variables_of(
@@ -41,15 +41,15 @@ def variables_of(
     """Return the variables of a network from the arrays of its state dict.
 
     Args:
-        arrays: by PyTorch's names, in any order. Scalars, which are counters, are ignored.
-        variant: which network it is.
-        modules: the names of the modules in the order of their definition, where it is known.
+        arrays: arrays by PyTorch's names, in any order. Scalars are counters, and are ignored.
+        variant: variant of the network.
+        modules: names of the modules in the order of their definition, if known.
 
     Returns:
         `params` and `batch_stats`, float32, kernels as `[kh, kw, I, O]`.
 
     Raises:
-        ConfigError: the arrays are those of another network, or more than one order fits.
+        ConfigError: the arrays belong to another network, or more than one order fits.
     """
     arrays = {name: value for name, value in arrays.items() if value.ndim}
     slots = list(slots_of(variant))
@@ -112,12 +112,12 @@ def _in_order(
     variant: str,
     modules: Sequence[str] | None,
 ) -> list[str]:
-    """Return the names of arrays of one role in order of use."""
+    """Sort the names of arrays of one role in order of use."""
     wanted = [slot.shape for slot in slots]
     fitting = list(itertools.islice(_fitting(_chains(shapes), shapes, wanted), 2))
     defined = _as_defined(shapes, modules)
     if defined and [shapes[name] for name in defined] == wanted:
-        # The numbers in the names must not contradict it, unless they fit no network at all.
+        # The numbers in the names must agree with this order, unless no order by them fits.
         if not fitting or all(_is_rising(chain, defined) for chain in _chains(shapes)):
             return defined
         raise ConfigError(
@@ -159,7 +159,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _chains(names: Mapping[str, Any]) -> list[list[str]]:
-    """Return the names that differ in their numbers only, together and in the numbers' order."""
+    """Group the names that differ only in their numbers, sorted by these numbers."""
     chains: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names, key=_natural):
         chains[re.sub("[0-9]+", "#", name)].append(name)
@@ -181,7 +181,7 @@ def _fitting(
 
 
 def _as_defined(names: Mapping[str, Any], modules: Sequence[str] | None) -> list[str] | None:
-    """Return the names in the order of their modules, or None if that is not known."""
+    """Sort the names in the order of their modules; return None if it is unknown."""
     places = {module: place for place, module in enumerate(modules or ())}
     if any(name.rpartition(".")[0] not in places for name in names):
         return None

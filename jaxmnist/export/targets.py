@@ -1,4 +1,4 @@
-"""The formats by name, and how an export is made: written, used, compared, and only then kept."""
+"""Export formats by name, and verified export: a file is kept only if its logits match."""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +9,17 @@ import numpy as np
 from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo
 from jaxmnist.export.network import ExportError, Network
 
-# The largest difference of logits that is rounding.
+# Largest difference of logits that rounding can cause.
 TOLERANCE = 1e-4
 
 
 class Target(NamedTuple):
-    """A format."""
+    """An export format."""
 
     file: str
     module: ModuleType  # with `write(network, file)` and `answer(network, file, images)`
-    takes_images: bool  # whether how images come in is part of it
-    extra: str  # of pyproject.toml: what it needs
+    takes_images: bool  # whether the input format is part of the file
+    extra: str  # the required extra of pyproject.toml
 
 
 TARGETS = {
@@ -31,21 +31,21 @@ TARGETS = {
 
 
 def export(network: Network, target: str, folder: Path, images: np.ndarray) -> tuple[Path, float]:
-    """Writes a network in a format and compares what comes of it with the original.
+    """Write a network in a format and compare its logits with the original's.
 
     Args:
-        network: what is exported.
+        network: network to export.
         target: one of `TARGETS`.
-        folder: where to; made if it is not there.
-        images: those that both are asked about, uint8 `[N, 28, 28]`.
+        folder: output folder, created if missing.
+        images: images for the comparison, uint8 `[N, 28, 28]`.
 
     Returns:
         The file, and the largest difference of logits.
 
     Raises:
-        ExportError: it is more than rounding, or the export cannot be used; then it is not kept.
+        ExportError: the difference exceeds rounding, or the export fails; the file is removed.
         ImportError: a package that the format needs is not installed.
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     folder.mkdir(exist_ok=True)
     file = folder / TARGETS[target].file

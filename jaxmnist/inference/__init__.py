@@ -1,1 +1,1 @@
-"""Digits read by trained networks, from arrays and from pictures."""
+"""Inference with trained networks, on arrays and pictures."""

@@ -1,7 +1,8 @@
-"""Find the digits on a picture, apart from the light, printed lines and what lies at the edges.
+"""Segmentation of the digits in a picture from illumination, printed lines and objects at edges.
 
-The steps are those of document image analysis, by scipy.ndimage: the light on the paper is a
-morphological closing, printed lines are openings with long elements, digits connected components.
+The steps are those of document image analysis, with scipy.ndimage. A morphological closing
+estimates the illumination, openings with long elements find printed lines, and connected components
+are digits.
 Source: Gonzalez and Woods, "Digital Image Processing", 4th edition, chapters 9 and 10.
 """
 
@@ -11,29 +12,29 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-SIZE, BOX = 28, 20  # of MNIST's images, and of the digits in them
+SIZE, BOX = 28, 20  # side of MNIST's images, and of the digits in them, in pixels
 
-# Least difference of ink and paper, as a part of the paper's light, and in standard deviations.
+# Least contrast: as a fraction of the paper's brightness, and in standard deviations of noise.
 LEAST_INK, LEAST_OF_NOISE = 0.05, 8
-# The longer side of the pictures that this works on, in pixels: others are resized.
+# Range of the longer side of a picture, in pixels; other pictures are resized.
 LEAST_SIZE, MOST_SIZE = 140, 400
-EDGE = 0.35  # of the ink, the least that is left of it beside its mean around
-# Of the range from paper to ink: less is dust, or noise of the camera.
+EDGE = 0.35  # least contrast of faint ink with its local mean, as a fraction of the ink
+# Fraction of the range from paper to ink below which ink is dust or camera noise.
 FAINT = 0.25
-CORE = 0.6  # more than the blur between two strokes that nearly touch
-# As parts of the longer side of a picture.
+CORE = 0.6  # fraction of the ink above the blur between two strokes that nearly touch
+# Fractions of the longer side of a picture.
 WINDOW = 1 / 2  # wider than any stroke
 THIN = 1 / 25  # thicker than any printed line
-LONG = 1 / 5  # what belongs to a line is in straight runs of this length
-LINE = 0.45  # the least length of a line
-BAND = 0.8  # the dark part of a row that belongs to a band along an edge
-BEYOND = 0.01  # by which a line is longer than a digit, at both ends
-DEEP = 0.2  # how far from the edges something must reach to be a digit that touches them
-SHADE = 0.5  # the least ink, as a part of the paper, that may touch the edges
-SMALL = 0.06  # the least size of a digit
-# As parts of the height of the tallest digit.
+LONG = 1 / 5  # least length of the straight runs of a line
+LINE = 0.45  # least length of a line
+BAND = 0.8  # least dark fraction of a row in a band along an edge
+BEYOND = 0.01  # least extent of a line beyond a digit, at both ends
+DEEP = 0.2  # least distance from the edges that a digit that touches them reaches
+SHADE = 0.5  # least ink of a digit that touches the edges, as a fraction of the paper
+SMALL = 0.06  # least size of a digit
+# Fractions of the height of the tallest digit.
 SPECK, LOW = 1 / 6, 0.45
-# A digit's width, as a part of its height.
+# A digit's width, as a fraction of its height.
 NARROW, WIDE = 0.9, 1.8
 MOST_DIGITS = 20
 
@@ -42,11 +43,11 @@ _NEIGHBOURS = np.ones((3, 3), bool)
 
 
 class PictureError(ValueError):
-    """A file is not a picture of a digit."""
+    """A file or array that is not a picture of a digit."""
 
 
 class _Part(NamedTuple):
-    """A connected component, or several that make one digit; `bottom` and `right` are outside."""
+    """Connected component, or several of one digit; `bottom` and `right` are exclusive."""
 
     labels: tuple[int, ...]
     top: int
@@ -68,7 +69,7 @@ class _Part(NamedTuple):
 
 
 def find_digits(greys: np.ndarray) -> list[np.ndarray]:
-    """Find the digits on a picture, and scale and centre each as MNIST's are.
+    """Find the digits in a picture, and scale and centre each like MNIST's.
 
     Args:
         greys: float `[H, W]`, 0 to 255, dark on light or light on dark.
@@ -77,7 +78,7 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
         uint8 `[28, 28]` for each digit, white on black, from left to right.
 
     Raises:
-        PictureError: nothing is drawn on it, or what is drawn is no digit.
+        PictureError: the picture is empty, or its content is not digits.
     """
     ink, noise = _ink(_resized(greys))
     ink = _without_lines(_without_frame(_threshold(ink, noise)))
@@ -101,7 +102,7 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
 
 
 def _resized(greys: np.ndarray) -> np.ndarray:
-    """Return a picture large enough for strokes to be many pixels thick, and no larger."""
+    """Resize a picture so that strokes are several pixels thick and processing stays fast."""
     longest = max(greys.shape)
     if longest <= LEAST_SIZE // 2:
         factor = LEAST_SIZE // longest
@@ -109,13 +110,13 @@ def _resized(greys: np.ndarray) -> np.ndarray:
     if longest <= MOST_SIZE:
         return greys
     height, width = (max(round(length * MOST_SIZE / longest), 1) for length in greys.shape)
-    # Pillow's filters cover all pixels that become one, so that thin lines are not lost.
+    # Pillow's filters average all source pixels, so thin lines are not lost.
     image = Image.fromarray(greys.astype(np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX), float)
 
 
 def _ink(greys: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return how much darker each pixel is than the paper (1: black), and the paper's noise."""
+    """Return how much darker each pixel is than the paper (1: black), and the noise level."""
     longest = max(greys.shape)
     smooth = ndimage.gaussian_filter(greys, longest / 300)
     blurred = ndimage.gaussian_filter(greys, longest / 100)
@@ -123,34 +124,35 @@ def _ink(greys: np.ndarray) -> tuple[np.ndarray, float]:
         smooth, blurred = 255 - smooth, 255 - blurred
     window = round(WINDOW * longest) // 2 * 2 + 1
     light = ndimage.grey_closing(blurred, (window, window), mode="nearest")
-    # As parts of the light, for ink in a shadow; where it is darker still, noise would grow too.
+    # Relative to the illumination, for ink in a shadow. The floor of 128 limits the noise.
     ink = (light - smooth) / np.maximum(light, 128)
     step = max(longest // 100, 1)
     changes = np.concatenate([(ink[:, step:] - ink[:, :-step]).ravel(), [0]])
-    # Most neighbours differ by noise alone; the paper is lighter than the light that was found.
+    # Most neighbours differ by noise alone, so the median gives its standard deviation.
     noise = 1.48 / np.sqrt(2) * float(np.median(np.abs(changes)))
+    # The paper is lighter than the estimated light.
     return ink - np.percentile(ink, 25), noise
 
 
 def _is_dark_on_light(greys: np.ndarray) -> bool:
-    """Return whether ink is darker than the paper."""
+    """Return whether the ink is darker than the paper."""
     light = greys - greys.min() >= greys.max() - greys
     sheets = [_sheet(light), _sheet(~light)]
     if sheets[0] == sheets[1] == 0:
-        # Cropped at the digit, which may be most of the picture.
+        # The picture is cropped at the digit, which may fill most of it: the edges are paper.
         return bool(np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]]).mean() >= 0.5)
-    # The smaller one lies on the other.
+    # The smaller sheet lies on the larger one.
     return sheets[1] == 0 or 0 < sheets[0] <= sheets[1]
 
 
 def _sheet(mask: np.ndarray) -> int:
-    """Return the area of the largest region if it is a sheet of paper: a rectangle; otherwise 0."""
+    """Return the area of the largest region if it is rectangular like a sheet, otherwise 0."""
     labels, count = _label(mask)
     if not count:
         return 0
     largest = np.bincount(labels.ravel())[1:].argmax()
     region = labels[ndimage.find_objects(labels)[largest]] == largest + 1
-    # Sheets are seldom quite upright, and a digit may reach an edge.
+    # A band, because sheets are rarely upright and a digit may reach an edge.
     band = max(max(region.shape) // 30, 1)
     edges = (region[:band], region[-band:], region[:, :band].T, region[:, -band:].T)
     is_sheet = (
@@ -162,13 +164,13 @@ def _sheet(mask: np.ndarray) -> int:
 
 
 def _threshold(ink: np.ndarray, noise: float) -> np.ndarray:
-    """Return the ink without what is faint beside the darkest of it.
+    """Remove ink that is faint compared with the darkest ink.
 
     Raises:
-        PictureError: there is none.
+        PictureError: there is no ink.
     """
     detail = ink - ndimage.gaussian_filter(ink, max(ink.shape) / 30)
-    # Faint ink has edges, what is left of the light has none.
+    # Faint ink has edges. Residual illumination has none.
     is_light = ink.max() < SHADE and detail.max() < EDGE * ink.max()
     if is_light or ink.max() < max(LEAST_INK, LEAST_OF_NOISE * noise):
         raise PictureError(NOTHING)
@@ -176,7 +178,7 @@ def _threshold(ink: np.ndarray, noise: float) -> np.ndarray:
 
 
 def _label(mask: np.ndarray, neighbours: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """Number connected pixels from 1, and return how many regions there are."""
+    """Label connected regions from 1, and return the labels and the number of regions."""
     labels: Any = ndimage.label(mask, neighbours)
     return labels
 
@@ -184,7 +186,7 @@ def _label(mask: np.ndarray, neighbours: np.ndarray | None = None) -> tuple[np.n
 def _components(
     ink: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[_Part]]:
-    """Return the label of each pixel, of connected ink if none are given, and the parts."""
+    """Return the labels, by default of connected ink, and the part of each label."""
     if labels is None:
         labels, _ = _label(ink > 0, _NEIGHBOURS)
     return labels, [
@@ -195,7 +197,7 @@ def _components(
 
 
 def _cores(ink: np.ndarray) -> np.ndarray:
-    """Label connected ink; what reaches a side is parted where it is faint, as between digits."""
+    """Label connected ink; split regions that reach the left or right edge where ink is faint."""
     connected, count = _label(ink > 0, _NEIGHBOURS)
     cores, _ = _label(ink > CORE * ink.max(), _NEIGHBOURS)
     nearest: Any = ndimage.distance_transform_edt(
@@ -208,7 +210,7 @@ def _cores(ink: np.ndarray) -> np.ndarray:
 
 
 def _without_frame(ink: np.ndarray) -> np.ndarray:
-    """Cut off dark bands along the edges, such as a desk around the sheet, with what is on them."""
+    """Crop dark bands along the edges, such as a desk around the sheet."""
     rows, columns = (_inside((ink > 0).mean(axis=axis)) for axis in (1, 0))
     inner = ink[rows, columns]
     open_edges = [
@@ -221,12 +223,12 @@ def _without_frame(ink: np.ndarray) -> np.ndarray:
         )
         if not is_cut
     ]
-    # A picture that was cropped at the digit ends with its strokes.
+    # In a picture cropped at the digit, strokes reach the edges: keep all of it.
     return ink if any((edge > 0).mean() > 0.1 for edge in open_edges) or not inner.any() else inner
 
 
 def _inside(dark: np.ndarray) -> slice:
-    """Return what is between the bands at both ends, from the dark part of each row."""
+    """Return the range between the bands at both ends, from the dark fraction of each row."""
     most = len(dark) // 4
     first = next((n for n in range(most) if dark[n] < BAND), most)
     last = next((n for n in range(most) if dark[-1 - n] < BAND), most)
@@ -234,13 +236,13 @@ def _inside(dark: np.ndarray) -> slice:
 
 
 def _without_lines(ink: np.ndarray) -> np.ndarray:
-    """Remove ruled and squared lines and boxes: thin, straight, and longer than the digit."""
+    """Remove ruled lines, grids and boxes: thin, straight, and longer than the digit."""
     mask = ink > 0
     across, down = _lines(mask), _lines(mask.T).T
     rest = np.where(across | down, 0, ink)
     labels, parts = _components(rest)
     parts = [part for part in parts if part.size >= SMALL * max(ink.shape)]
-    if not parts:  # a box or squares; or a digit that is one line
+    if not parts:  # a box or grid, or a digit that is one line
         return np.zeros_like(ink) if across.any() and down.any() else _without_edges(ink)
     inner = [part for part in parts if not _touches(part, ink.shape)] or parts
     main = max(inner, key=lambda part: part.size)
@@ -252,10 +254,10 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
 
 
 def _lines(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels of thin horizontal lines, where no stroke crosses them."""
+    """Return the pixels of thin horizontal lines, except where strokes cross them."""
     longest = max(mask.shape)
     length, thickness = round(LONG * longest), round(THIN * longest)
-    # Lines are seldom quite straight: a pixel up or down counts as the same row.
+    # Lines are rarely straight: a pixel up or down counts as the same row.
     thick = ndimage.binary_dilation(mask, np.ones((3, 1), bool))
     runs = mask & _opened(thick, (1, max(length, 3)))
     strokes = _opened(mask, (thickness + 1, 1))
@@ -263,21 +265,21 @@ def _lines(mask: np.ndarray) -> np.ndarray:
 
 
 def _opened(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the opening by a rectangle; that of grey levels takes the same time for any size."""
+    """Return the opening by a rectangle; `grey_opening` takes the same time for any size."""
     return ndimage.grey_opening(mask.astype(np.uint8), size, mode="constant").astype(bool)
 
 
 def _longer(lines: np.ndarray, left: int, right: int, stroke: float) -> np.ndarray:
-    """Return the lines that are none of a digit's strokes: longer at both ends, or far thinner.
+    """Select the lines that extend beyond the digit at both ends, or are far thinner than strokes.
 
     Args:
         lines: bool `[H, W]`.
-        left: the first column of the digit.
-        right: the column after its last one.
-        stroke: the thickness of its strokes, in pixels.
+        left: first column of the digit.
+        right: column after its last one.
+        stroke: thickness of its strokes, in pixels.
     """
     width = lines.shape[1]
-    # The digit parts a line that it crosses.
+    # A digit interrupts a line that it crosses: close the gap.
     gap = right - left + 5
     padded = np.pad(lines, ((0, 0), (gap, gap))).astype(np.uint8)
     joined = ndimage.grey_closing(padded, (1, gap))[:, gap:-gap]
@@ -292,15 +294,15 @@ def _longer(lines: np.ndarray, left: int, right: int, stroke: float) -> np.ndarr
 
 
 def _touches(part: _Part, shape: tuple[int, ...]) -> bool:
-    """Return whether a part reaches an edge of the picture."""
+    """Return whether a part touches an edge of the picture."""
     return part.top == 0 or part.left == 0 or part.bottom == shape[0] or part.right == shape[1]
 
 
 def _without_edges(ink: np.ndarray) -> np.ndarray:
-    """Remove what touches the edges: a desk, a strip, a shade, a part of the next digit.
+    """Remove parts that touch the edges: a desk, a strip, a shadow, a part of the next digit.
 
     Raises:
-        PictureError: there is nothing else.
+        PictureError: nothing else remains.
     """
     labels, parts = _components(ink, _cores(ink))
     free = [part for part in parts if not _touches(part, ink.shape)]
@@ -310,7 +312,7 @@ def _without_edges(ink: np.ndarray) -> np.ndarray:
     mass = ndimage.sum_labels(ink, labels, numbers)
     depth = ndimage.maximum(_distance_to_edge(ink.shape), labels, numbers)
     most = max((mass[part.labels[0]] for part in free), default=0)
-    # A picture that was cropped at the digit: nothing else on it is as large. A shade is fainter.
+    # Keep a digit that the crop touches: nothing else is as large, and shadows are fainter.
     cropped = [
         part
         for part in touching
@@ -331,7 +333,7 @@ def _distance_to_edge(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _group(parts: list[_Part]) -> list[_Part]:
-    """Join the parts of each digit; digits stand side by side."""
+    """Merge the parts of each digit; digits are side by side."""
     tallest = max(part.height for part in parts)
     digits: list[_Part] = []
     for part in sorted(parts, key=lambda part: part.left):
@@ -344,7 +346,7 @@ def _group(parts: list[_Part]) -> list[_Part]:
 
 
 def _is_one_digit(left: _Part, right: _Part, tallest: int) -> bool:
-    """Return whether two parts lie above each other, or are close and together no wider."""
+    """Return whether two parts overlap horizontally, or are close and narrow enough together."""
     gap = right.left - left.right
     overlaps = -gap >= min(left.width, right.width) / 4
     both = _join(left, right)
@@ -370,7 +372,7 @@ def _cut(ink: np.ndarray, labels: np.ndarray, digit: _Part) -> np.ndarray:
 
 
 def _as_mnist(ink: np.ndarray) -> np.ndarray:
-    """Scale ink, 0 to 1, into 20 x 20 pixels, with its centre of mass in the middle of 28 x 28."""
+    """Scale ink, 0 to 1, to 20 x 20 pixels, with its centre of mass in the middle of 28 x 28."""
     scale = BOX / max(ink.shape)
     height, width = (max(round(length * scale), 1) for length in ink.shape)
     small = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
@@ -382,6 +384,6 @@ def _as_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 def _offset(mass: np.ndarray) -> int:
-    """Return where a digit begins, from the mass of each row, if its centre is the middle."""
+    """Return the first row of a digit with its centre of mass, from its rows, in the middle."""
     centre = (np.arange(len(mass)) + 0.5) @ mass / mass.sum()
     return int(np.clip(round(SIZE / 2 - centre), 0, SIZE - len(mass)))

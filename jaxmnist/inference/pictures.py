@@ -1,7 +1,7 @@
-"""Read pictures of digits from files of any format and size, as MNIST would have them.
+"""Reader of pictures of digits, of any format and size, with MNIST's preprocessing.
 
-MNIST's digits are white on black, scaled to fit 20x20 pixels, and lie with their centre of mass in
-the middle of 28x28. Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to
+MNIST's digits are white on black, scaled to fit 20x20 pixels, with their centre of mass in the
+middle of 28x28. Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to
 document recognition", Proceedings of the IEEE 86, 1998, section III.A.
 """
 
@@ -15,42 +15,42 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxmnist.inference.ink import PictureError, find_digits
 
-# More than any phone or an A4 scan at 1,200 dpi has: 139 million, 200 million.
+# Above an A4 scan at 1,200 dpi (139 million) and any phone (200 million).
 MAX_PIXELS = 250_000_000
 MAX_BYTES = 256 << 20
-# Least difference of the grey levels of a page in a transparent margin.
+# Least range of grey levels of a page with a transparent margin.
 LEAST_INK = 12
-# From here on a picture is made smaller before anything is done with its pixels.
+# Pictures with a longer side than this, in pixels, are reduced before processing.
 ENOUGH = 1024
-# Rows of the reduced picture that are made at once.
+# Rows of the reduced picture that are computed at once.
 STRIP = 64
-# The white of pictures with 10, 12, 14 and 16 bits.
+# Values of white with 10, 12, 14 and 16 bits.
 WHITES = (1023, 4095, 16383, 65535)
-# Modes of palettes, single bits and inks, and the modes whose values can be averaged.
+# Modes whose values cannot be averaged, and the modes to convert them to.
 SHADES = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
-# Brands of the file type box of phones' pictures.
+# Brands in the file type box of HEIC pictures.
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def read(source: Path | bytes) -> np.ndarray:
-    """Read a picture of one digit and prepare it as MNIST was.
+    """Read a picture of one digit and preprocess it like MNIST.
 
     Args:
-        source: a file, or the content of one, in any format that Pillow reads. Of several frames
-            the first one counts.
+        source: a file, or the content of one, in any format that Pillow reads. Only the first
+            frame is used.
 
     Returns:
         uint8 `[28, 28]`, the digit white on black.
 
     Raises:
-        PictureError: it is no picture, too large, or does not show one digit.
+        PictureError: the file is not a picture, is too large, or does not show one digit.
         OSError: the file cannot be opened.
     """
     return _one_of(read_all(source))
 
 
 def prepare(greys: np.ndarray) -> np.ndarray:
-    """Crop, scale and centre one digit as MNIST's are.
+    """Crop, scale and centre one digit like MNIST's.
 
     Args:
         greys: float `[H, W]`, 0 to 255, dark on light or light on dark.
@@ -59,7 +59,7 @@ def prepare(greys: np.ndarray) -> np.ndarray:
         uint8 `[28, 28]`.
 
     Raises:
-        PictureError: it does not show one digit.
+        PictureError: the picture does not show one digit.
     """
     return _one_of(find_digits(greys))
 
@@ -68,25 +68,25 @@ def read_all(source: Path | bytes) -> list[np.ndarray]:
     """Read a picture of one digit or of several side by side.
 
     Args:
-        source: as `read` takes it.
+        source: a file or its content, as for `read`.
 
     Returns:
         uint8 `[28, 28]` for each digit, from left to right.
 
     Raises:
-        PictureError: it is no picture, too large, or no digit is found.
+        PictureError: the file is not a picture, is too large, or contains no digit.
         OSError: the file cannot be opened.
     """
     content = _content(source)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata
+            warnings.simplefilter("ignore")  # warnings about metadata
             return find_digits(_greys(_open(content)))
     except (PictureError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise PictureError("it is not an image that Pillow reads") from error
-    except Exception as error:  # Pillow's readers raise exceptions of all kinds
+    except Exception as error:  # Pillow's readers raise many types of exceptions
         raise PictureError(f"it cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -108,16 +108,16 @@ def _content(source: Path | bytes) -> bytes:
 
 
 def _open(content: bytes) -> Image.Image:
-    """Return the picture, upright and no larger than needed."""
+    """Open a picture, upright and no larger than needed."""
     if content[4:8] == b"ftyp" and content[8:12] in HEIC:
         _register_heic()
-    # Opening reads only the header; pixels are counted here, by one limit for all formats.
+    # Opening reads only the header. One limit on the pixels, checked here, fits all formats.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         image = Image.open(io.BytesIO(content))
         if image.width * image.height > MAX_PIXELS:
             raise PictureError(f"it has more than {MAX_PIXELS:,} pixels")
-        # A JPEG is decoded in a smaller size at once.
+        # Decode a JPEG directly at a smaller size.
         image.draft(None, (ENOUGH, ENOUGH))
         image.load()
     finally:
@@ -136,7 +136,7 @@ def _register_heic() -> None:
 
 
 def _smaller(image: Image.Image) -> Image.Image:
-    """Return a large picture reduced, strip by strip, so that no large copy of it is made."""
+    """Reduce a large picture strip by strip, without a large copy of it."""
     exif, factor = image.getexif(), math.ceil(max(image.size) / ENOUGH)
     if factor == 1:
         return _with_shades(image)
@@ -156,12 +156,12 @@ def _smaller(image: Image.Image) -> Image.Image:
 
 
 def _greys(image: Image.Image) -> np.ndarray:
-    """Return the picture in greys, 0 to 255; what is transparent becomes background."""
+    """Convert a picture to grey levels, 0 to 255; transparent pixels become background."""
     if image.mode.startswith("I;16"):
         values = np.asarray(image, np.float64)
-        # Cameras and scanners that measure fewer bits leave the upper ones empty.
+        # Cameras and scanners with fewer bits leave the upper ones empty.
         return values * (255 / next(white for white in WHITES if white >= values.max()))
-    if image.mode in ("I", "F"):  # their black and white may be anything
+    if image.mode in ("I", "F"):  # values of any range
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
         low, high = values.min(), values.max()
         return (values - low) * (255 / (high - low if high > low else 1))
@@ -179,7 +179,7 @@ def _greys(image: Image.Image) -> np.ndarray:
 
 
 def _grey_of_colours(image: Image.Image) -> np.ndarray:
-    """Return the luminance, or the channel in which the ink differs far more from the paper."""
+    """Return the luminance, or the channel with far more contrast of ink and paper."""
     grey = np.asarray(image.convert("L"), np.float64)
     if image.mode in ("L", "LA"):
         return grey
@@ -190,13 +190,13 @@ def _grey_of_colours(image: Image.Image) -> np.ndarray:
 
 
 def _contrast(band: np.ndarray) -> float:
-    """Return the distance of extreme grey levels from the usual ones."""
+    """Return the largest distance of the extreme grey levels from the median."""
     low, usual, high = np.percentile(band, (1, 50, 99))
     return max(usual - low, high - usual)
 
 
 def _opaque_page(luminance: np.ndarray, opacity: np.ndarray) -> np.ndarray | None:
-    """The part that is no transparent margin, if that is a page with something on it."""
+    """Crop the transparent margin; return None if the rest is not a page with a drawing."""
     rows, columns = (np.flatnonzero(opacity.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return None
@@ -210,7 +210,7 @@ def _border(values: np.ndarray) -> np.ndarray:
 
 
 def _with_shades(image: Image.Image) -> Image.Image:
-    """The same in a mode whose values can be averaged: not numbers of colours, nor single bits."""
+    """Convert to a mode whose values can be averaged, not palette indices or single bits."""
     if image.mode == "LAB":
         return image.getchannel("L")
     mode = SHADES.get(image.mode)

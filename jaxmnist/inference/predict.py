@@ -1,55 +1,70 @@
-"""What trained networks say of images: log-probabilities, of one network or of several together."""
+"""Loading of finished runs, and log-probabilities of their networks for images."""
 
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmnist.config import ConfigError, spoken
+from jaxmnist.config import ConfigError, format_seeds
 from jaxmnist.data.dataset import CLASSES
 from jaxmnist.models import create_model
 from jaxmnist.models.variants import Network
 from jaxmnist.parallel.devices import fixed_flags
-from jaxmnist.runs import run_folder
 from jaxmnist.runs.run import Run, load_run
-from jaxmnist.runs.seeds import load_seeds
 from jaxmnist.steps import EVAL_BLOCK, normalise
 
-# uint8 [N, 28, 28] to float32 [N, 10], natural logarithms.
+# From uint8 [N, 28, 28] to log-probabilities float32 [N, 10], natural logarithm.
 Predict = Callable[[np.ndarray], np.ndarray]
-# The data set whose networks read drawings and photos.
+# Data set whose networks accept drawings and photos.
 DIGITS = "mnist"
 
 
 def load_runs(path: str | os.PathLike) -> list[Run]:
-    """The finished runs in a folder: that of one, or those of several seeds.
+    """Load a finished run, and split it into runs of one seed each.
 
     Raises:
-        ConfigError: there is none, or a seed has failed.
-        CheckpointError: a checkpoint is not whole.
+        ConfigError: the folder is not a finished run, or a seed has failed.
+        CheckpointError: a checkpoint is incomplete.
         OSError: a file cannot be read.
     """
-    path = Path(path)
-    if not (path.is_dir() and run_folder.seed_folders(path)):
-        return [load_run(path)]
-    seeds = load_seeds(path)
-    if seeds.failures:
+    run = load_run(path)
+    if run.failures:
         raise ConfigError(
-            f"{path} has seeds that failed: {spoken(list(seeds.failures))}; --resume trains them "
-            "again, or name the folders of the others"
+            f"{path} has seeds that failed: {format_seeds(list(run.failures))}; --resume trains "
+            "them again"
         )
-    return list(seeds.runs.values())
+    return run.split()
+
+
+def load_seed(path: str | os.PathLike, seed: int | None = None) -> Run:
+    """Load the finished run of one seed.
+
+    Args:
+        path: the run's folder.
+        seed: one of its seeds; None: the only one.
+
+    Raises:
+        ConfigError: the seed does not exist, is None with several seeds, or as `load_run`.
+    """
+    run = load_run(path)
+    if seed is None and len(run.snapshots) == 1:
+        seed = next(iter(run.snapshots))
+    if seed not in run.snapshots:
+        which = "are several" if seed is None else f"is no finished seed {seed}"
+        raise ConfigError(
+            f"there {which} in {path}; pass --seed with one of {format_seeds(list(run.snapshots))}"
+        )
+    return next(each for each in run.split() if each.config.seed == seed)
 
 
 def check_digits(runs: Sequence[Run]) -> None:
-    """Refuse runs that were not trained on digits.
+    """Check that all runs were trained on digits.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: a run was trained on another data set.
     """
     for run in runs:
         if run.config.dataset != DIGITS:
@@ -60,20 +75,20 @@ def check_digits(runs: Sequence[Run]) -> None:
 
 
 def make_predict(run: Run) -> Predict:
-    """What a network says of images: `predict(pixels) -> log-probabilities`.
+    """Return a run's prediction function, `predict(pixels) -> log-probabilities`.
 
     Args:
         run: a finished run.
 
     Raises:
-        ConfigError: the run does not say how its images were normalised.
+        ConfigError: the run does not contain the normalisation of its images.
     """
     model = create_model(run.config.variant, run.config.dropout)
     mean, std = map(np.float32, run.normalisation)
 
     @fixed_flags()
     def predict(pixels: np.ndarray) -> np.ndarray:
-        # Blocks of one size, so that one program serves any number of images.
+        # Use blocks of one size, so that one program handles any number of images.
         size = min(EVAL_BLOCK, max(len(pixels), 1))
         padded = np.pad(pixels, ((0, -len(pixels) % size), (0, 0), (0, 0)))
         blocks = padded.reshape(-1, size, *pixels.shape[1:])

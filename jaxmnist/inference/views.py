@@ -1,4 +1,4 @@
-"""Test-time augmentation and ensembles: several log-probabilities as one."""
+"""Test-time augmentation and ensembles: averages of log-probabilities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,18 @@ MAX_VIEWS = 1000
 
 
 def with_views(predict: Predict, views: int) -> Predict:
-    """The same network's word on several slightly moved copies of each image, taken together.
+    """Return a prediction function that averages over slightly moved copies of each image.
 
     Args:
-        predict: the network.
-        views: how many; the first is the image itself.
+        predict: prediction function of a network.
+        views: number of copies; the first is the image itself.
 
     Raises:
-        ConfigError: there is no such number.
+        ConfigError: `views` is out of range.
     """
     if not 1 <= views <= MAX_VIEWS:
         raise ConfigError(f"views is {views}; expected 1 to {MAX_VIEWS}")
-    # Whatever is drawn, it is the same for all images and from one evaluation to the next.
+    # A fixed seed: the moves are the same for all images and in every evaluation.
     rng = np.random.default_rng(0)
     drawn = [rng.uniform(-1, 1, 5) for _ in range(views - 1)]
     moves: list[tuple[Any, ...]] = [(0.0, (0.0, 0.0), 1.0, 0.0), *map(_small_move, drawn)]
@@ -44,16 +44,16 @@ def with_views(predict: Predict, views: int) -> Predict:
 
 
 def _small_move(drawn: np.ndarray) -> tuple[float, tuple[float, float], float, float]:
-    """Angle, shift, scale and shear of `augment.affine`: half of what the recipe draws or less."""
+    """Return angle, shift, scale and shear for `affine`: at most half the recipe's range."""
     angle, x, y, scale, shear = drawn
     return 5 * angle, (round(1.4 * x), round(1.4 * y)), 1 + 0.08 * scale, 5 * shear
 
 
 def together(said: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of several log-probabilities, made log-probabilities again.
+    """Average log-probabilities and renormalise them.
 
     Args:
-        said: float32 `[N, 10]` each.
+        said: log-probabilities, float32 `[N, 10]` each.
 
     Returns:
         float32 `[N, 10]`.

@@ -1,4 +1,4 @@
-"""The networks: seven variants of the course, and those of the ablations."""
+"""Networks: the seven variants of the course, and those of the ablations."""
 
 from jaxmnist.config import check_name
 from jaxmnist.models import variants, variations
@@ -27,17 +27,16 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
 
     Args:
         variant: one of `jaxmnist.VARIANTS` or `recipes.ABLATION_NETWORKS`.
-        dropout_rate: the probability that an activation is dropped in training; None takes the
-            recipe's own.
+        dropout_rate: the probability that an activation is dropped in training; None for the
+            recipe's rate.
 
     Returns:
         A linen module; `model.apply(variables, images, train=False)` takes float32
         `[N, 28, 28, 1]`, normalised, and returns float32 logits `[N, 10]`.
 
     Raises:
-        ConfigError: there is no such variant.
+        ConfigError: the variant is unknown.
     """
     check_name("variant", variant, NETWORKS)
-    if dropout_rate is None:
-        dropout_rate = values_of(variant, "notebook")["dropout"]
-    return NETWORKS[variant](dropout_rate=dropout_rate)
+    recipe = values_of(variant, "notebook")
+    return NETWORKS[variant](recipe["dropout"] if dropout_rate is None else dropout_rate)

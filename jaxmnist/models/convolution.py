@@ -1,4 +1,4 @@
-"""Convolution as matrix products, for the CPU, and as the compiler's own operator elsewhere."""
+"""Convolution, as matrix products on the CPU and as the compiler's operator elsewhere."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Inputs times outputs up to which a convolution works in tiles of 2x2: they halve what is copied,
-# for 16/9 of the arithmetic, and in wider layers the arithmetic is what takes the time.
+# Largest product of input and output channels for tiles of 2x2. Tiles halve the copying for 16/9 of
+# the arithmetic, and arithmetic dominates in wider layers.
 TILED_CHANNELS = 128
-# Inputs from which on a convolution of 3x3 works by Winograd's method: arithmetic then takes longer
-# than the copying that the method adds.
+# Input channels from which a 3x3 convolution uses Winograd's method: the arithmetic it saves then
+# outweighs the copying it adds.
 WINOGRAD_CHANNELS = 32
 
 
 def image_size(x: jax.Array) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Return the height and width in pixels."""
     _, tile, _, rows, columns, _ = x.shape
     return tile * rows, tile * columns
 
 
 def retile(x: jax.Array, tile: int) -> jax.Array:
-    """The same images in tiles of `tile` x `tile` pixels."""
+    """Rearrange images into tiles of `tile` x `tile` pixels."""
     if x.shape[1] == tile:
         return x
     height, width = image_size(x)
@@ -31,7 +31,7 @@ def retile(x: jax.Array, tile: int) -> jax.Array:
 
 
 def pad(x: jax.Array, padding: int) -> jax.Array:
-    """Puts so many pixels of zero on every side."""
+    """Pad images with zeros on every side, `padding` pixels wide."""
     if padding == 0:
         return x
     margin = (padding, padding)
@@ -39,18 +39,19 @@ def pad(x: jax.Array, padding: int) -> jax.Array:
 
 
 def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
-    """Convolution of stride 1 as matrix products over the shifted images.
+    """Convolve with stride 1, as matrix products over shifted images.
 
-    XLA's CPU convolution is an order of magnitude slower inside a compiled loop than outside; its
+    XLA's CPU convolution is an order of magnitude slower inside a compiled loop than outside. Its
     matrix product is not.
 
     Args:
-        x: `[I, t, t, H / t, W / t, N]`.
-        kernel: `[k, k, I, O]`.
-        padding: zeros on every side, in pixels.
+        x: activations `[I, t, t, H / t, W / t, N]`.
+        kernel: weights `[k, k, I, O]`.
+        padding: the width of the zero padding on every side, in pixels.
 
     Returns:
-        `[O, u, u, H' / u, W' / u, N]` with H' = H + 2 padding - k + 1, in tiles of its own choice.
+        Activations `[O, u, u, H' / u, W' / u, N]` with H' = H + 2 padding - k + 1. The tile
+        size u may differ from t.
     """
     size, _, channels, features = kernel.shape
     x = pad(x, padding)
@@ -64,7 +65,7 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     tile = 2 if even and channels * features <= TILED_CHANNELS else 1
     x, kernel = retile(x, tile), _kernel_of_tiles(kernel, tile)
     window = _Window(size + tile - 1, height // tile, width // tile, 0, len(kernel))
-    # In two halves, each of which a CPU copies on a core of its own.
+    # Two halves, which a CPU copies on two cores in parallel.
     middle = len(kernel) // 2
     y = _product(x, kernel[:middle], window._replace(last=middle))
     y += _product(x, kernel[middle:], window._replace(first=middle))
@@ -72,17 +73,17 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
 
 
 class _Window(NamedTuple):
-    """The square of pixels that a tile of the output is made from, or some of its places."""
+    """The square input window of an output tile, or a range of its places."""
 
     side: int  # pixels
     rows: int  # of tiles in the output
     columns: int
-    first: int  # the places meant, counted row by row
-    last: int  # the first place no longer meant
+    first: int  # first place of the range, counted row by row
+    last: int  # end of the range, exclusive
 
 
 def _kernel_of_tiles(kernel: jax.Array, tile: int) -> jax.Array:
-    """`[places, I, O * tile * tile]`: from the places of a window to the pixels of a tile."""
+    """Return the weights from window places to tile pixels, `[places, I, O * tile * tile]`."""
     _, _, channels, features = kernel.shape
     pixels = [
         jnp.pad(kernel, ((i, tile - 1 - i), (j, tile - 1 - j), (0, 0), (0, 0)))
@@ -93,7 +94,7 @@ def _kernel_of_tiles(kernel: jax.Array, tile: int) -> jax.Array:
 
 
 def _product(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """What these places of the window give: `[O * tile * tile, rows * columns * N]`."""
+    """Return the contribution of the places: `[O * tile * tile, rows * columns * N]`."""
     patches: Any = _patches(x, window)
     places, channels, outputs = kernel.shape
     return kernel.reshape(-1, outputs).T @ patches.reshape(places * channels, -1)
@@ -101,12 +102,12 @@ def _product(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _patches(x: jax.Array, window: _Window) -> jax.Array:
-    """The images as each place of the window sees them: `[places * channels, rows, columns, N]`."""
+    """Return the pixels at each place of the window: `[places * channels, rows, columns, N]`."""
     return jnp.concatenate([x[shift] for shift in _shifts(window, x.shape[1])])
 
 
 def _shifts(window: _Window, tile: int):
-    """Where each place of the window lies in `[channels, tile, tile, height, width, N]`."""
+    """Yield the index of each place of the window in `[channels, tile, tile, height, width, N]`."""
     for place in range(window.first, window.last):
         i, j = divmod(place, window.side)
         rows = slice(i // tile, i // tile + window.rows)
@@ -123,9 +124,10 @@ def _patches_backward(window, x, gradient):
 
 
 def _added_up(window, x, parts):
-    """Adds up what each pixel got from each place of the window, in place.
+    """Sum the gradients of all places of the window for each pixel, in place.
 
-    JAX's own rule pads every shifted gradient to full size and adds: twice as slow on a CPU.
+    JAX's own rule pads every shifted gradient to full size before adding, which is twice as slow on
+    a CPU.
     """
     total = jnp.zeros_like(x)
     for shift, part in zip(_shifts(window, x.shape[1]), parts, strict=True):
@@ -137,15 +139,15 @@ _patches.defvjp(_patches_forward, _patches_backward)
 
 
 def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution of 3x3 with 16 products for a tile of four pixels, in place of 36.
+    """Convolve with a 3x3 kernel, with 16 products per tile of four pixels instead of 36.
 
     Winograd's F(2x2, 3x3) in Lavin and Gray, Fast Algorithms for Convolutional Neural Networks
-    (2016), section 4.1: `A'[(G g G') * (B' d B)]A`. Their matrices have entries of 0, 1 and 1/2
-    alone, so that rounding errors grow little.
+    (2016), section 4.1: `A'[(G g G') * (B' d B)]A`. The matrices have only the entries 0,
+    ±1 and ±1/2, so rounding errors grow little.
 
     Args:
-        x: `[I, 2, 2, H / 2, W / 2, N]`.
-        kernel: `[3, 3, I, O]`.
+        x: activations `[I, 2, 2, H / 2, W / 2, N]`.
+        kernel: weights `[3, 3, I, O]`.
     """
     _, _, channels, features = kernel.shape
     rows, columns = x.shape[3] - 1, x.shape[4] - 1
@@ -161,29 +163,29 @@ def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _both_ways(transform, grid):
-    """Transforms the columns of a grid of arrays, and then the rows of what this gives."""
+    """Transform the columns of a grid of arrays, then the rows of the result."""
     columns = [transform(*column) for column in zip(*grid, strict=True)]
     return [transform(*row) for row in zip(*columns, strict=True)]
 
 
 def _of_images(d0, d1, d2, d3):
-    """`B' d`."""
+    """Return `B' d`."""
     return [d0 - d2, d1 + d2, d2 - d1, d1 - d3]
 
 
 def _of_kernel(g0, g1, g2):
-    """`G g`."""
+    """Return `G g`."""
     return [g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2]
 
 
 def _to_pixels(m0, m1, m2, m3):
-    """`A' m`."""
+    """Return `A' m`."""
     return [m0 + m1 + m2, m1 - m2 - m3]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _places(x: jax.Array, window: _Window) -> list[jax.Array]:
-    """The images as each place of the window sees them: `[channels, rows, columns, N]` each."""
+    """Return the pixels at each place of the window: `[channels, rows, columns, N]` each."""
     return [x[shift] for shift in _shifts(window, x.shape[1])]
 
 
@@ -195,7 +197,7 @@ _places.defvjp(_places_forward, _added_up)
 
 
 def native_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
-    """The same convolution by the compiler's own operator; Args and Returns of `matmul_conv`."""
+    """Convolve with the compiler's operator; Args and Returns as in `matmul_conv`."""
     y = jax.lax.conv_general_dilated(
         retile(x, 1)[:, 0, 0],
         kernel,
@@ -207,6 +209,6 @@ def native_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
 
 
 def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
-    """The convolution that is fast on the default backend; Args and Returns of `matmul_conv`."""
+    """Convolve with the faster method on the default backend; see `matmul_conv`."""
     fast = matmul_conv if jax.default_backend() == "cpu" else native_conv
     return fast(x, kernel, padding)

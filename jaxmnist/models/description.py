@@ -1,4 +1,4 @@
-"""The seven networks as plain data, for whoever builds them with other means."""
+"""The seven networks as plain data, for other implementations."""
 
 from typing import Any
 
@@ -7,18 +7,19 @@ import flax.linen as nn
 from jaxmnist.models import create_model, layers
 
 SIZE = 28
+FLOAT_BYTES = 4
 
 Layer = dict[str, Any]
 
 
 def describe(variant: str) -> list[Layer]:
-    """The layers in order, each with the channels and the side of what it takes and returns.
+    """Return the layers in order, each with the channels and side of its input and output.
 
     Args:
         variant: one of `jaxmnist.VARIANTS`.
 
     Raises:
-        ValueError: a network has a layer that is not known here.
+        ValueError: the network has a layer of an unknown kind.
     """
     channels, side = 1, SIZE
     described = []
@@ -49,3 +50,32 @@ def describe(variant: str) -> list[Layer]:
                 raise ValueError(f"{layer} is no layer that can be described")
         described.append(kind | before | {"features": channels, "side": side})
     return described
+
+
+def forward_flop(layer: Layer) -> int:
+    """Return the multiplications and additions of a layer's convolution, forward, for one image."""
+    if layer["kind"] != "conv":
+        return 0
+    return 2 * layer["kernel_size"] ** 2 * layer["inputs"] * layer["features"] * layer["side"] ** 2
+
+
+def step_flop(network: list[Layer]) -> int:
+    """Return the arithmetic of the convolutions in a training step, for one image.
+
+    The forward pass, the kernel gradient and the input gradient cost the same. The first layer
+    needs no input gradient.
+    """
+    flop = [forward_flop(layer) for layer in network]
+    return 3 * sum(flop) - flop[0]
+
+
+def forward_bytes(layer: Layer) -> int:
+    """Return the least bytes that a layer's forward pass reads and writes, for one image."""
+    taken = layer["inputs"] * layer["input_side"] ** 2
+    returned = layer["features"] * layer["side"] ** 2
+    return FLOAT_BYTES * (taken + returned)
+
+
+def mflop_per_image(variant: str) -> float:
+    """Return the additions and multiplications of a forward pass for one image, in millions."""
+    return sum(map(forward_flop, describe(variant))) / 1e6

@@ -1,15 +1,15 @@
-"""The layers of the seven networks, in the layout in which each backend is fast.
+"""Layers of the seven networks, in a layout that is fast on each backend.
 
-Activations are `[channels, t, t, height, width, batch]` from the first layer to the last: pixels
-come in tiles of t x t, and `x[c, i, j, row, column, n]` is the pixel `(t row + i, t column + j)` of
-image n. A tile of one pixel is the plain image.
+Activations are `[channels, t, t, height, width, batch]` from the first layer to the last. Pixels
+are grouped in tiles of t x t: `x[c, i, j, row, column, n]` is the pixel
+`(t row + i, t column + j)` of image n. A tile of one pixel is the plain image.
 
-With the batch in the minor dimension a CPU reads and writes long contiguous runs whatever the
-number of channels (here 4 to 18). A convolution becomes matrix products over shifted images; in
-tiles of 2x2 it needs 16 of them for four pixels, in place of nine for each, and with many channels
-Winograd's method makes do with a quarter of that arithmetic. GPU and TPU compilers choose the
-physical layout themselves, so there all tiles are of one pixel, and the layout costs nothing.
-`from_images` and `to_logits` are the only doors between this layout and the public one.
+With the batch in the minor dimension, a CPU reads and writes long contiguous runs for any number
+of channels (here 4 to 18). A convolution becomes matrix products over shifted images. In tiles of
+2x2 it needs 16 products for four pixels, instead of nine for each. With many channels, Winograd's
+method needs a quarter of that arithmetic. GPU and TPU compilers choose the physical layout
+themselves, so there all tiles are one pixel and the layout costs nothing. Only `from_images` and
+`to_logits` convert between this layout and the public one.
 """
 
 import math
@@ -31,12 +31,12 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def from_images(images: jax.Array) -> jax.Array:
-    """Public layout `[N, H, W, C]` to the layers' `[C, 1, 1, H, W, N]`."""
+    """Convert the public layout `[N, H, W, C]` to the layers' `[C, 1, 1, H, W, N]`."""
     return images.transpose(3, 1, 2, 0)[:, None, None]
 
 
 def to_logits(x: jax.Array) -> jax.Array:
-    """The last layer's `[classes, 1, 1, 1, 1, N]` to the public `[N, classes]`."""
+    """Convert the last layer's `[classes, 1, 1, 1, 1, N]` to the public `[N, classes]`."""
     height, width = image_size(x)
     if (height, width) != (1, 1):
         raise ValueError(f"the last layer is {height}x{width} pixels; expected 1x1")
@@ -44,12 +44,12 @@ def to_logits(x: jax.Array) -> jax.Array:
 
 
 def per_channel(values: jax.Array) -> jax.Array:
-    """`[C]`, to be broadcast over activations."""
+    """Reshape `[C]` to broadcast over activations."""
     return values.reshape(-1, 1, 1, 1, 1, 1)
 
 
 class Conv(nn.Module):
-    """Convolution of stride 1; its kernel is kept as `[kh, kw, I, O]`."""
+    """Convolution of stride 1; the kernel is stored as `[kh, kw, I, O]`."""
 
     features: int
     kernel_size: int = 3
@@ -77,8 +77,8 @@ def _uniform(bound: float):
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's constants.
 
-    Normalises with the biased variance of the batch; the running variance takes the unbiased one,
-    as torch.nn.BatchNorm2d does and flax.linen.BatchNorm does not.
+    The batch is normalised with its biased variance. The running variance uses the unbiased one, as
+    in torch.nn.BatchNorm2d, unlike flax.linen.BatchNorm.
     """
 
     epsilon: float = 1e-5
@@ -114,11 +114,11 @@ def _mean_of_channels(x: jax.Array) -> jax.Array:
 
 
 class Dropout(nn.Module):
-    """Sets activations to zero with probability `rate` in training and scales up the rest.
+    """Dropout: in training, zeroes activations with probability `rate` and scales up the rest.
 
     The rate is rounded to a multiple of 2**-16 (an error below 1e-5), so that one random word
-    decides two activations. What is dropped is drawn for the whole batch, of which a device works
-    out its own part.
+    decides two activations. The mask is defined for the whole batch; each device computes its own
+    part.
     """
 
     rate: float
@@ -129,7 +129,7 @@ class Dropout(nn.Module):
             return x
         images = x.shape[-1]
         rows = x.size // images
-        # A pair of words for each image of the whole batch and each four rows.
+        # One pair of words per image of the whole batch and four rows.
         row = jnp.arange(-(-rows // 4), dtype=jnp.uint32)[:, None]
         image = jnp.arange(images, dtype=jnp.uint32) + jnp.uint32(axis_index(axis) * images)
         counters = row * (images * axis_size(axis)) + image
@@ -140,7 +140,7 @@ class Dropout(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The largest of each 2x2 square; a last odd row or column is left out."""
+    """Return the maximum of each 2x2 square; a last odd row or column is dropped."""
     height, width = image_size(x)
     if height % 2 or width % 2:
         x = retile(x, 1)[:, :, :, : height // 2 * 2, : width // 2 * 2]
@@ -151,13 +151,13 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger of each two. Between equals the gradient goes to the first, as in PyTorch.
+    """Return the elementwise maximum; for equal values the gradient goes to `a`, as in PyTorch.
 
-    `jnp.maximum` shares it among them, and its gradient takes twice as long.
+    `jnp.maximum` splits the gradient between them, and computing it takes twice as long.
     """
     return jnp.where(b > a, b, a)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """The mean over all pixels, kept as a 1x1 image."""
+    """Return the mean over all pixels, as a 1x1 image."""
     return x.mean(axis=(1, 2, 3, 4), keepdims=True)

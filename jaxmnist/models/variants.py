@@ -1,6 +1,6 @@
-"""The drill-down: seven networks for 28x28 digits, each one idea further than the one before.
+"""The drill-down: seven networks for 28x28 digits, each adding one idea to the one before.
 
-A network is a list of layers. Read from top to bottom, the seven lists are the whole course.
+A network is a list of layers. The seven lists, from top to bottom, are the whole course.
 """
 
 from collections import Counter
@@ -23,31 +23,31 @@ from jaxmnist.models.layers import (
 Layer = nn.Module | Callable[[jax.Array], jax.Array]
 
 
-# The vocabulary. `parent=None`: a layer gets its place and its name when the network is called.
+# Building blocks. With `parent=None`, a layer is bound and named when the network is called.
 
 
 def conv(features: int, kernel_size: int = 3, padding: int = 0, use_bias: bool = False) -> Layer:
-    """A convolution, alone."""
+    """Return a convolution."""
     return Conv(features, kernel_size, padding, use_bias, parent=None)
 
 
 def norm() -> Layer:
-    """A batch normalisation, alone."""
+    """Return a batch normalisation."""
     return BatchNorm(parent=None)
 
 
 def conv_relu(features: int, kernel_size: int = 3) -> list[Layer]:
-    """Convolution and ReLU."""
+    """Return convolution and ReLU."""
     return [conv(features, kernel_size), nn.relu]
 
 
 def conv_relu_norm(features: int, kernel_size: int = 3) -> list[Layer]:
-    """Convolution, ReLU and batch normalisation."""
+    """Return convolution, ReLU and batch normalisation."""
     return [*conv_relu(features, kernel_size), norm()]
 
 
 def conv_relu_norm_drop(features: int, rate: float, kernel_size: int = 3) -> list[Layer]:
-    """Convolution, ReLU, batch normalisation and dropout."""
+    """Return convolution, ReLU, batch normalisation and dropout."""
     return [*conv_relu_norm(features, kernel_size), Dropout(rate, parent=None)]
 
 
@@ -56,11 +56,11 @@ class Network(nn.Module):
 
     Args:
         dropout_rate: the probability that an activation is dropped in training.
-        axis: of devices, over which a batch is shared out, if images are one device's share of it.
+        axis: the device axis over which the batch is split; None if `images` is the whole batch.
 
     Args of a call:
         images: float32 `[N, 28, 28, 1]`, normalised.
-        train: whether BatchNorm uses the batch's statistics and Dropout drops; needs the random
+        train: whether BatchNorm uses batch statistics and Dropout is active; requires the random
             stream `dropout` and the mutable collection `batch_stats`.
 
     Returns of a call: float32 logits `[N, 10]`.
@@ -70,7 +70,7 @@ class Network(nn.Module):
     axis: Axis = None
 
     def layers(self) -> Sequence[Layer]:
-        """The layers in order of use."""
+        """Return the layers in order of use."""
         raise NotImplementedError
 
     @nn.compact
@@ -115,7 +115,7 @@ class Skeleton(Network):
 
 
 class LessParams(Network):
-    """Adds thrift: narrow layers, a 1x1 transition and an average in place of the 7x7 end.
+    """Fewer parameters: narrow layers, a 1x1 transition, an average instead of the 7x7 end.
 
     4,572 parameters, no biases. `python scripts/train.py --variant less_params`;
     results: docs/results.md.
@@ -136,9 +136,10 @@ class LessParams(Network):
 
 
 class BatchNormalised(Network):
-    """Adds batch normalisation, once a block: 4,652 parameters.
+    """Batch normalisation, once per block: 4,652 parameters.
 
-    In the transition block it comes before the ReLU, elsewhere after, as in the notebook.
+    Normalisation comes before the ReLU in the transition block and after it elsewhere, as in the
+    notebook.
     `python scripts/train.py --variant batch_norm`; results: docs/results.md.
     """
 
@@ -159,7 +160,7 @@ class BatchNormalised(Network):
 
 
 class DroppedOut(Network):
-    """Adds dropout, and batch normalisation after every convolution: 4,708 parameters.
+    """Dropout, and batch normalisation after every convolution: 4,708 parameters.
 
     `python scripts/train.py --variant dropout`; results: docs/results.md.
     """
@@ -180,7 +181,7 @@ class DroppedOut(Network):
 
 
 class FullyConnected(Network):
-    """Adds capacity: a wider block, and a fully connected layer after the average.
+    """More capacity: a wider block, and a fully connected layer after the average.
 
     6,124 parameters. `python scripts/train.py --variant fc_layer`; results: docs/results.md.
     """
@@ -201,14 +202,14 @@ class FullyConnected(Network):
 
 
 class Augmented(FullyConnected):
-    """Adds augmented training images; the network is that of fc_layer: 6,124 parameters.
+    """The fc_layer network, trained on augmented images: 6,124 parameters.
 
     `python scripts/train.py --variant augmentation`; results: docs/results.md.
     """
 
 
 class Gap(Network):
-    """Adds width where it pays, a layer after the average, and the one-cycle schedule.
+    """More width in late layers, a layer after the average, and the one-cycle schedule.
 
     7,364 parameters. `python scripts/train.py --variant gap`; results: docs/results.md.
     """

@@ -1,4 +1,4 @@
-"""Networks next to gap, with one thing changed, for ablations."""
+"""Variations of gap with one change each, for ablations."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ from jaxmnist.models.variants import Gap, Layer, conv, conv_relu_norm, conv_relu
 
 
 class GapWithoutNorm(Gap):
-    """Takes batch normalisation away from gap: 7,188 parameters."""
+    """The gap network without batch normalisation: 7,188 parameters."""
 
     def layers(self) -> Sequence[Layer]:
         return [layer for layer in super().layers() if not isinstance(layer, BatchNorm)]
 
 
 class GapLatePool(Gap):
-    """Averages one layer later than gap, right before the last one: 7,364 parameters.
+    """The gap network with the average one layer later, before the last: 7,364 parameters.
 
-    (After the last one it would be the same: the mean of a linear layer is that of the mean.)
+    An average after the last layer would be equivalent, because that layer is linear.
     """
 
     def layers(self) -> Sequence[Layer]:
@@ -29,7 +29,7 @@ class GapLatePool(Gap):
 
 
 class GapWide(Gap):
-    """Spends what gap's 1x1 convolutions cost on wider ones of 3x3: 7,082 parameters."""
+    """The gap network with 1x1 convolutions traded for wider 3x3 ones: 7,082 parameters."""
 
     def layers(self) -> Sequence[Layer]:
         rate = self.dropout_rate
@@ -46,9 +46,9 @@ class GapWide(Gap):
 
 
 class GapTwoPools(Gap):
-    """Pools a second time, so that the last 3x3 layer sees the whole image: 7,364 parameters.
+    """The gap network with a second pooling: 7,364 parameters.
 
-    What it gives is one pixel, and needs no average.
+    The last 3x3 layer covers the whole image. Its output is one pixel and needs no average.
     """
 
     def layers(self) -> Sequence[Layer]:

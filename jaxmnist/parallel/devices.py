@@ -1,11 +1,13 @@
-"""Devices: which of them train, and how programs and arrays are laid over them.
+"""Devices for training, and the sharding of programs and arrays over them.
 
-A step written for one device knows the others by the name of an axis (`collectives.py`). Here that
-name gets devices: a mesh under `jax.shard_map`, or `jax.pmap` (jit and shard_map inside), or none.
+A step written for one device refers to the others by an axis name (`collectives.py`). This module
+binds that name to devices: by a mesh with `jax.shard_map`, by `jax.pmap` (jit and shard_map
+inside), or to none.
 """
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from jaxmnist.collectives import Axis
 from jaxmnist.config import ConfigError, check_name
 from jaxmnist.state import KEY_IMPL, is_key, wrap_key
 
-# The forms of a program for many devices.
+# Ways to compile a program for several devices.
 PARALLELS = ("jit", "pmap")
 SEED, DATA = "seed", "data"
 _FLAGS = {
@@ -31,21 +33,21 @@ _FLAGS = {
     "numpy_rank_promotion": "allow",
 }
 
-# Of the compiled programs that are kept: those of `skeleton` take a few megabytes.
+# Size of the compilation cache: the programs of `skeleton` take a few megabytes.
 MAX_COMPILED_BYTES = 512 << 20
 _CORES = "-cores"
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The devices that train: the first `count` of those that JAX has, in all processes.
+    """Devices for training: the first `count` of `jax.devices()`, of all processes.
 
     Args:
-        count: how many.
-        parallel: jit, which is `jax.jit` over `jax.shard_map`; or pmap, `jax.pmap`, with the same
-            step and the same results: to be chosen for reading and comparing next to code that is
-            written so. Since JAX 0.8 `jax.pmap` is jit and shard_map inside. Here it knows one
-            process only, and no axis of seeds.
+        count: number of devices.
+        parallel: jit (`jax.jit` over `jax.shard_map`) or pmap (`jax.pmap`), with the same step and
+            the same results. pmap is for comparison with code that uses it. Since JAX 0.8
+            `jax.pmap` is jit and shard_map inside. Here it supports only one process and does not
+            shard seeds.
     """
 
     count: int = 1
@@ -53,25 +55,25 @@ class Devices:
 
     @property
     def all(self) -> list[Any]:
-        """The devices themselves."""
+        """List of the devices."""
         return jax.devices()[: self.count]
 
     def replicate(self, tree: Any) -> Any:
-        """Puts the whole of every array on each device."""
+        """Copy every array to each device in full."""
         if self.count == 1:
             return jax.device_put(tree)
         mesh = jax.make_mesh((self.count,), (DATA,), axis_types=(AxisType.Auto,), devices=self.all)
         return lay(tree, NamedSharding(mesh, P()))
 
     def shape(self, seeds: int, batch_size: int) -> tuple[int, int]:
-        """How many devices lie along the seeds, and along the batch of each.
+        """Return the shape of the mesh: devices along the seeds, and along the batch of each.
 
-        Devices with seeds of their own need not talk. So as many lie along the seeds as there are
-        seeds, or a few more, which then stay without work.
+        Devices with different seeds do not communicate. The mesh therefore has as many devices
+        along the seeds as there are seeds, or a few more, which then stay idle.
 
         Args:
-            seeds: how many train side by side.
-            batch_size: images a step.
+            seeds: number of seeds trained in parallel.
+            batch_size: images per step.
         """
         if self.parallel == "pmap":
             return 1, self.count
@@ -83,14 +85,14 @@ class Devices:
         return along, self.count // along
 
     def check_divides(self, batch_size: int, seeds: int = 1) -> None:
-        """Accepts a batch that these devices can share in equal parts, if they have to.
+        """Check that the batch divides equally among these devices, if they share it.
 
         Args:
-            batch_size: images a step.
-            seeds: how many train side by side; several find a shape that fits.
+            batch_size: images per step.
+            seeds: number of seeds trained in parallel; with several, `shape` finds a mesh.
 
         Raises:
-            ConfigError: they cannot; the message has the nearest choices that can.
+            ConfigError: it does not; the message lists the nearest values that work.
         """
         data = self.count
         if batch_size % data == 0 or (seeds > 1 and self.parallel != "pmap"):
@@ -102,7 +104,7 @@ class Devices:
         ]
         sizes = [size * data for size in (batch_size // data, batch_size // data + 1) if size]
         choices = [f"--batch-size {' or '.join(map(str, sizes))}"]
-        if jax.process_count() == 1:  # several have to use all of theirs
+        if jax.process_count() == 1:  # several processes must use all devices
             choices.insert(0, f"--devices {' or '.join(map(str, nearest))}")
         raise ConfigError(
             f"{batch_size} images cannot be shared out equally among {data} devices; use "
@@ -115,14 +117,14 @@ ONE = Devices()
 
 
 def fix_flags() -> None:
-    """Set the flags of JAX that would change a result, whatever the environment sets."""
+    """Set the JAX flags that affect results, overriding the environment."""
     for name, value in _FLAGS.items():
         jax.config.update(f"jax_{name}", value)
 
 
 @contextlib.contextmanager
 def fixed_flags() -> Iterator[None]:
-    """Set these flags for a call from a program that has others; usable as a decorator."""
+    """Set these flags during a call, for programs with other flags; usable as a decorator."""
     with contextlib.ExitStack() as stack:
         for name, value in _FLAGS.items():
             stack.enter_context(getattr(jax, name)(value))
@@ -130,10 +132,10 @@ def fixed_flags() -> Iterator[None]:
 
 
 def check_platform() -> None:
-    """Accept a platform that JAX can use.
+    """Check that JAX can use the platform.
 
     Raises:
-        ConfigError: JAX_PLATFORMS names one that is not here, or its devices cannot be used.
+        ConfigError: JAX_PLATFORMS names a missing platform, or its devices cannot be used.
     """
     try:
         jax.local_devices()
@@ -146,43 +148,43 @@ def check_platform() -> None:
         ) from error
 
 
-def keep_compiled(folder: Path, number_of_cores: int) -> None:
-    """Let JAX keep compiled programs on disk, the latest ones.
+def enable_compilation_cache(folder: Path, number_of_cores: int) -> None:
+    """Enable JAX's on-disk cache of the latest compiled programs.
 
     Args:
-        folder: where; XLA compiles for a number of cores, and the keys of JAX's cache leave it
-            out, so each number has a folder of its own in it.
-        number_of_cores: those that this process uses.
+        folder: the parent folder. XLA compiles for a number of cores that JAX's cache keys leave
+            out, so each number has its own subfolder.
+        number_of_cores: number of cores that this process uses.
     """
     jax.config.update("jax_compilation_cache_dir", f"{folder}/{number_of_cores}{_CORES}")
     jax.config.update("jax_compilation_cache_max_size", MAX_COMPILED_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def kept_compiled() -> str | None:
-    """Return the folder that JAX's cache is in, as `keep_compiled` takes it; None: no cache."""
+def compilation_cache() -> str | None:
+    """Return the folder passed to `enable_compilation_cache`, or None without a cache."""
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     return str(Path(folder).parent) if folder and str(folder).endswith(_CORES) else folder
 
 
-def choose_devices(wished: int | None, parallel: str, batch_size: int | None = None) -> Devices:
-    """The devices that are wished for.
+def choose_devices(requested: int | None, parallel: str, batch_size: int | None = None) -> Devices:
+    """Return the devices for training.
 
     Args:
-        wished: how many; None: all, of all processes.
+        requested: number of devices; None: all, of all processes.
         parallel: one of `PARALLELS`.
-        batch_size: images a step, if they have to be shared out equally; without a wish, as many
-            devices are taken as divide it.
+        batch_size: images per step, if the devices share it; if `requested` is None, the largest
+            number of devices that divides it is used.
 
     Raises:
-        ConfigError: there are not so many, there is no such form, or it is not one for the
-            processes that there are.
+        ConfigError: there are fewer devices, `parallel` is unknown, or the choice is not possible
+            with several processes.
     """
     check_name("parallel", parallel, PARALLELS)
     check_platform()
     available = jax.device_count()
-    count = available if wished is None else wished
-    if wished is None and batch_size is not None and jax.process_count() == 1:
+    count = available if requested is None else requested
+    if requested is None and batch_size is not None and jax.process_count() == 1:
         count = max(number for number in range(1, count + 1) if batch_size % number == 0)
     if not 1 <= count <= available:
         raise ConfigError(
@@ -190,7 +192,7 @@ def choose_devices(wished: int | None, parallel: str, batch_size: int | None = N
             f"there are here ({jax.default_backend()})"
         )
     if jax.process_count() > 1 and parallel == "pmap":
-        # Arguments that are the same on all devices fail in JAX 0.10's pmap over processes.
+        # In JAX 0.10, pmap over several processes fails with replicated arguments.
         raise ConfigError(
             f"parallel is pmap, but there are {jax.process_count()} processes; use jit"
         )
@@ -202,8 +204,8 @@ def choose_devices(wished: int | None, parallel: str, batch_size: int | None = N
     return Devices(count, parallel)
 
 
-def remarks_on(devices: Devices, batch_size: int) -> list[str]:
-    """Return a line that names the devices without work, if there are any."""
+def idle_devices(devices: Devices, batch_size: int) -> list[str]:
+    """Return a line of text about idle devices, if there are any."""
     available = jax.device_count()
     if devices.count == available:
         return []
@@ -214,7 +216,7 @@ def remarks_on(devices: Devices, batch_size: int) -> list[str]:
 
 
 def lay(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts arrays, of which every process has the whole, over devices of all processes."""
+    """Shard arrays, held in full by every process, over the devices of all processes."""
 
     def laid(leaf):
         if is_key(leaf):
@@ -226,90 +228,111 @@ def lay(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Brings arrays, of which this process has the whole, into the host's memory."""
+    """Copy arrays, held in full by this process, to host memory."""
+    return map_on_host(lambda leaf: leaf, tree)
 
-    def fetched(leaf):
+
+def map_on_host(change: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:
+    """Apply a function to arrays in host memory, and to the key data of random keys.
+
+    Indexing an array of keys would compile a program.
+    """
+
+    def changed(leaf):
         if is_key(leaf):
-            return wrap_key(fetched(jax.random.key_data(leaf)))
-        return np.asarray(leaf)
+            return wrap_key(changed(jax.random.key_data(leaf)))
+        return change(np.asarray(leaf))
 
-    return jax.tree.map(fetched, tree)
+    return jax.tree.map(changed, tree)
 
 
 class Layout(NamedTuple):
-    """How the programs of a block of seeds lie over devices.
+    """Placement of the programs of several seeds on devices.
 
-    Args of the functions of a program have a leading axis for the seeds, or none: `axes` says of
-    each argument which, with 0 or None, as for `jax.vmap`. All results have one.
+    A program is jitted from a function of one seed on one device. As for `jax.vmap`, `axes` holds
+    0 for each argument that belongs to a seed and None for each that all seeds share. Results
+    belong to seeds.
     """
 
-    axis: Axis  # of the devices that share a batch
-    block: int  # places for seeds in all, at least as many as there are seeds
-    seeds: int  # of these, those of a device
-    lower: Callable[..., Any]  # (function, axes, shapes of the arguments, donated ones)
-    put: Callable[[Any], Any]  # what has a leading axis, from the host to the devices
-    get: Callable[[Any], Any]  # and back
+    axis: Axis  # the devices that share a batch
+    num_slots: int  # number of slots for seeds; some may stay empty
+    jit: Callable[[Callable, Sequence[int | None], Sequence[int]], Any]  # function, axes, donated
+    abstract: Callable[[Any], Any]  # shapes of one seed to shapes of a program's argument
+    put: Callable[[Any], Any]  # trees with a leading axis of slots, host to devices
+    get: Callable[[Any], Any]  # the reverse
 
 
 def make_layout(devices: Devices, seeds: int, batch_size: int) -> Layout:
-    """How so many seeds lie over these devices; Args as `Devices.shape`."""
-    if devices.count == 1:
-        return Layout(None, seeds, seeds, _lower_alone, jax.device_put, fetch)
-    if devices.parallel == "pmap":
-        return _pmapped(devices, seeds)
-    return _sharded(devices, seeds, *devices.shape(seeds, batch_size))
+    """Return the layout of seeds that train in parallel; Args as `Devices.shape`."""
+    if devices.count > 1:
+        lay_out = _pmapped if devices.parallel == "pmap" else _sharded
+        return lay_out(devices, seeds, batch_size)
+    return _alone() if seeds == 1 else _vmapped(seeds)
 
 
-def _lower_alone(
-    function: Callable, axes: Sequence[int | None], arguments: Sequence[Any], donate: Sequence[int]
-) -> Any:
-    return jax.jit(function, donate_argnums=donate).lower(*arguments)
+def _alone() -> Layout:
+    """Lay one seed out on one device: the function itself, without an axis of slots.
 
-
-def _sharded(devices: Devices, seeds: int, along_seeds: int, along_batch: int) -> Layout:
-    """One program for all devices, each of which knows which it is: `jax.shard_map`.
-
-    Automatic sharding would not do: it gathers the images that a convolution in matrix form merges
-    with its pixels, so that every device does all the work.
+    `jax.vmap` over one seed multiplies matrices in batches of one and doubles the time on a CPU.
     """
+
+    def jit(function, axes, donate):
+        return jax.jit(function, donate_argnums=donate)
+
+    def put(tree):
+        return jax.device_put(map_on_host(lambda leaf: leaf[0], tree))
+
+    def get(tree):
+        return map_on_host(lambda leaf: leaf[None], tree)
+
+    return Layout(None, 1, jit, lambda tree: tree, put, get)
+
+
+def _vmapped(seeds: int) -> Layout:
+    def jit(function, axes, donate):
+        return jax.jit(_over_seeds(function, axes, seeds), donate_argnums=donate)
+
+    return Layout(None, seeds, jit, functools.partial(_with_axes, (seeds,)), jax.device_put, fetch)
+
+
+def _sharded(devices: Devices, seeds: int, batch_size: int) -> Layout:
+    """Lay seeds and batches out over a mesh, with `jax.shard_map`.
+
+    A convolution in matrix form merges images and pixels into one axis. Automatic sharding would
+    gather that axis, and every device would do all the work.
+    """
+    along_seeds, along_batch = devices.shape(seeds, batch_size)
     mesh = jax.make_mesh(
         (along_seeds, along_batch),
         (SEED, DATA),
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=devices.all,
     )
+    of_a_device = -(-seeds // along_seeds)
+    slots = of_a_device * along_seeds
 
-    def lower(function, axes, arguments, donate):
+    def jit(function, axes, donate):
         specs = tuple(P() if axis is None else P(SEED) for axis in axes)
         shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+        function = _over_seeds(function, axes, of_a_device)
         mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(SEED))
-        jitted = jax.jit(mapped, donate_argnums=donate, in_shardings=shardings)
-        return jitted.lower(*arguments)
+        return jax.jit(mapped, donate_argnums=donate, in_shardings=shardings)
 
     def put(tree):
         return lay(tree, NamedSharding(mesh, P(SEED)))
 
-    of_a_device = -(-seeds // along_seeds)
-    return Layout(DATA, of_a_device * along_seeds, of_a_device, lower, put, fetch)
+    return Layout(DATA, slots, jit, functools.partial(_with_axes, (slots,)), put, fetch)
 
 
-def _pmapped(devices: Devices, seeds: int) -> Layout:
-    """The same function, mapped over a further leading axis, one entry a device: `jax.pmap`."""
+def _pmapped(devices: Devices, seeds: int, batch_size: int) -> Layout:
+    """Lay batches out with `jax.pmap`, over one more leading axis with an entry per device."""
     mesh = Mesh(devices.all, (DATA,))
 
-    def lower(function, axes, arguments, donate):
-        mapped = jax.pmap(
+    def jit(function, axes, donate):
+        function = _over_seeds(function, axes, seeds)
+        return jax.pmap(
             function, DATA, in_axes=tuple(axes), devices=devices.all, donate_argnums=donate
         )
-        return mapped.lower(
-            *(
-                argument if axis is None else jax.tree.map(repeated, argument)
-                for argument, axis in zip(arguments, axes, strict=True)
-            )
-        )
-
-    def repeated(leaf):
-        return jax.ShapeDtypeStruct((devices.count, *leaf.shape), leaf.dtype)
 
     def put(tree):
         copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * devices.count), tree)
@@ -318,4 +341,25 @@ def _pmapped(devices: Devices, seeds: int) -> Layout:
     def get(tree):
         return fetch(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree))
 
-    return Layout(DATA, seeds, seeds, lower, put, get)
+    abstract = functools.partial(_with_axes, (devices.count, seeds))
+    return Layout(DATA, seeds, jit, abstract, put, get)
+
+
+def _with_axes(axes: tuple[int, ...], shapes: Any) -> Any:
+    """Prepend axes to shapes."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), shapes)
+
+
+def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> Callable:
+    """Map a function of one seed over seeds; avoid `jax.vmap` for one seed, see `_alone`."""
+    if seeds > 1:
+        return jax.vmap(function, in_axes=tuple(axes))
+
+    def mapped(*arguments):
+        own = (
+            argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
+            for argument, axis in zip(arguments, axes, strict=True)
+        )
+        return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), function(*own))
+
+    return mapped

@@ -1,7 +1,7 @@
-"""Several processes, be they on one host or on many, that train one network together.
+"""Training of one network by several processes, on one or several hosts.
 
-JAX's distributed runtime joins them. Each runs the same program on devices of its own; what they
-must agree on is said here. With one process, nothing here does anything.
+JAX's distributed runtime connects them. Each process runs the same program on its own devices.
+This module exchanges the values that they must agree on. With one process it does nothing.
 """
 
 import contextlib
@@ -18,48 +18,50 @@ from jax.experimental import multihost_utils
 
 from jaxmnist.config import ConfigError
 
-# After so long without a sign of life a process counts as dead, and ends all others.
+# A process without a heartbeat for this long counts as dead, and all others exit.
 HEARTBEAT_SECONDS = 30
-# How long processes wait for each other at the beginning, and at the end.
+# Time-outs of the processes at start-up and at shutdown.
 JOIN_SECONDS = 300
 LEAVE_SECONDS = 30
 
 
 class HostError(RuntimeError):
-    """Another process failed, or is gone."""
+    """A failure or loss of another process."""
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the other processes; to be called before anything of JAX is used.
+    """Connect to the other processes; call this before any use of JAX.
 
     Args:
-        coordinator: host and port of the first one, as "10.0.0.1:1234"; None, with the others:
-            what the cluster says (a TPU pod, SLURM, Open MPI), and outside of one, no others.
-        processes: how many there are; 1: no others, whatever SLURM or Open MPI say.
-        process: which of them this is, from 0.
+        coordinator: host and port of the first process, such as "10.0.0.1:1234"; if all three are
+            None, the cluster's settings (TPU pod, SLURM, Open MPI), or a single process without a
+            cluster.
+        processes: number of processes; 1, alone: a single process, even under SLURM or Open MPI.
+        process: index of this process, from 0.
 
     Raises:
-        ConfigError: only some of the three are given, or they cannot be.
-        HostError: the others cannot be reached.
+        ConfigError: only some of the three are given, or a value is invalid.
+        HostError: the other processes cannot be reached.
     """
     given = (coordinator, processes, process)
     if given == (None, 1, None) or (given == (None, None, None) and not _has_cluster()):
         return
     if given != (None, None, None):
         _check(*given)
-    # It would take SIGTERM for itself.
+    # The preemption service would replace our SIGTERM handler.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             *given,
-            # Who says it all means it: SLURM would also take all devices but one away.
+            # Explicit arguments take precedence: under SLURM, detection would also leave each
+            # process only one device.
             cluster_detection_method=None if coordinator is None else "deactivate",
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=LEAVE_SECONDS,
         )
     except (ValueError, requests.ConnectionError):
-        # One TPU and no pod, as on Colab: there is nobody to ask.
+        # A single TPU without a pod, as on Colab, has no cluster metadata.
         if coordinator is not None:
             raise
     except RuntimeError as error:
@@ -67,7 +69,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 
 def _has_cluster() -> bool:
-    """Whether it is worth asking JAX, whose own search warns and fails in some containers."""
+    """Return whether to try JAX's cluster detection, which fails in some containers."""
     tasks = [os.environ.get("OMPI_COMM_WORLD_SIZE", "1")]
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         tasks.append(os.environ.get("SLURM_NTASKS", "1"))
@@ -91,17 +93,17 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         )
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes, reads and speaks for all."""
+def is_main_process() -> bool:
+    """Return whether this process is the one that reads, writes and prints for all."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def missing_the_others() -> Iterator[None]:
-    """Says of an error in what several processes compute together what it nearly always means.
+def as_host_error() -> Iterator[None]:
+    """Convert a JAX runtime error across processes, nearly always a failed process, to HostError.
 
     Raises:
-        HostError: such an error.
+        HostError: JAX raises a runtime error and there are several processes.
     """
     try:
         yield
@@ -115,38 +117,38 @@ def missing_the_others() -> Iterator[None]:
         ) from error
 
 
-def agree(steps: int, stops: bool, is_due: bool) -> tuple[int, bool, bool]:
-    """What all processes do next; each has its own clock, and its own signals.
+def sync_decision(steps: int, stops: bool, is_due: bool) -> tuple[int, bool, bool]:
+    """Return the decision that all processes share; their clocks and signals differ.
 
     Args:
-        steps: how many this one would train.
-        stops: whether this one was asked to stop.
-        is_due: whether this one would save.
+        steps: number of steps that this process would train.
+        stops: whether this process received a request to stop.
+        is_due: whether this process would save.
 
     Returns:
-        The first one's steps; whether any was asked to stop; whether the first one would save.
+        The first process's `steps`, whether any process has `stops`, and the first one's `is_due`.
     """
     if jax.process_count() == 1:
         return steps, stops, is_due
-    with missing_the_others():
+    with as_host_error():
         wishes = np.array([steps, stops, is_due], np.int32)
         all_of = multihost_utils.process_allgather(wishes)
     return int(all_of[0, 0]), bool(all_of[:, 1].any()), bool(all_of[0, 2])
 
 
-def check_same(job: str) -> None:
-    """Accepts what all processes were given alike.
+def assert_equal_across_processes(job: str) -> None:
+    """Check that all processes received the same input.
 
     Args:
-        job: all of it, in words.
+        job: text of the whole input.
 
     Raises:
-        ConfigError: in all of them, if one was given something else.
+        ConfigError: the input of one process differs; raised in all processes.
     """
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(job.encode()).digest(), np.uint8)
-    with missing_the_others():
+    with as_host_error():
         digests = multihost_utils.process_allgather(digest)
     if (digests != digest).any():
         raise ConfigError(
@@ -156,26 +158,26 @@ def check_same(job: str) -> None:
         )
 
 
-def from_first(action: Callable[[], bytes]) -> bytes:
-    """Lets the first process do something: what comes of it, in all of them.
+def broadcast_from_main(action: Callable[[], bytes]) -> bytes:
+    """Run an action in the first process and return its bytes in all processes.
 
     Args:
-        action: makes bytes; only called in the first process.
+        action: function that returns bytes; only called in the first process.
 
     Raises:
-        ConfigError: it raised one.
-        HostError: it raised something else, in another process.
-        Exception: it raised that, in this process.
+        ConfigError: the action raised a ConfigError; raised in all processes.
+        HostError: the action raised another error; raised in the other processes.
+        Exception: the action raised that error; raised in the first process.
     """
     if jax.process_count() == 1:
         return action()
-    if not is_first():
+    if not is_main_process():
         return _unpacked(_broadcast(b""))
     try:
         content = b"+" + action()
     except Exception as error:
         kind = "config" if isinstance(error, ConfigError) else "other"
-        with contextlib.suppress(Exception):  # the error matters more
+        with contextlib.suppress(Exception):  # the original error matters more
             _broadcast(b"-" + json.dumps([kind, str(error)]).encode())
         raise
     return _unpacked(_broadcast(content))
@@ -191,8 +193,8 @@ def _unpacked(content: bytes) -> bytes:
 
 
 def _broadcast(content: bytes) -> bytes:
-    """The first process's bytes."""
-    with missing_the_others():
+    """Return the first process's bytes in all processes."""
+    with as_host_error():
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-        own = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
+        own = np.frombuffer(content, np.uint8) if is_main_process() else np.zeros(size, np.uint8)
         return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()

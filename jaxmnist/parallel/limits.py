@@ -1,4 +1,4 @@
-"""Limits of the container that this process is in: memory and processor time of its cgroups.
+"""Limits of the container of this process: memory and CPU time of its cgroups.
 
 Neither `os.sched_getaffinity` nor psutil reports them. Source: Documentation/admin-guide/cgroup-v2
 and cgroup-v1 of the Linux kernel.
@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# Files of the limit and of the use, in version 2 and in version 1.
+# Files of limit and usage, and the key of reclaimable cache, in versions 2 and 1.
 MEMORY = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -21,12 +21,12 @@ MEMORY = (
 
 
 def available_bytes() -> int:
-    """Return the memory that this process may still take: of the machine and of its cgroups."""
+    """Return the free memory of this process: the least of the machine and its cgroups."""
     return min([psutil.virtual_memory().available, *_left_in_cgroups()])
 
 
 def cores() -> list[int]:
-    """Return the CPU cores that this process may use: not more than its cgroups' time is worth."""
+    """Return the CPU cores that this process may use, within the CPU quota of its cgroups."""
     if hasattr(os, "sched_getaffinity"):
         mine = sorted(os.sched_getaffinity(0))
     else:
@@ -34,18 +34,18 @@ def cores() -> list[int]:
     most = math.floor(min(_quotas(), default=len(mine)))
     if most >= len(mine):
         return mine
-    # Other containers have a quota of the same cores: not all of them on the first ones.
+    # Containers share the cores. A random choice keeps them from all using the first ones.
     return sorted(random.SystemRandom().sample(mine, max(1, most)))
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's cgroups, each with those above it."""
+    """Yield the folders of this process's cgroups and of their parents."""
     yield from (CGROUPS, CGROUPS / controller)
     for line in _read(OWN).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
-        # Version 1 has a tree for each set of controllers.
+        # Version 1 has one tree per set of controllers.
         root = CGROUPS / controller if controllers else CGROUPS
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for depth in range(1, len(parts) + 1):
@@ -57,14 +57,14 @@ def _left_in_cgroups() -> Iterator[int]:
         for limit, use, cache in MEMORY:
             most = _number(_read(folder / limit))
             if most is not None:
-                # Pages of files are given back when there is need.
+                # The kernel frees file pages when memory runs short.
                 reclaimable = _entry(_read(folder / "memory.stat"), cache)
                 used = (_number(_read(folder / use)) or 0) - reclaimable
                 yield max(0, int(most - max(0, used)))
 
 
 def _quotas() -> Iterator[float]:
-    """Yield how many cores the processor time of each cgroup is worth."""
+    """Yield the CPU quota of each cgroup, in cores."""
     for folder in _folders("cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
         if not quota:
@@ -78,12 +78,12 @@ def _quotas() -> Iterator[float]:
 def _read(file: Path) -> str:
     try:
         return file.read_text().strip()
-    except (OSError, ValueError):  # no such cgroup or none at all
+    except (OSError, ValueError):  # this cgroup, or all of them, may be missing
         return ""
 
 
 def _number(text: str) -> int | None:
-    """Return a whole number; None for `max`, -1 and no text."""
+    """Parse a whole number; return None for `max`, -1 and an empty text."""
     return int(text) if text.isdigit() else None
 
 

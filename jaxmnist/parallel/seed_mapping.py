@@ -1,4 +1,4 @@
-"""Several seeds: which of vmap, loop and processes is fastest on this machine."""
+"""Choice of the fastest way to train several seeds on this machine."""
 
 import jax
 
@@ -6,26 +6,26 @@ from jaxmnist.config import ConfigError, check_name
 from jaxmnist.parallel.devices import ONE, Devices
 from jaxmnist.parallel.limits import available_bytes, cores
 
-# How many seeds are trained: in one program, one after another, or in processes of their own.
+# Ways to train several seeds: in one program, one after another, or one process each.
 MAPPINGS = ("vmap", "loop", "processes")
 
-# More than a process that trains ever took: `skeleton`, which compiles, takes 1.4 GB.
+# Upper bound of the memory of a training process: compiling `skeleton` takes 1.4 GB.
 PROCESS_BYTES = 3 << 29
 
 
 def choose_mapping(wished: str, seeds: int, devices: Devices = ONE) -> str:
-    """How so many seeds are trained here.
+    """Choose how to train a number of seeds on this machine.
 
-    docs/performance.md has what each costs: on a CPU, processes with a core each are the fastest;
-    an accelerator, or several devices, are filled by many seeds in one program.
+    On a CPU, processes with one core each are the fastest. An accelerator, or several devices, need
+    many seeds in one program to be fully used. docs/performance.md lists the timings.
 
     Args:
         wished: one of `MAPPINGS`, or auto.
-        seeds: how many.
-        devices: those that train.
+        seeds: number of seeds.
+        devices: devices for training.
 
     Raises:
-        ConfigError: there is no such mapping, or not on this device.
+        ConfigError: the mapping is unknown, or not possible on this device.
     """
     check_name("seed_mapping", wished, ("auto", *MAPPINGS))
     backend = jax.default_backend()
@@ -47,14 +47,14 @@ def choose_mapping(wished: str, seeds: int, devices: Devices = ONE) -> str:
 
 
 def shares_of_cores(seeds: int) -> list[list[int]]:
-    """The cores that this process may use, dealt out to processes that train seeds.
+    """Divide the cores of this process among processes that train seeds.
 
     Args:
-        seeds: how many there are; there are not more processes than that, nor more than fit into
-            the memory.
+        seeds: number of seeds. There are at most as many processes, and no more than fit into
+            memory.
 
     Returns:
-        The cores of each process: one, if there are enough seeds.
+        The cores of each process: one core each, if there are enough seeds.
     """
     mine = cores()
     fitting = available_bytes() // PROCESS_BYTES

@@ -1,59 +1,88 @@
-"""A run and its folder: how one begins, goes on from where it was stopped, and is read back."""
+"""A run: where each of its seeds stands, and how a finished one is read back."""
 
 import contextlib
 import dataclasses
-import hashlib
-import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import numpy as np
-import optax
 
 from jaxmnist import data
-from jaxmnist.config import ConfigError, SeedsConfig, TrainConfig, steps_per_epoch
+from jaxmnist.config import FORMAT, ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
-from jaxmnist.optim import Schedules, make_optimizer
-from jaxmnist.parallel import distributed
-from jaxmnist.parallel.devices import ONE, Devices, check_platform, fixed_flags
+from jaxmnist.optim import make_optimizer
+from jaxmnist.parallel.devices import check_platform, fixed_flags
 from jaxmnist.runs import checkpoint, run_folder
-from jaxmnist.runs.checkpoint import MAX_EPOCHS, Checkpoint, CheckpointError
-from jaxmnist.runs.summary import Row, environment, make_summary
-from jaxmnist.state import TrainState, create_state, initial_state, wrap_key
-from jaxmnist.steps import Images
+from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError
+from jaxmnist.runs.run_folder import RunConfig
+from jaxmnist.runs.setup import Setup, state_shapes
+from jaxmnist.runs.summary import IMPORTED, Row, facts_of, make_summary, summarize_seed
+from jaxmnist.state import TrainState, initial_state
 
-# In the summary of a run whose network was trained elsewhere: the file it comes from.
-IMPORTED = "imported_from"
+_METADATA = {"config", "environment", "images", "seconds", "rows", "summary"}
+_ENVIRONMENT = ("device", "versions", "git_commit")
 
-_NOTES = {"config", "environment", "images", "seconds", "rows", "summary"}
+
+class Snapshot(NamedTuple):
+    """A moment of a seed's training: everything needed to continue, plus its rows so far."""
+
+    state: TrainState
+    metrics: Metrics  # running over the epoch of the state
+    seconds: float  # trained in this epoch
+    rows: list[Row]
+    summary: dict[str, Any] | None = None  # `summarize_seed`, of a finished seed
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state.step)
 
 
 class Run(NamedTuple):
-    """A finished run."""
+    """A run that has ended: a network for each seed, or the reason why there is none."""
 
-    config: TrainConfig
-    state: TrainState
-    rows: list[Row]  # one an epoch
-    summary: dict[str, Any]
+    config: TrainConfig  # of the first seed
+    snapshots: dict[int, Snapshot]  # by seed, of those that are finished
+    failures: dict[int, str]  # by seed, of the others
+    summary: dict[str, Any]  # the content of summary.json
     path: Path
+    seed: int | None = None  # of the seed that this was taken from a run of several for
+
+    @property
+    def name(self) -> str:
+        """The folder, and the seed if there are others in it."""
+        return str(self.path) if self.seed is None else f"{self.path} seed {self.seed}"
+
+    @property
+    def seed_folder(self) -> str:
+        """The name of the seed's folder below what is made of a run; "" if there is one seed."""
+        return "" if self.seed is None else f"seed{self.seed}"
+
+    @property
+    def state(self) -> TrainState:
+        """The trained state of the first seed."""
+        return self.snapshots[self.config.seed].state
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the network is applied with."""
+        """The variables of the first seed's network."""
         return self.state.variables
 
     @property
+    def rows(self) -> list[Row]:
+        """The content of metrics.jsonl, seed by seed."""
+        return [row for snapshot in self.snapshots.values() for row in snapshot.rows]
+
+    @property
     def normalisation(self) -> tuple[float, float]:
-        """Mean and std, of pixels / 255, by which its images are normalised.
+        """Mean and standard deviation of pixels / 255 by which the images are normalised.
 
         Raises:
-            ConfigError: it was trained by a version that did not keep them, and they are not known.
+            ConfigError: the run is of a version that did not keep them, and they are not known.
         """
         kept = self.summary.get("normalisation") or data.NORMALISATION.get(self.config.dataset)
         if kept is None:
@@ -64,461 +93,233 @@ class Run(NamedTuple):
         mean, std = kept
         return mean, std
 
-
-class Job(NamedTuple):
-    """All that a run needs and does not change."""
-
-    config: TrainConfig
-    model: nn.Module
-    tx: optax.GradientTransformation
-    schedules: Schedules
-    train_images: Images
-    test_images: Images
-    images_digest: str
-    normalisation: tuple[float, float]  # mean and std of the training pixels / 255
-    steps: int  # an epoch
-    environment: dict[str, Any]
-    devices: Devices
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.epochs * self.steps
-
-    def of(self, seed: int) -> "Job":
-        """The same of another seed."""
-        return self._replace(config=dataclasses.replace(self.config, seed=seed))
+    def split(self) -> list["Run"]:
+        """Return a run of one seed for each that is finished."""
+        if len(self.snapshots) == 1 and not self.failures:
+            return [self]
+        return [
+            seed_run(dataclasses.replace(self.config, seed=seed), snapshot, self.path, seed)
+            for seed, snapshot in self.snapshots.items()
+        ]
 
 
-class Plan(NamedTuple):
-    """What a run does with a data set of some size."""
-
-    dataset: data.Dataset  # without the images held out, which are its test images
-    train_count: int  # images
-    steps: int  # an epoch
-    tx: optax.GradientTransformation
-    schedules: Schedules
-
-
-class Position(NamedTuple):
-    """How far a run is: all that its future depends on, and its past in rows."""
-
-    state: TrainState
-    metrics: Metrics  # running over the epoch that the state is in
-    seconds: float  # trained in this epoch
-    rows: list[Row]
-    summary: dict[str, Any] | None = None  # of a finished run
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return int(self.state.step)
-
-
-class Begun(NamedTuple):
-    """A run that has its folder for itself."""
-
-    path: Path
-    wished: Path  # the folder it would have, were that free
-    position: Position
-    remarks: list[str]  # which checkpoints could not be used, and what else to know
-
-
-def make_job(
-    config: TrainConfig,
-    data_dir: str | os.PathLike | None,
-    idx_dir: str | os.PathLike | None,
-    progress: data.Progress,
-    devices: Devices = ONE,
-) -> Job:
-    """Loads the images and makes everything that the run needs.
+def seed_run(config: TrainConfig, snapshot: Snapshot, path: Path, seed: int | None = None) -> Run:
+    """Return the finished run of one seed.
 
     Args:
-        config: what to train.
-        data_dir: see `jaxmnist.data.load`.
-        idx_dir: see `jaxmnist.data.load`.
-        progress: see `jaxmnist.data.load`.
-        devices: those that train it.
-
-    Raises:
-        ConfigError: the config cannot be trained on these images.
-        DataError: the images cannot be had.
+        config: of this seed.
+        snapshot: its last one.
+        path: the run's folder.
+        seed: the same seed, if the folder has others.
     """
-    found = environment(devices.count)
-    dataset = data.load(config.dataset, data_dir, idx_dir, progress)
-    plan = make_plan(config, dataset)
-    train_images, test_images = to_devices(plan.dataset, config.limit_train, devices)
-    return Job(
-        config=config,
-        model=create_model(config.variant, config.dropout),
-        tx=plan.tx,
-        schedules=plan.schedules,
-        train_images=train_images,
-        test_images=test_images,
-        images_digest=digest_of_images(plan.dataset),
-        normalisation=(plan.dataset.mean, plan.dataset.std),
-        steps=plan.steps,
-        environment=found,
-        devices=devices,
-    )
-
-
-def make_plan(config: TrainConfig, dataset: data.Dataset) -> Plan:
-    """Work out what a run does with a data set.
-
-    Args:
-        config: what to train.
-        dataset: the images; only their number matters.
-
-    Raises:
-        ConfigError: the config cannot be trained on this number of images.
-    """
-    if config.epochs > MAX_EPOCHS:
-        raise ConfigError(
-            f"epochs is {config.epochs}; expected at most {MAX_EPOCHS}: the rows of more do not "
-            "fit into a checkpoint"
-        )
-    if config.holdout is not None:
-        dataset = data.hold_out(dataset, config.holdout, config.fold)
-    count = count_images(len(dataset.train_images), config.limit_train)
-    steps = steps_per_epoch(count, config.batch_size)
-    tx, schedules = make_optimizer(config, config.epochs * steps)
-    return Plan(dataset, count, steps, tx, schedules)
-
-
-def to_devices(
-    dataset: data.Dataset,
-    limit_train: int | None,
-    devices: Devices = ONE,
-) -> tuple[Images, Images]:
-    """Puts training and test images on each of the devices.
-
-    Args:
-        dataset: the arrays.
-        limit_train: take only this many training images, the first ones.
-        devices: those that train.
-
-    Raises:
-        ConfigError: there are not so many.
-    """
-    count = count_images(len(dataset.train_images), limit_train)
-    mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
-    pixels, labels = dataset.train_images[:count], dataset.train_labels[:count]
-    train_images = Images(pixels, labels, mean, std)
-    test_images = Images(dataset.test_images, dataset.test_labels, mean, std)
-    return devices.replicate((train_images, test_images))
-
-
-def count_images(available: int, limit_train: int | None) -> int:
-    """How many of the available images are trained on.
-
-    Raises:
-        ConfigError: the limit asks for more.
-    """
-    if limit_train is not None and limit_train > available:
-        raise ConfigError(
-            f"limit_train is {limit_train}, but there are {available} training images"
-        )
-    return limit_train or available
-
-
-def count_parameters(params: Any) -> int:
-    """How many numbers the optimiser trains."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def digest_of_images(dataset: data.Dataset) -> str:
-    """The SHA-256 of all images and labels."""
-    digest = hashlib.sha256()
-    for array in dataset[:4]:
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def new_run(job: Job, out: str | os.PathLike | None, overwrite: bool) -> Iterator[Begun]:
-    """Makes the folder of a run that starts at its first step.
-
-    Args:
-        job: what is run.
-        out: the folder; None: the next free default one.
-        overwrite: whether a run that is there is replaced.
-
-    Yields:
-        The run; its folder is this process's until the context ends.
-
-    Raises:
-        ConfigError: `out` is taken.
-        OSError: the folder cannot be made.
-    """
-    with run_folder.new_folder(job.config, out, overwrite) as (wished, path):
-        run_folder.write(path / run_folder.CONFIG, job.config.to_json())
-        run_folder.write_rows(path / run_folder.METRICS, [])
-        yield Begun(path, wished, _first_position(job), [])
-
-
-@contextlib.contextmanager
-def continued_run(job: Job, path: Path) -> Iterator[Begun]:
-    """Finds where the run in a folder stopped, or begins one where there is none.
-
-    Args:
-        job: what is run; it must go on with what is there.
-        path: the run's folder; made if it is missing.
-
-    Yields:
-        The run, at its newest checkpoint that is whole, or at its first step if it was stopped
-        before it made one.
-
-    Raises:
-        ConfigError: the run is another one, or another process is at it.
-        CheckpointError: there are checkpoints, and none is whole.
-    """
-    folder = path / run_folder.CHECKPOINTS
-    with run_folder.claimed(path) as begins:
-        if checkpoint.steps(folder):
-            found, skipped = checkpoint.newest_whole(folder, lambda notes: _accept(job, notes))
-            checkpoint.clean(folder, int(found.state.step))
-            position = _from_checkpoint(found, job.total_steps)
-            if position.summary is None:
-                run_folder.remove_derived(path)
-            remarks = [*skipped, *_changes(found.notes["environment"], job.environment)]
-        else:
-            _check_not_begun(job.config, path)
-            checkpoint.clean(folder, 0)
-            position, remarks = _first_position(job), begins
-        _write_files(path, job.config, position)
-        yield Begun(path, path, position, remarks)
-
-
-@contextlib.contextmanager
-def begun_by_first(job: Job, run: contextlib.AbstractContextManager[Begun]) -> Iterator[Begun]:
-    """Begins a run in the first process; the others take over what it found.
-
-    Args:
-        job: what is run.
-        run: `new_run` or `continued_run`, not yet entered.
-
-    Raises:
-        ConfigError: the processes have different configs or images, or one does not see the run.
-        HostError: the first process could not begin.
-        Exception: what `run` raises.
-    """
-    if jax.process_count() == 1:
-        with run as begun:
-            yield begun
-        return
-    distributed.check_same(job.config.to_json() + job.images_digest)
-    with contextlib.ExitStack() as stack:
-        begun = None
-
-        def begin() -> bytes:
-            nonlocal begun
-            begun = stack.enter_context(run)
-            return _to_bytes(begun)
-
-        content = distributed.from_first(begin)
-        begun = begun or _from_bytes(job, content)
-        if not begun.path.is_dir():
-            raise ConfigError(
-                f"{begun.path} is not there for process {jax.process_index()}; processes that "
-                "train together need one file system"
-            )
-        yield begun
-
-
-def _to_bytes(begun: Begun) -> bytes:
-    """A run that has begun, for another process."""
-    position = begun.position
-    state = position.state.replace(key=jax.random.key_data(position.state.key))
-    notes = {
-        "paths": [str(begun.path.absolute()), str(begun.wished)],
-        "position": [position.seconds, position.rows, position.summary],
-        "remarks": begun.remarks,
-    }
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves((state, position.metrics))]
-    file = io.BytesIO()
-    np.savez(file, np.frombuffer(json.dumps(notes).encode(), np.uint8), *arrays)
-    return file.getvalue()
-
-
-def _from_bytes(job: Job, content: bytes) -> Begun:
-    with np.load(io.BytesIO(content)) as file:
-        notes, *arrays = (file[name] for name in file.files)
-    said = json.loads(notes.tobytes())
-    state_shapes = shapes(job.config, job.model, job.tx)
-    tree = jax.tree.structure((state_shapes, Metrics.zero()))
-    state, metrics = jax.tree.unflatten(tree, arrays)
-    state = state.replace(key=wrap_key(state.key))
-    path, wished = map(Path, said["paths"])
-    return Begun(path, wished, Position(state, metrics, *said["position"]), said["remarks"])
-
-
-def to_checkpoint(job: Job, position: Position) -> Checkpoint:
-    """What is kept of a position on disk."""
-    notes = {
-        "config": json.loads(job.config.to_json()),
-        "environment": job.environment,
-        "images": job.images_digest,
-        "seconds": position.seconds,
-        "rows": position.rows,
-        "summary": position.summary,
-    }
-    return Checkpoint(position.state, position.metrics, notes)
-
-
-def finished(job: Job, position: Position, compile_seconds: float) -> Position:
-    """The last position of a run, with its summary."""
+    assert snapshot.summary is not None
+    finished = {config.seed: snapshot}
     summary = make_summary(
-        job.config,
-        count_parameters(position.state.params),
-        position.rows,
-        len(job.test_images.pixels),
-        compile_seconds,
-        job.environment,
+        config,
+        [config.seed],
+        snapshot.step,
+        {config.seed: snapshot.summary},
+        {},
+        facts_of(snapshot.summary),
     )
-    return position._replace(summary={**summary, "normalisation": list(job.normalisation)})
-
-
-def finished_run(job: Job, position: Position, path: Path) -> Run:
-    """A run whose last position this is; its state on the device."""
-    assert position.summary is not None
-    state = jax.device_put(position.state)
-    return Run(job.config, state, position.rows, position.summary, path)
-
-
-def begun_config(path: Path) -> TrainConfig | SeedsConfig:
-    """What a run was begun with: by its newest checkpoint, or by config.json if it has none.
-
-    Args:
-        path: the run folder.
-
-    Raises:
-        ConfigError: neither is there, or it is of another format.
-        OSError: it cannot be read.
-    """
-    notes = checkpoint.newest_notes(path / run_folder.CHECKPOINTS)
-    return run_folder.read_config(path) if notes is None else _config_of(notes)
+    return Run(config, finished, {}, summary, path, seed)
 
 
 @fixed_flags()
 def load_run(path: str | os.PathLike) -> Run:
-    """Reads a finished run back from its folder; nothing in the folder is executed.
+    """Read a finished run from its folder; nothing in the folder is executed.
 
     Args:
-        path: the run folder.
+        path: the run's folder, of format 1 or 2.
 
     Returns:
-        What `train` returned.
+        The result of `train`.
 
     Raises:
         ConfigError: the folder is not that of a finished run.
-        CheckpointError: its last checkpoint is not whole.
+        CheckpointError: the last checkpoint of a seed is not whole.
         OSError: a file of the run cannot be read.
     """
     path = Path(path)
     check_platform()
-    run_folder.check_own(path)
-    config = run_folder.read_config_of_run(path)
-    folder = path / run_folder.CHECKPOINTS
-    found, skipped = checkpoint.newest_whole(folder, _template)
+    run_folder.check_links(path)
+    config, seeds, _ = run_folder.read_config(path)
+    failures: dict[int, str] = {}
+    # Only summary.json has them, and a run of one seed that failed has none.
+    if len(seeds) > 1:
+        recorded = run_folder.read_summary(path)["failures"]
+        failures = {int(seed): reason for seed, reason in recorded.items()}
+    snapshots = {
+        seed: _load_finished(path, dataclasses.replace(config, seed=seed))
+        for seed in seeds
+        if seed not in failures
+    }
+    return make_run(config, seeds, snapshots, failures, path)
+
+
+def make_run(
+    config: TrainConfig,
+    seeds: Sequence[int],
+    snapshots: dict[int, Snapshot],
+    failures: dict[int, str],
+    path: Path,
+    facts: dict[str, Any] | None = None,
+) -> Run:
+    """Return a run that has ended.
+
+    Args:
+        config: of the first seed.
+        seeds: all of them.
+        snapshots: the last one of each finished seed.
+        failures: the reasons of the others.
+        path: the run's folder.
+        facts: of the run, if no seed is finished.
+    """
+    summaries = {
+        seed: snapshot.summary
+        for seed, snapshot in snapshots.items()
+        if snapshot.summary is not None
+    }
+    for summary in summaries.values():
+        facts = facts_of(summary)
+    steps = next((each.step for each in snapshots.values()), 0)
+    summary = make_summary(config, seeds, steps, summaries, failures, facts or {})
+    return Run(config, snapshots, failures, summary, path)
+
+
+def _load_finished(path: Path, config: TrainConfig) -> Snapshot:
+    """Read the last snapshot of a seed, its state on the device."""
+    folder = _find_checkpoints(path, config.seed)
+    found, skipped = checkpoint.newest_whole(folder, template_of)
     if skipped:
         raise CheckpointError(f"{skipped[0]}; --resume trains the end of the run again")
-    if _config_of(found.notes) != config:
+    if config_of(found.metadata) != config:
         raise CheckpointError(f"{path / run_folder.CONFIG} is not the config of {folder}")
-    summary = found.notes["summary"]
-    if summary is None:
+    if found.metadata["summary"] is None:
         raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
-    return Run(config, jax.device_put(found.state), found.notes["rows"], summary, path)
+    return _to_snapshot(found)
 
 
-def _first_position(job: Job) -> Position:
-    with_ema = job.config.ema_decay > 0
-    state = initial_state(job.model, job.tx, job.config.seed, with_ema)
-    return Position(state, Metrics.zero(), 0.0, [])
+def _find_checkpoints(path: Path, seed: int) -> Path:
+    """Return the folder of a seed's checkpoints, in format 2 or where format 1 had it."""
+    folder = run_folder.checkpoint_folder(path, seed)
+    format_1 = (path / f"seed{seed}" / run_folder.CHECKPOINTS, path / run_folder.CHECKPOINTS)
+    return next((each for each in (folder, format_1[0]) if each.is_dir()), format_1[1])
 
 
-def _from_checkpoint(found: Checkpoint, total_steps: int) -> Position:
-    before = found.notes["summary"]
-    if before is not None and IMPORTED in before and int(found.state.step) != total_steps:
-        raise ConfigError(
-            f"the network comes from {before[IMPORTED]}; it cannot go on with an optimiser that "
-            "nobody has kept"
-        )
-    state, metrics = jax.device_put((found.state, found.metrics))
-    # A finished run may go on with more epochs; then it is finished no longer.
-    summary = found.notes["summary"] if int(state.step) == total_steps else None
-    return Position(state, metrics, found.notes["seconds"], found.notes["rows"], summary)
+def begun_config(path: Path) -> RunConfig | None:
+    """Return what the run in a folder was begun with; None: there is no run.
 
-
-def check_continues(config: TrainConfig, path: Path) -> None:
-    """Accepts a folder whose run, if it has one, was begun with this config.
+    Where config.json is missing or damaged, the checkpoints have it.
 
     Raises:
-        ConfigError: it has another run, or something else.
-        CheckpointError: it has a finished run without its checkpoints.
+        ConfigError: it is damaged, and there is no checkpoint; or it is of another format.
+        OSError: it cannot be read.
     """
-    notes = checkpoint.newest_notes(path / run_folder.CHECKPOINTS)
-    if notes is not None:
-        config.check_continues(_config_of(notes))
-    elif path.is_dir() and not checkpoint.steps(path / run_folder.CHECKPOINTS):
-        _check_not_begun(config, path)
+    with contextlib.suppress(ConfigError):
+        return run_folder.read_config(path)
+    seeds = run_folder.seeds_with_checkpoints(path)
+    for seed in seeds:
+        metadata = checkpoint.newest_metadata(run_folder.checkpoint_folder(path, seed))
+        if metadata is not None:
+            config = dataclasses.replace(config_of(metadata), seed=seeds[0])
+            return RunConfig(config, tuple(seeds), FORMAT)
+    return run_folder.read_config(path) if run_folder.has_config(path) else None
 
 
-def _check_not_begun(config: TrainConfig, path: Path) -> None:
-    """Accepts a run that was stopped before its first checkpoint."""
-    if run_folder.seed_folders(path):
-        raise ConfigError(f"{path} has the runs of several seeds; pass their --seeds")
-    run_folder.check_is_run(path)
-    if (path / run_folder.SUMMARY).exists():
-        raise CheckpointError(f"the run in {path} is finished, but its checkpoints are gone")
-    if run_folder.has_config(path):
-        config.check_continues(run_folder.read_config_of_run(path))
+def first_snapshot(setup: Setup, seed: int) -> Snapshot:
+    """Return where a seed begins."""
+    state = initial_state(setup.model, setup.tx, seed, setup.config.ema_decay > 0)
+    return Snapshot(state, Metrics.zero(), 0.0, [])
 
 
-def _accept(job: Job, notes: dict[str, Any]) -> TrainState:
-    """The shapes of the state in a checkpoint, if the job goes on with its run."""
-    job.config.check_continues(_config_of(notes))
-    if notes["images"] != job.images_digest:
-        raise ConfigError(
-            "the run was begun with other images; pass the --data-dir or --idx-dir it had"
-        )
-    return shapes(job.config, job.model, job.tx)
+def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[str]]:
+    """Return where a seed stands, and warnings about its checkpoints.
 
+    Args:
+        setup: of the run.
+        path: the run's folder.
+        seed: the seed; without a checkpoint it is at its first step.
 
-def _template(notes: dict[str, Any]) -> TrainState:
-    """The shapes of the state in a checkpoint, whosever run it is of."""
-    config = _config_of(notes)
-    # Only a schedule's values depend on the number of steps: any that it accepts will do.
-    tx, _ = make_optimizer(config, total_steps=4)
-    return shapes(config, create_model(config.variant, config.dropout), tx)
+    Raises:
+        ConfigError: the checkpoints are of another config, or of other images.
+        CheckpointError: there are checkpoints, and none is whole.
+    """
+    folder = run_folder.checkpoint_folder(path, seed)
+    if not checkpoint.steps(folder):
+        return first_snapshot(setup, seed), []
+    config = dataclasses.replace(setup.config, seed=seed)
 
+    def accept(metadata: dict[str, Any]) -> TrainState:
+        config.check_continues(config_of(metadata))
+        if metadata["images"] != setup.images_digest:
+            raise ConfigError(
+                "the run was begun with other images; pass the --data-dir or --idx-dir it had"
+            )
+        return state_shapes(setup.config, setup.model, setup.tx)
 
-def shapes(config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
-    """A run's state without its numbers."""
-    with_ema = config.ema_decay > 0
-    return jax.eval_shape(lambda: create_state(model, tx, config.seed, with_ema))
-
-
-def _config_of(notes: dict[str, Any]) -> TrainConfig:
-    if not isinstance(notes, dict) or set(notes) != _NOTES:
-        raise ConfigError(f"a checkpoint has notes on {list(notes)}; expected {sorted(_NOTES)}")
-    return TrainConfig.from_json(json.dumps(notes["config"]))
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is another machine or program than before: there, the last bits may differ."""
-    return [
-        f"{name} was {before.get(name)} and is {value}: the result may differ in rounding"
-        for name, value in now.items()
-        if before.get(name) != value
+    found, warnings = checkpoint.newest_whole(folder, accept)
+    snapshot = _to_snapshot(found)
+    if snapshot.step != setup.total_steps:
+        before = snapshot.summary or {}
+        if IMPORTED in before:
+            raise ConfigError(
+                f"the network comes from {before[IMPORTED]}; it cannot go on with an optimiser "
+                "that nobody has kept"
+            )
+        # A finished run that goes on with more epochs is no longer finished.
+        snapshot = snapshot._replace(summary=None)
+    before, now = found.metadata["environment"], setup.facts
+    warnings += [
+        f"{name} was {before.get(name)} and is {now[name]}: the result may differ in rounding"
+        for name in _ENVIRONMENT
+        if before.get(name) != now[name]
     ]
+    return snapshot, warnings
 
 
-def _write_files(path: Path, config: TrainConfig, position: Position) -> None:
-    """Makes the files for people say what the checkpoint says."""
-    run_folder.write(path / run_folder.CONFIG, config.to_json())
-    run_folder.write_rows(path / run_folder.METRICS, position.rows)
-    if position.summary is None:
-        (path / run_folder.SUMMARY).unlink(missing_ok=True)
-    else:
-        run_folder.write_summary(path / run_folder.SUMMARY, position.summary)
+def finish(setup: Setup, snapshot: Snapshot, compile_seconds: float) -> Snapshot:
+    """Return the last snapshot of a seed, with its part of the summary."""
+    return snapshot._replace(summary=summarize_seed(snapshot.rows, compile_seconds, setup.facts))
+
+
+def to_checkpoint(setup: Setup, seed: int, snapshot: Snapshot) -> Checkpoint:
+    """Return what is kept of a snapshot on disk."""
+    config = dataclasses.replace(setup.config, seed=seed)
+    metadata = {
+        "config": json.loads(config.to_json()),
+        "environment": {name: setup.facts[name] for name in _ENVIRONMENT},
+        "images": setup.images_digest,
+        "seconds": snapshot.seconds,
+        "rows": snapshot.rows,
+        "summary": snapshot.summary,
+    }
+    return Checkpoint(snapshot.state, snapshot.metrics, metadata)
+
+
+def _to_snapshot(found: Checkpoint) -> Snapshot:
+    # As the first state is, so that no program is compiled twice.
+    state, metrics = jax.device_put((found.state, found.metrics))
+    kept = found.metadata
+    return Snapshot(state, metrics, kept["seconds"], kept["rows"], kept["summary"])
+
+
+def template_of(metadata: dict[str, Any]) -> TrainState:
+    """Return the shapes of the state in a checkpoint of any run."""
+    config = config_of(metadata)
+    # Only the values of a schedule depend on the number of steps: any that it accepts will do.
+    tx, _ = make_optimizer(config, total_steps=10**6)
+    return state_shapes(config, create_model(config.variant, config.dropout), tx)
+
+
+def config_of(metadata: Any) -> TrainConfig:
+    """Return the config of the seed that a checkpoint is of.
+
+    Raises:
+        ConfigError: the metadata is not a run's.
+    """
+    if not isinstance(metadata, dict) or set(metadata) != _METADATA:
+        raise ConfigError(
+            f"a checkpoint has metadata on {list(metadata)}; expected {sorted(_METADATA)}"
+        )
+    return TrainConfig.from_json(json.dumps(metadata["config"]))

@@ -1,4 +1,4 @@
-"""The files of a run: its folder, config.json, metrics.jsonl and summary.json."""
+"""The folder of a run: its name, its lock, and config.json, metrics.jsonl and summary.json."""
 
 import contextlib
 import fcntl
@@ -9,16 +9,16 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxmnist.config import (
     ConfigError,
-    SeedsConfig,
     TrainConfig,
     check_format,
-    parse_config,
+    check_seeds,
+    json_object,
 )
-from jaxmnist.runs.summary import Row
+from jaxmnist.runs.summary import ROW_METRICS, Row
 
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = (
     "config.json",
@@ -34,7 +34,7 @@ DERIVED_FOLDERS = (EVALUATION, EXPORT, PROFILE, TENSORBOARD) = (
     "tensorboard",
 )
 CURVES = "curves.png"
-# What `write` leaves if it is killed.
+# Left behind by a `write` that is killed.
 _SCRATCH = tuple(f".{name}.new" for name in (CONFIG, METRICS, SUMMARY))
 # Files that an operating system, a file system or a notebook puts into any folder.
 _SYSTEM_FILES = re.compile(
@@ -42,53 +42,60 @@ _SYSTEM_FILES = re.compile(
     r"|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.Trash.*|\.Spotlight-V100|\.fseventsd|lost\+found"
     r"|@eaDir|\.ipynb_checkpoints"
 )
-# A config has less than a thousand; nobody's file makes us read more than this.
+_SEED_FOLDER = re.compile(r"seed(0|[1-9][0-9]*)")
+# Bounds for files that are read whole: a config has 11 kB with a thousand seeds, ...
 MAX_CONFIG_BYTES = 1 << 20
-# A thousand seeds of a thousand epochs have fewer.
+# ... and a thousand seeds of a thousand epochs have fewer rows.
 MAX_ROWS_BYTES = 1 << 29
 
-# Of a row.
-_FIGURES_OF_ROW = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+class RunConfig(NamedTuple):
+    """The content of config.json."""
+
+    config: TrainConfig  # of the first seed
+    seeds: tuple[int, ...]
+    format: int
 
 
 @contextlib.contextmanager
 def new_folder(
-    config: TrainConfig | SeedsConfig, out: str | os.PathLike | None, overwrite: bool
+    config: TrainConfig, seeds: Sequence[int], out: str | os.PathLike | None, overwrite: bool
 ) -> Iterator[tuple[Path, Path]]:
-    """Makes a run folder and holds it; no two processes can make the same default one.
+    """Make the folder of a run and lock it; no two processes can make the same default one.
 
     Args:
         config: names the default folder.
-        out: the folder wished for; None: the default.
-        overwrite: whether a run that is there is removed.
+        seeds: name it too.
+        out: the requested folder; None: the default.
+        overwrite: whether a run in `out` is removed.
 
     Yields:
-        The folder wished for, and the one made.
+        The requested folder, and the one made.
 
     Raises:
-        ConfigError: `out` holds something already, or another process holds it.
+        ConfigError: `out` holds something already, or another process trains into it.
         OSError: it cannot be made.
     """
     if out is None:
-        wished = Path("runs") / default_name(config)
-        path = _next_free(wished)
+        requested = Path("runs") / default_name(config, seeds)
+        path = _next_free(requested)
     else:
-        wished = path = Path(out)
+        requested = path = Path(out)
         check_free(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         check_free(path, overwrite)
         clear(path)
-        yield wished, path
+        write_config(path, config, seeds)
+        write_rows(path, [])
+        yield requested, path
 
 
 def clear(path: Path) -> None:
-    """Removes a run; whenever this is interrupted, what is left is a run or nothing."""
-    for folder in seed_folders(path):
-        clear(folder)
-        shutil.rmtree(folder)  # with what the system put there
+    """Remove a run; an interruption leaves a run or nothing."""
     remove_derived(path)
-    for name in (TENSORBOARD, PROFILE, CHECKPOINTS):
+    format_1 = [folder.name for folder in path.iterdir() if _SEED_FOLDER.fullmatch(folder.name)]
+    for name in (*format_1, TENSORBOARD, PROFILE, CHECKPOINTS):
         if (path / name).exists():
             shutil.rmtree(path / name)
     for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):  # the config last
@@ -96,7 +103,7 @@ def clear(path: Path) -> None:
 
 
 def remove_derived(path: Path) -> None:
-    """Removes what was made of the network that a run had come to.
+    """Remove what was made of a network that training changes.
 
     Raises:
         OSError: it cannot be removed.
@@ -107,20 +114,9 @@ def remove_derived(path: Path) -> None:
     (path / CURVES).unlink(missing_ok=True)
 
 
-def begin_seeds(path: Path, config: SeedsConfig, kept: dict[str, Any] | None = None) -> None:
-    """Writes config.json of the runs of several seeds, and removes a summary that is not kept.
-
-    Raises:
-        OSError: the disk does not take it.
-    """
-    write(path / CONFIG, config.to_json())
-    if kept is None:
-        (path / SUMMARY).unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a folder for this process alone; the lock ends with the process, however that ends.
+    """Lock a folder for this process; the lock ends with the process, however that ends.
 
     On a network file system (NFS) other hosts do not see the lock.
 
@@ -140,27 +136,13 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[list[str]]:
-    """Hold the folder of a run that goes on, or begins if there is none.
-
-    Args:
-        path: the folder; made if it is missing.
-
-    Yields:
-        A remark, if the folder has no run yet.
-
-    Raises:
-        ConfigError: another process holds the folder.
-        OSError: the folder cannot be made.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path):
-        yield [f"there is no run in {path} yet: this begins one"] if not _entries(path) else []
+def is_empty(path: Path) -> bool:
+    """Return whether a folder holds nothing of anybody's."""
+    return not _entries(path)
 
 
-def check_own(path: Path) -> None:
-    """Accepts a folder that is there and in which no link leads elsewhere.
+def check_links(path: Path) -> None:
+    """Check that a folder exists and that no link in it leads elsewhere.
 
     Raises:
         ConfigError: it is not there, or something in it is a link.
@@ -168,11 +150,23 @@ def check_own(path: Path) -> None:
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise ConfigError(f"{path} {what}; expected the folder of a run")
-    # Unlike rglob, this does not mind what vanishes meanwhile.
+    # Unlike rglob, this does not fail where something vanishes meanwhile.
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             if (entry := Path(folder, name)).is_symlink():
                 raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
+
+
+def checkpoint_folder(path: Path, seed: int) -> Path:
+    """Return the folder of a seed's checkpoints."""
+    return path / CHECKPOINTS / f"seed{seed}"
+
+
+def seeds_with_checkpoints(path: Path) -> list[int]:
+    """Return the seeds that have begun, in order."""
+    folders = (path / CHECKPOINTS).glob("seed*")
+    names = [folder.name for folder in folders if _SEED_FOLDER.fullmatch(folder.name)]
+    return sorted(int(name.removeprefix("seed")) for name in names)
 
 
 def has_config(path: Path) -> bool:
@@ -184,8 +178,8 @@ def has_config(path: Path) -> bool:
         return bool(opened.read(MAX_CONFIG_BYTES).strip(b"\0"))
 
 
-def read_config(path: Path) -> TrainConfig | SeedsConfig:
-    """Reads config.json of the folder of a run, or of the runs of several seeds.
+def read_config(path: Path) -> RunConfig:
+    """Read config.json of a run.
 
     Raises:
         ConfigError: it is missing or damaged.
@@ -194,54 +188,54 @@ def read_config(path: Path) -> TrainConfig | SeedsConfig:
     file = path / CONFIG
     if not file.is_file():
         raise ConfigError(f"{path} has no {CONFIG}; expected the folder of a run")
-    _check_small(file, "config")
+    _check_size(file, "config")
     try:
         return parse_config(file.read_text())
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def read_config_of_run(path: Path) -> TrainConfig:
-    """Reads config.json of the folder of one seed's run.
+def parse_config(text: str) -> RunConfig:
+    """Return the content of a config.json; in format 1 that of one seed has no list of seeds.
 
     Raises:
-        ConfigError: as `read_config`, or it is of the runs of several seeds.
-        OSError: it cannot be read.
+        ConfigError: it is damaged.
     """
-    config = read_config(path)
-    if isinstance(config, SeedsConfig):
-        seed = config.seeds[0]
-        raise ConfigError(
-            f"{path} has the runs of {len(config.seeds)} seeds; expected one of them, such as "
-            f"{seed_folder(path, seed)}"
-        )
-    return config
+    values = json_object(text)
+    seeds = values.pop("seeds", None)
+    config = TrainConfig.from_json(json.dumps(values))
+    if values["format"] == 1 and seeds is None:
+        seeds = [config.seed]
+    if not isinstance(seeds, list):
+        raise ConfigError(f"config has the seeds {seeds!r}; expected a list")
+    return RunConfig(config, check_seeds(seeds), values["format"])
 
 
-def read_config_of_seeds(path: Path) -> SeedsConfig:
-    """Reads config.json of the folder of the runs of several seeds.
+def format_config(config: TrainConfig, seeds: Sequence[int]) -> str:
+    """Return the content of config.json."""
+    return json.dumps({**json.loads(config.to_json()), "seeds": list(seeds)}, indent=2) + "\n"
+
+
+def write_config(path: Path, config: TrainConfig, seeds: Sequence[int]) -> None:
+    """Write config.json of a run.
 
     Raises:
-        ConfigError: as `read_config`, or it is of one run alone.
-        OSError: it cannot be read.
+        OSError: the disk does not take it.
     """
-    config = read_config(path)
-    if isinstance(config, TrainConfig):
-        raise ConfigError(f"{path} has one run; expected the runs of --seeds")
-    return config
+    write(path / CONFIG, format_config(config, seeds))
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Reads summary.json of the folder of the runs of several seeds.
+    """Read summary.json of a run.
 
     Raises:
-        ConfigError: they have not come to an end, or it is damaged.
+        ConfigError: the run is not finished, or the file is damaged.
         OSError: it cannot be read.
     """
     file = path / SUMMARY
     if not file.is_file():
-        raise ConfigError(f"the runs in {path} are not finished; --resume goes on with them")
-    _check_small(file, "summary")
+        raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
+    _check_size(file, "summary")
     try:
         summary = json.loads(file.read_text())
         check_format(str(file), summary["format"])
@@ -251,31 +245,19 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is damaged: {error}; --resume writes it anew") from error
 
 
-def _check_small(file: Path, what: str, most: int = MAX_CONFIG_BYTES) -> None:
-    """Bounds what is read whole."""
+def _check_size(file: Path, what: str, most: int = MAX_CONFIG_BYTES) -> None:
     size = file.stat().st_size
     if size > most:
         raise ConfigError(f"{file} has {size} bytes; expected a {what}")
 
 
-def seed_folder(path: Path, seed: int) -> Path:
-    """The run of one of several seeds."""
-    return path / f"seed{seed}"
-
-
-def seed_folders(path: Path) -> list[Path]:
-    """The runs of several seeds in a folder, as far as they have begun."""
-    names = re.compile(r"seed(0|[1-9][0-9]*)")
-    return sorted(entry for entry in path.iterdir() if names.fullmatch(entry.name))
-
-
 def check_free(path: Path, overwrite: bool) -> None:
-    """Accepts a folder for a run: one that is empty or not there, or a run to be overwritten.
+    """Check that a folder can take a run: it is empty or missing, or holds a run to overwrite.
 
     Raises:
         ConfigError: it holds something that is not to be removed.
     """
-    if not path.is_dir() or not _entries(path):
+    if not path.is_dir() or is_empty(path):
         return
     if not overwrite:
         raise ConfigError(
@@ -287,7 +269,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def check_is_run(path: Path) -> None:
-    """Accepts a folder that holds a run, or those of several seeds, or nothing at all.
+    """Check that a folder holds a run or nothing.
 
     Raises:
         ConfigError: it holds something else, or a link, which may lead to another run.
@@ -299,14 +281,12 @@ def check_is_run(path: Path) -> None:
                 f"{path / name} is a link, and the files of a run are in its folder; remove the "
                 "link, or pass another --out"
             )
-    seeds = [folder for folder in seed_folders(path) if folder.is_dir()]
-    for folder in seeds:
-        check_is_run(folder)
     ours = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, CURVES, *DERIVED_FOLDERS}
-    foreign = found - ours - {folder.name for folder in seeds}
-    if foreign or (found and CONFIG not in found):
+    # The seeds of format 1.
+    ours |= {name for name in found if _SEED_FOLDER.fullmatch(name) and (path / name).is_dir()}
+    if found - ours or (found and CONFIG not in found):
         raise ConfigError(
-            f"{path} holds {', '.join(sorted(foreign or found))}, which is not of a run; "
+            f"{path} holds {', '.join(sorted((found - ours) or found))}, which is not of a run; "
             "pass the --out of a run, or one that is not there yet"
         )
 
@@ -317,27 +297,25 @@ def _entries(path: Path) -> set[str]:
     return {name for name in names if not _SYSTEM_FILES.fullmatch(name)}
 
 
-def default_name(config: TrainConfig | SeedsConfig) -> str:
-    """The name of a run's folder: what is not the default is part of it."""
-    number = []
-    if isinstance(config, SeedsConfig):
-        config, number = config.config, [f"{len(config.seeds)}seeds"]
+def default_name(config: TrainConfig, seeds: Sequence[int]) -> str:
+    """Return the name of a run's folder, with everything that is not the default."""
     parts = [config.variant]
-    if config.recipe != "notebook":
+    if config.recipe != TrainConfig.recipe:
         parts.append(config.recipe.replace("/", "-"))
-    if config.dataset != "mnist":
+    if config.dataset != TrainConfig.dataset:
         parts.append(config.dataset)
     if config.holdout is not None:
         parts.append(f"holdout{config.holdout}-fold{config.fold}")
-    parts += number
-    return "-".join([*parts, f"seed{config.seed}"])
+    if len(seeds) > 1:
+        parts.append(f"{len(seeds)}seeds")
+    return "-".join([*parts, f"seed{seeds[0]}"])
 
 
-def _next_free(wished: Path) -> Path:
-    """Makes the first of `wished`, `wished`-2, `wished`-3, ... that is not there yet."""
-    wished.parent.mkdir(exist_ok=True)
-    others = (wished.with_name(f"{wished.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([wished], others) if _made(path))
+def _next_free(requested: Path) -> Path:
+    """Make the first of `requested`, `requested`-2, `requested`-3, ... that does not exist."""
+    requested.parent.mkdir(exist_ok=True)
+    others = (requested.with_name(f"{requested.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([requested], others) if _made(path))
 
 
 def _made(path: Path) -> bool:
@@ -349,9 +327,7 @@ def _made(path: Path) -> bool:
 
 
 def write(path: Path, content: str) -> None:
-    """Writes a file so that under its name there is the whole of it or nothing.
-
-    A file that has this content already is left untouched.
+    """Write a file atomically; a file that has this content already is left untouched.
 
     Raises:
         OSError: the disk does not take it.
@@ -374,54 +350,67 @@ def _has(path: Path, content: bytes) -> bool:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes metrics.jsonl anew."""
-    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    """Write metrics.jsonl of a run anew."""
+    write(path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Reads a metrics.jsonl, of a run in training, too.
+def append_row(path: Path, row: Row) -> None:
+    """Add a row to metrics.jsonl of a run; after an error the file is as it was.
+
+    A missing file is an error: the run's folder was removed, although a checkpoint may have made
+    it again.
 
     Raises:
-        ConfigError: it is not there, or it is no such file.
-        OSError: it cannot be read.
+        OSError: the file does not exist or the disk is full; the error names the file.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; expected the folder of a run")
-    _check_small(path, "metrics", MAX_ROWS_BYTES)
-    try:
-        # A last line without its end is still being written.
-        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        if all({"epoch", "seed", *_FIGURES_OF_ROW} <= row.keys() for row in rows):
-            return rows
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    raise ConfigError(f"{path} is damaged; --resume writes it anew")
+    append(path / METRICS, json.dumps(row))
 
 
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Writes summary.json."""
-    write(path, json.dumps(summary, indent=2) + "\n")
-
-
-def append(path: Path, line: str) -> None:
+def append(file: Path, line: str) -> None:
     """Add a line to an existing file; after an error the file is as it was.
-
-    A missing file is an error: its folder was removed, although Orbax may have made it again
-    for a checkpoint.
 
     Raises:
         OSError: the file does not exist or the disk is full; the error names the file.
     """
     size = None
     try:
-        size = path.stat().st_size
-        with path.open("r+b") as file:
-            file.seek(max(size - 1, 0))
+        size = file.stat().st_size
+        with file.open("r+b") as opened:
+            opened.seek(max(size - 1, 0))
             # A process that was killed may have left a line without its end.
-            newline = b"" if file.read(1) in (b"", b"\n") else b"\n"
-            file.write(newline + line.encode() + b"\n")
+            newline = b"" if opened.read(1) in (b"", b"\n") else b"\n"
+            opened.write(newline + line.encode() + b"\n")
     except OSError as error:
         if size is not None:
             with contextlib.suppress(OSError):
-                os.truncate(path, size)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+                os.truncate(file, size)
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read metrics.jsonl of a run, which may be training.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+        OSError: it cannot be read.
+    """
+    file = path / METRICS
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist; expected the folder of a run")
+    _check_size(file, "metrics", MAX_ROWS_BYTES)
+    try:
+        # A last line without its end is still being written.
+        rows = [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+        if all({"epoch", "seed", *ROW_METRICS} <= row.keys() for row in rows):
+            return rows
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise ConfigError(f"{file} is damaged; --resume writes it anew")
+
+
+def write_summary(path: Path, summary: dict[str, Any] | None) -> None:
+    """Write summary.json of a run; None: the run is not finished, and has none."""
+    if summary is None:
+        (path / SUMMARY).unlink(missing_ok=True)
+    else:
+        write(path / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -11,30 +11,38 @@ from typing import Any
 
 import jax
 
-from jaxmnist.config import (
-    FORMAT,
-    SeedsConfig,
-    TrainConfig,
-)
+from jaxmnist.config import FORMAT, TrainConfig
 from jaxmnist.metrics import Metrics
 from jaxmnist.optim import Schedules
 from jaxmnist.parallel.limits import cores
 
-_PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
+Row = dict[str, Any]
+ROW_METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 # Of a summary: lists with an entry for each seed.
-_FIGURES = (
+SEED_METRICS = (
     "final_test_accuracy",
     "best_test_accuracy",
     "final_test_loss",
     "final_train_accuracy",
 )
-
-Row = dict[str, Any]
+# In the summary of a network that was trained elsewhere: the file it comes from.
+IMPORTED = "imported_from"
+_FACTS = (
+    "parameters",
+    "test_count",
+    "cores",
+    "seed_mapping",
+    "device",
+    "versions",
+    "git_commit",
+    "normalisation",
+    IMPORTED,
+)
+_PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def make_row(
-    config: TrainConfig,
+    seed: int,
     schedules: Schedules,
     epoch: int,
     step: int,
@@ -42,11 +50,11 @@ def make_row(
     tested: Metrics,
     train_seconds: float,
 ) -> Row:
-    """What metrics.jsonl says of one epoch; learning rate and momentum are the last step's."""
+    """Return the row of an epoch; learning rate and momentum are those of the last step."""
     return {
         "epoch": epoch,
         "step": step,
-        "seed": config.seed,
+        "seed": seed,
         "train_loss": _finite(trained.loss),
         "train_accuracy": trained.accuracy,
         "test_loss": _finite(tested.loss),
@@ -59,114 +67,109 @@ def make_row(
 
 
 def row_of_test(config: TrainConfig, step: int, tested: Metrics) -> Row:
-    """The row of a network whose training is not known: only what it came to is."""
+    """Return the row of a network whose training is not known."""
+    unknown = ("train_loss", "train_accuracy", "learning_rate", "momentum", "train_seconds")
     return {
         "epoch": config.epochs,
         "step": step,
         "seed": config.seed,
-        "train_loss": None,
-        "train_accuracy": None,
         "test_loss": _finite(tested.loss),
         "test_accuracy": tested.accuracy,
-        "learning_rate": None,
-        "momentum": None,
-        "train_seconds": None,
-        "images_per_second": None,
+        **dict.fromkeys((*unknown, "images_per_second")),
     }
 
 
-def make_summary(
-    config: TrainConfig,
-    parameters: int,
-    rows: Sequence[Row],
-    test_count: int,
-    compile_seconds: float,
-    environment: dict[str, Any],
+def summarize_seed(
+    rows: Sequence[Row], compile_seconds: float, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """What summary.json says of a finished run; accuracies in percent, one entry a seed."""
+    """Return what a finished seed adds to the summary of its run.
+
+    Args:
+        rows: of all its epochs.
+        compile_seconds: of the programs that trained it.
+        facts: of the run, the same for all seeds.
+    """
     last = rows[-1]
-    train_seconds = sum(row["train_seconds"] or 0 for row in rows)
-    images = last["step"] * config.batch_size
     return {
-        **_head(config, [config.seed], parameters, last["step"], test_count),
         "final_test_accuracy": [last["test_accuracy"]],
         "best_test_accuracy": [max(row["test_accuracy"] for row in rows)],
         "final_test_loss": [last["test_loss"]],
         "final_train_accuracy": [last["train_accuracy"]],
         "compile_seconds": round(compile_seconds, 3),
-        "train_seconds": round(train_seconds, 3),
-        "images_per_second": round(images / train_seconds, 1) if train_seconds else None,
-        "cores": len(cores()),
-        **environment,
+        "train_seconds": round(sum(row["train_seconds"] or 0 for row in rows), 3),
+        **facts,
     }
 
 
-def join_summaries(
-    config: SeedsConfig,
-    parameters: int,
+def make_summary(
+    config: TrainConfig,
+    seeds: Sequence[int],
     steps: int,
-    test_count: int,
-    summaries: Mapping[int, dict[str, Any]],
+    finished: Mapping[int, dict[str, Any]],
     failures: Mapping[int, str],
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """What summary.json says of the runs of several seeds, but for what they run on.
+    """Return the content of summary.json; accuracies in percent.
 
     Args:
-        config: what they train.
-        parameters: of the network.
-        steps: of each run.
-        test_count: how many images each is tested on.
-        summaries: what the summary.json of each finished run says.
-        failures: why the others are not finished; their figures are null.
+        config: what was trained.
+        seeds: all of them.
+        steps: of each seed.
+        finished: `summarize_seed` of each finished seed.
+        failures: the reasons of the others, whose entries are null.
+        facts: of the run, the same for all seeds.
 
     Returns:
         Lists with an entry for each seed. `train_seconds` is the sum over the finished ones,
         however many were trained at a time; `images_per_second` is the speed of one.
     """
-    done = [summaries[seed] for seed in config.seeds if seed in summaries]
-    train_seconds = sum(summary["train_seconds"] for summary in done)
-    images = len(done) * steps * config.config.batch_size
+    done = [finished[seed] for seed in seeds if seed in finished]
+    train_seconds = sum(each["train_seconds"] for each in done)
+    images = len(done) * steps * config.batch_size
 
     def listed(name):
-        return [summaries[seed][name][0] if seed in summaries else None for seed in config.seeds]
+        return [finished[seed][name][0] if seed in finished else None for seed in seeds]
 
-    return {
-        **_head(config.config, config.seeds, parameters, steps, test_count),
-        **{name: listed(name) for name in _FIGURES},
-        "failures": {str(seed): reason for seed, reason in failures.items()},
-        "compile_seconds": max((summary["compile_seconds"] for summary in done), default=None),
-        "train_seconds": round(train_seconds, 3),
-        "images_per_second": round(images / train_seconds, 1) if done else None,
-    }
-
-
-def _head(
-    config: TrainConfig, seeds: Sequence[int], parameters: int, steps: int, test_count: int
-) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "variant": config.variant,
         "recipe": config.recipe,
         "dataset": config.dataset,
-        "parameters": parameters,
         "seeds": list(seeds),
         "epochs": config.epochs,
         "steps": steps,
-        "test_count": test_count,
+        **{name: listed(name) for name in SEED_METRICS},
+        "failures": {str(seed): reason for seed, reason in failures.items()},
+        "compile_seconds": max((each["compile_seconds"] for each in done), default=None),
+        "train_seconds": round(train_seconds, 3),
+        "images_per_second": round(images / train_seconds, 1) if train_seconds else None,
+        **facts,
     }
 
 
+def facts_of(seed_summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts that `summarize_seed` was given."""
+    return {name: seed_summary[name] for name in _FACTS if name in seed_summary}
+
+
 def environment(devices: int = 1) -> dict[str, Any]:
-    """What a run runs on: devices, versions and commit. To be asked before it starts.
+    """Return device, package versions and git commit.
+
+    Call it before training: the commit may change meanwhile.
 
     Args:
-        devices: how many train it.
+        devices: the number that trains.
     """
     return {
         "device": device(devices),
         "versions": {"python": platform.python_version(), **dict(map(_version, _PACKAGES))},
         "git_commit": git_commit(),
     }
+
+
+def core_count() -> int:
+    """Return the number of cores that this process may use."""
+    return len(cores())
 
 
 def _version(package: str) -> tuple[str, str | None]:
@@ -177,7 +180,7 @@ def _version(package: str) -> tuple[str, str | None]:
 
 
 def device(count: int = 1) -> str:
-    """So many of the devices in words."""
+    """Return a readable name of `count` devices."""
     first, number = jax.devices()[0], "" if count == 1 else f"{count} x "
     if first.platform == "cpu":
         return f"{number}cpu, {os.cpu_count()} cores, {platform.machine()}"
@@ -185,22 +188,20 @@ def device(count: int = 1) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit that this package runs from, `-dirty` if changed; None outside a checkout."""
+    """Return the commit of this package, `-dirty` if it is changed; None outside a checkout."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent.parent)]
+    silent: dict[str, Any] = {"capture_output": True, "timeout": 10}
     try:
         # Without this, an installed copy would report whatever repository it happens to lie in.
-        subprocess.run([*git, "ls-files", "--error-unmatch", here], check=True, **_SILENT)
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, **_SILENT)
+        subprocess.run([*git, "ls-files", "--error-unmatch", here], check=True, **silent)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, **silent)
         # The package alone: results that are committed beside it are no change of it.
         changed = ["status", "--porcelain", "--untracked-files=no", "."]
-        status = subprocess.run([*git, *changed], check=True, **_SILENT)
+        status = subprocess.run([*git, *changed], check=True, **silent)
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.decode().strip() + ("-dirty" if status.stdout else "")
-
-
-_SILENT: dict[str, Any] = {"capture_output": True, "timeout": 10}
 
 
 def _finite(value: float) -> float | None:

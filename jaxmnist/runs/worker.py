@@ -1,6 +1,6 @@
-"""What a process does that trains seeds for another one: `python -m jaxmnist.runs.worker`.
+"""The process that trains seeds for another one: `python -m jaxmnist.runs.worker`.
 
-`processes.py` starts it, and says what the lines of JSON between the two are.
+`processes.py` starts it, and describes the lines of JSON between the two.
 """
 
 import json
@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxmnist import data
 from jaxmnist.config import TrainConfig
-from jaxmnist.parallel.devices import fix_flags, keep_compiled
-from jaxmnist.runs.run import Job, make_job
-from jaxmnist.runs.training import Event, Stopped, Watch, train_each
+from jaxmnist.parallel.devices import enable_compilation_cache, fix_flags
+from jaxmnist.parallel.programs import compile_programs
+from jaxmnist.runs.loop import Stopped
+from jaxmnist.runs.setup import Callbacks, Event, RunOptions, Setup, make_setup
+from jaxmnist.runs.train import train_groups
 
 
 def main() -> None:
-    """Trains the seeds that standard input names, until it ends."""
+    """Train the seeds that standard input names, until it ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the other process hears them, too, and says stop
-    # Libraries print to standard output now and then; only answers may go where answers go.
+        signal.signal(number, signal.SIG_IGN)  # the parent process sends "stop"
+    # Libraries print to standard output now and then; only answers may go to the parent.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -39,42 +40,45 @@ def main() -> None:
         answer(type(event).__name__, *event)
 
     task = requests.get()
-    job = prepare(task)
-    watch = Watch(task["checkpoint_every"], task["keep"], report, stop.is_set)
+    setup, options = prepare(task)
+    programs = compile_programs(
+        setup.config, setup.model, setup.tx, setup.train_images, setup.test_images
+    )
+    callbacks = Callbacks(report=report, should_stop=stop.is_set)
+    path = Path(task["path"])
     try:
-        for seed, end in train_each(job, _seeds(requests), Path(task["path"]), watch):
+        for seed, end in train_groups(setup, _groups(requests), programs, path, options, callbacks):
             answer("done", seed, str(end) if isinstance(end, Exception) else None)
     except Stopped:
         answer("stopped")
-    # Until the other process hangs up: then `_listen` ends this one.
+    # Until the parent closes the pipe: then `_listen` ends this process.
     threading.Event().wait()
 
 
-def prepare(task: dict[str, Any]) -> Job:
-    """Takes its cores, shares what is compiled, and loads the images.
+def prepare(task: dict[str, Any]) -> tuple[Setup, RunOptions]:
+    """Take the cores, share compiled programs, and load the images.
 
     Args:
-        task: what `processes.py` says first.
-
-    Returns:
-        What is run, whatever its seed.
+        task: the first message of the parent.
     """
     cores = task["cores"]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     fix_flags()
-    keep_compiled(Path(task["cache"]), len(cores))
+    enable_compilation_cache(Path(task["cache"]), len(cores))
+    names = ("data_dir", "idx_dir", "checkpoint_every", "keep")
+    options = RunOptions(**{name: task[name] for name in names})
     config = TrainConfig.from_json(task["config"])
-    return make_job(config, task["data_dir"], task["idx_dir"], data.ignore_progress)
+    return make_setup(config, options, mapping="processes"), options
 
 
-def _seeds(requests: "queue.SimpleQueue[Any]") -> Iterator[int]:
+def _groups(requests: "queue.SimpleQueue[Any]") -> Iterator[list[int]]:
     while True:
-        yield requests.get()
+        yield [requests.get()]
 
 
 def _listen(requests: "queue.SimpleQueue[Any]", stop: threading.Event) -> None:
-    """Takes requests at any time; without anybody to ask there is nothing to go on for."""
+    """Take requests at any time; without a parent there is nothing to go on for."""
     try:
         for line in sys.stdin:
             request = json.loads(line)

@@ -1,4 +1,4 @@
-"""The images of the benchmark, as the contenders written in JAX take them."""
+"""The benchmark's images, for the contenders written in JAX."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from jaxmnist.steps import Images
 
 
 def load_images(work: dict[str, Any]) -> tuple[Images, Images]:
-    """Training and test images on the device, from the file that `work` names.
+    """Load training and test images to the device, from the file that `work` names.
 
-    Of the training images only `limit_train`, if `work` says so.
+    `limit_train` in `work` limits the number of training images.
     """
     count = work.get("limit_train")
     with np.load(work["images"]) as file:

@@ -1,4 +1,4 @@
-"""Every layer of a network of jaxmnist alone: forward, and forward with backward."""
+"""Times every layer of a jaxmnist network alone: forward, and forward with backward."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from jaxmnist.models import create_model, layers
 
 
 def prepare(work: dict[str, Any]) -> Offer:
-    """Two jobs a layer, named by its number from 0."""
+    """Return two jobs per layer, named by its number from 0."""
     x = layers.from_images(jnp.ones((work["batch_size"], 28, 28, 1)))
     jobs: dict[str, Job] = {}
     for number, layer in enumerate(create_model(work["variant"]).layers()):
         module = layer if isinstance(layer, nn.Module) else Function(layer)
-        forward, both, x = programs(module, x, is_first=number == 0)
+        forward, both, x = programs(module, x, is_main_process=number == 0)
         jobs |= {f"{number} forward": forward, f"{number} both": both}
     return Offer(jobs)
 
@@ -27,12 +27,12 @@ class Function(nn.Module):
     function: Any
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Applies the function; `train` changes nothing."""
+        """Apply the function; ignore `train`."""
         return self.function(x)
 
 
-def programs(module: nn.Module, x: jax.Array, is_first: bool) -> tuple[Job, Job, jax.Array]:
-    """The layer's two jobs, and what it returns."""
+def programs(module: nn.Module, x: jax.Array, is_main_process: bool) -> tuple[Job, Job, jax.Array]:
+    """Return the layer's two jobs and its output."""
     key = jax.random.key(0)
     variables = module.init(key, x)
 
@@ -40,7 +40,7 @@ def programs(module: nn.Module, x: jax.Array, is_first: bool) -> tuple[Job, Job,
         return module.apply(variables, x, True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
 
     def both(x, variables, key, cotangent):
-        if is_first:  # the images need no gradient
+        if is_main_process:  # the images need no gradient
             y, backward = jax.vjp(lambda variables: forward(x, variables, key), variables)
         else:
             y, backward = jax.vjp(lambda x, variables: forward(x, variables, key), x, variables)
@@ -52,7 +52,7 @@ def programs(module: nn.Module, x: jax.Array, is_first: bool) -> tuple[Job, Job,
 
 
 def repeat(function: Any, *arguments: Any) -> Job:
-    """Calls the function so many times."""
+    """Return a job that calls the function repeatedly."""
 
     def job(times: int) -> None:
         for _ in range(times):

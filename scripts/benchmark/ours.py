@@ -1,4 +1,4 @@
-"""jaxmnist itself, the programs that `scripts/train.py` runs; and the limits of the machine."""
+"""Times jaxmnist, with the programs that `scripts/train.py` runs, and the machine's limits."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from inputs import load_images
-from jaxmnist.runs.summary import environment
 from layer_times import repeat
 from protocol import Job, Offer, serve
 
@@ -15,6 +14,7 @@ from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.programs import compile_programs, stack
+from jaxmnist.runs.summary import environment
 from jaxmnist.state import initial_state
 from jaxmnist.steps import Images
 
@@ -23,7 +23,7 @@ COPY_NUMBERS = 2**26  # 256 MB of float32
 
 
 def prepare(work: dict[str, Any]) -> Offer:
-    """Training with and without augmentation, and evaluation."""
+    """Return jobs for training with and without augmentation, and for evaluation."""
     train_images, test_images = load_images(work)
     jobs: dict[str, Job] = {}
     facts = {}
@@ -42,9 +42,9 @@ def prepare(work: dict[str, Any]) -> Offer:
 
 
 def negation(numbers: jax.Array) -> Job:
-    """Negates the numbers so many times, in place: every one is read and written.
+    """Return a job that negates the numbers in place: each is read and written.
 
-    In place, since else the time would be that of getting new memory from the system.
+    Otherwise the time would be that of allocating new memory.
     """
     negate = jax.jit(jnp.negative, donate_argnums=0)
     carry = [numbers]
@@ -58,7 +58,7 @@ def negation(numbers: jax.Array) -> Job:
 
 
 class Trainer:
-    """A network under training, in the programs of `jaxmnist.train`; so many seeds side by side."""
+    """A network in training, by the programs of `jaxmnist.train`; several seeds side by side."""
 
     def __init__(
         self, config: TrainConfig, train_images: Images, test_images: Images, seeds: int = 1
@@ -68,28 +68,32 @@ class Trainer:
         self._steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
         tx, _ = make_optimizer(config, config.epochs * self._steps)
         states = [initial_state(model, tx, config.seed + number) for number in range(seeds)]
-        self._state = jax.device_put(stack(states))
-        self._zero = stack([Metrics.zero()] * seeds)
         self.programs = compile_programs(config, model, tx, train_images, test_images, seeds)
+        self._state = self.programs.put(stack(states))
+        self._zero = stack([Metrics.zero()] * seeds)
 
     def train(self, steps: int) -> None:
-        """Trains so many more steps."""
+        """Train for more steps."""
         stop = self._step + steps
         while self._step < stop:
             if self._step % self._steps == 0:
                 self._order = self.programs.epoch_permutation(self._state, self._train_images)
             self._state, metrics = self.programs.train_chunk(
-                self._state, self._zero, self._train_images, self._order, np.int32(stop)
+                self._state,
+                self.programs.put(self._zero),
+                self._train_images,
+                self._order,
+                np.int32(stop),
             )
             if not np.isfinite(metrics.loss_sum).all():
                 raise RuntimeError(f"the loss is not finite at step {self._step}")
 
     @property
     def _step(self) -> int:
-        return int(self._state.step[0])
+        return int(self.programs.get(self._state.step)[0])
 
     def evaluate(self, times: int) -> None:
-        """Evaluates all test images so many times."""
+        """Evaluate all test images a number of times."""
         for _ in range(times):
             jax.block_until_ready(self.programs.evaluate(self._state, self._test_images))
 

@@ -1,7 +1,7 @@
-"""A peer: the same networks in flax's own layers, NHWC, one jitted call a step.
+"""A peer: the same networks in flax's own layers, NHWC, one jitted call per step.
 
-This is what somebody who knows JAX would write first. Only the network and the loop differ from
-jaxmnist: batches, augmentation, optimiser and metrics are its own.
+A JAX user would write this version first. Only the network and the loop differ from jaxmnist:
+batches, augmentation, optimiser and metrics are those of jaxmnist.
 """
 
 import math
@@ -33,13 +33,13 @@ EVAL_BATCH = 1000
 
 
 class PlainNetwork(nn.Module):
-    """A network of `networks.describe`."""
+    """A network of `description.describe`."""
 
     layers: tuple[Mapping[str, Any], ...]
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Args and Returns as of `jaxmnist.models.Network`."""
+        """Apply the network, as `jaxmnist.models.Network` does."""
         x = images
         for layer in self.layers:
             match layer["kind"]:
@@ -65,7 +65,7 @@ class PlainNetwork(nn.Module):
 
 
 def prepare(work: dict[str, Any]) -> Offer:
-    """Training with and without augmentation, and evaluation."""
+    """Return jobs for training with and without augmentation, and for evaluation."""
     train_images, test_images = load_images(work)
     model = PlainNetwork(tuple(flax.core.FrozenDict(layer) for layer in work["layers"]))
     jobs: dict[str, Job] = {"evaluation": evaluation(model, work, test_images)}
@@ -75,7 +75,7 @@ def prepare(work: dict[str, Any]) -> Offer:
 
 
 def training(model: nn.Module, work: dict[str, Any], images: Images, augmented: bool) -> Job:
-    """Trains one batch a call."""
+    """Return a job that trains, one batch per call."""
     config = TrainConfig(work["variant"], batch_size=work["batch_size"], augment=augmented)
     steps = steps_per_epoch(len(images.pixels), config.batch_size)
     tx, _ = make_optimizer(config, config.epochs * steps)
@@ -99,7 +99,7 @@ def training(model: nn.Module, work: dict[str, Any], images: Images, augmented: 
 
 
 def evaluation(model: nn.Module, work: dict[str, Any], images: Images) -> Job:
-    """Evaluates all test images, one batch a call."""
+    """Return a job that evaluates all test images, one batch per call."""
     tx, _ = make_optimizer(TrainConfig(work["variant"]), 100)
     state = initial_state(model, tx, 0)
     size = math.gcd(len(images.pixels), EVAL_BATCH)  # every image counts once

@@ -1,4 +1,4 @@
-"""A peer: the same networks and recipes in PyTorch, in every form that a good user would try."""
+"""A peer: the same networks and recipes in PyTorch, in every form an expert would try."""
 # pyright: reportMissingImports=false
 
 import importlib.util
@@ -19,7 +19,7 @@ except ImportError:
     sys.exit('there is no PyTorch: pip install -e ".[bench]", or --peer-python of where it is')
 
 MOMENTUM = 0.9
-# Of a schedule that no benchmark comes to the end of: rounds may take more steps than a run has.
+# Long enough for any benchmark's schedule: rounds may take more steps than a run has.
 TOTAL_STEPS = 702_000
 WORKERS = (0, 1, 2, 4)
 EVAL_BATCH = 200
@@ -37,7 +37,7 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def prepare(work: dict[str, Any]) -> Offer:
-    """Training in its forms, with three kinds of input, and evaluation in its forms."""
+    """Return jobs for training, with three kinds of input, and for evaluation, in all forms."""
     torch.manual_seed(0)
     with np.load(work["images"]) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
@@ -57,7 +57,7 @@ def prepare(work: dict[str, Any]) -> Offer:
 
 
 class Trainer:
-    """A network under training."""
+    """A network in training."""
 
     def __init__(self, work: dict[str, Any], compiled: bool, memory_format: torch.memory_format):
         network = make_network(work["layers"]).to(memory_format=memory_format)
@@ -70,7 +70,7 @@ class Trainer:
         self._total_steps = work.get("total_steps", TOTAL_STEPS)
 
     def training(self, stream: Batches) -> Job:
-        """Trains on the batches of a stream; loss and hits are summed up, as in jaxmnist."""
+        """Return a job that trains on a stream's batches and sums loss and hits, as in jaxmnist."""
         schedule = self._schedule()
         loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
 
@@ -91,7 +91,7 @@ class Trainer:
         return job
 
     def evaluation(self, arrays: dict[str, torch.Tensor]) -> Job:
-        """Evaluates all test images; the job returns the accuracy in percent."""
+        """Return a job that evaluates all test images and returns the accuracy in percent."""
 
         @torch.inference_mode()
         def job(times: int) -> float:
@@ -120,12 +120,12 @@ class Trainer:
 
 
 def make_network(layers: list[dict[str, Any]]) -> nn.Sequential:
-    """A network of `networks.describe`."""
+    """Return a network of `description.describe`."""
     return nn.Sequential(*(make_layer(layer) for layer in layers), nn.Flatten())
 
 
 def make_layer(layer: dict[str, Any]) -> nn.Module:
-    """One layer of `networks.describe`."""
+    """Return a layer of `description.describe`."""
     match layer["kind"]:
         case "conv":
             return nn.Conv2d(
@@ -150,7 +150,7 @@ def make_layer(layer: dict[str, Any]) -> nn.Module:
 
 
 def unchanged(images: torch.Tensor) -> torch.Tensor:
-    """The images of a recipe that does not augment."""
+    """Return the images unchanged, for recipes without augmentation."""
     return images
 
 
@@ -160,7 +160,7 @@ def normalised(
     chosen: Any,
     change: Callable[[torch.Tensor], torch.Tensor] = unchanged,
 ) -> tuple[Any, Any]:
-    """Images, changed from 0 to 1 and normalised after that, and labels."""
+    """Return images, changed in the range 0 to 1 and then normalised, and labels."""
     images = change(arrays[f"{part}_images"][chosen].unsqueeze(1).float().div_(255))
     return images.sub_(arrays["mean"]).div_(arrays["std"]), arrays[f"{part}_labels"][chosen].long()
 
@@ -170,7 +170,7 @@ def batches(
     batch_size: int,
     change: Callable[[torch.Tensor], torch.Tensor] = unchanged,
 ) -> Batches:
-    """Shuffled batches from tensors, without a DataLoader: the fastest way there is."""
+    """Yield shuffled batches of tensors without a DataLoader, which is the fastest way."""
     count = len(arrays["train_images"])
     while True:
         order = torch.randperm(count)
@@ -179,7 +179,7 @@ def batches(
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """The recipe's augmentation on a batch of tensors from 0 to 1: one look-up, two blends."""
+    """Augment a batch of tensors from 0 to 1 by the recipe: one look-up, two blends."""
     count = len(images)
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -229,7 +229,7 @@ class Notebook(torch.utils.data.Dataset):
 
 
 def notebook_batches(arrays: dict[str, torch.Tensor], batch_size: int, workers: int) -> Batches:
-    """The notebooks' input pipeline."""
+    """Yield batches from the notebooks' input pipeline."""
     loader = torch.utils.data.DataLoader(
         Notebook(arrays),
         batch_size,

@@ -1,7 +1,7 @@
-"""How the benchmark talks to the programs that it times: a line of JSON each way.
+"""Communication of the benchmark with the programs that it times: a line of JSON each way.
 
-Every contender is a process of its own, which waits while another one works. This file needs the
-standard library alone: a contender may run in an environment that has no jaxmnist.
+Every contender is a separate process, which waits while another one works. This file needs only
+the standard library: a contender may run in an environment without jaxmnist.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Does a job so many times over, and returns when the work is done.
+# Does a job the given number of times, and returns when the work is done.
 Job = Callable[[int], object]
 
 ROUND_SECONDS = 1.6
@@ -23,25 +23,25 @@ LAST_WORDS = 500  # characters
 
 
 class ContenderError(RuntimeError):
-    """A contender, or one of its jobs, does not work here."""
+    """Failure of a contender, or of one of its jobs."""
 
 
 class Offer(NamedTuple):
-    """What a contender can do with the work it was given."""
+    """The jobs and facts that a contender offers for its work."""
 
     jobs: Mapping[str, Job]
     facts: Mapping[str, Any] = {}
 
 
 class Contender:
-    """The benchmark's end of a contender.
+    """The benchmark's connection to a contender.
 
     Args:
-        command: starts it.
-        work: what it is told to work on.
+        command: the command that starts the contender.
+        work: the contender's work.
 
     Raises:
-        ContenderError: it does not start.
+        ContenderError: the contender does not start.
     """
 
     def __init__(self, command: Sequence[str | Path], work: Mapping[str, Any]):
@@ -61,10 +61,10 @@ class Contender:
         self.facts: dict[str, Any] = offer["facts"]
 
     def seconds(self, job: str) -> float:
-        """Times one round of a job. The first round of a job also prepares it.
+        """Time one round of a job. The first round of a job also prepares it.
 
         Returns:
-            Seconds for doing it once, on average over the round.
+            The seconds for doing the job once, on average over the round.
 
         Raises:
             ContenderError: the job failed.
@@ -72,7 +72,7 @@ class Contender:
         return self._ask(job)
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.kill()
         self._process.communicate()
         self._errors.close()
@@ -102,18 +102,18 @@ class Contender:
     def _last_words(self) -> str:
         self._process.wait()
         self._errors.seek(0)
-        # Of a traceback the message: what follows the last indented line.
+        # In a traceback, the message follows the last indented line.
         words = re.split(r"\n[ \t].*\n", self._errors.read().strip())[-1]
         return f"it ended with status {self._process.returncode}: {words[-LAST_WORDS:]}"
 
 
 def serve(prepare: Callable[[dict[str, Any]], Offer]) -> None:
-    """A contender's main function: answers the benchmark until it hangs up.
+    """Serve a contender's jobs until the benchmark closes the connection.
 
     Args:
-        prepare: from the work to what can be done with it.
+        prepare: the function from the work to the contender's offer.
     """
-    # Libraries print to standard output now and then; only answers may go where answers go.
+    # Libraries sometimes print to standard output; only replies may go to the reply stream.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     work = json.loads(sys.stdin.readline())
@@ -124,13 +124,13 @@ def serve(prepare: Callable[[dict[str, Any]], Offer]) -> None:
     for line in sys.stdin:
         try:
             answer = {"answer": rounds[json.loads(line)].seconds()}
-        except Exception as error:  # one job that does not work here must not end the others
+        except Exception as error:  # one failing job must not end the others
             answer = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
         _reply(replies, answer)
 
 
 class Rounds:
-    """Times a job in rounds that last `round_seconds`, or half of it."""
+    """Timer of a job, in rounds of half to all of `round_seconds`."""
 
     def __init__(self, job: Job, round_seconds: float):
         self._job = job
@@ -138,7 +138,7 @@ class Rounds:
         self._times = 0
 
     def seconds(self) -> float:
-        """Seconds for doing the job once, on average over a round."""
+        """Return the seconds for doing the job once, on average over a round."""
         if self._times == 0:
             self._job(1)  # compiles, and fills caches
             self._times = 1

@@ -1,4 +1,4 @@
-"""Many seeds of jaxmnist in training, in each of the ways that there are."""
+"""Times jaxmnist's training of several seeds, with each seed mapping."""
 
 import functools
 import multiprocessing
@@ -18,7 +18,7 @@ from jaxmnist.parallel.seed_mapping import shares_of_cores
 
 
 def prepare(work: dict[str, Any]) -> Offer:
-    """One job for each mapping and number of seeds: a step of all of them."""
+    """Return a job for each mapping and number of seeds: a step of all of them."""
     one = made_at_first(lambda: trainer(work, 1).train)
     jobs: dict[str, Job] = {}
     for seeds in work["seeds"]:
@@ -30,19 +30,19 @@ def prepare(work: dict[str, Any]) -> Offer:
 
 
 def made_at_first(make: Callable[[], Job]) -> Job:
-    """A job that is made when it is first done: should compiling fail, it fails alone."""
+    """Return a job that is made at its first call: if compilation fails, it fails alone."""
     make = functools.cache(make)
     return lambda times: make()(times)
 
 
 def trainer(work: dict[str, Any], seeds: int) -> Trainer:
-    """So many seeds in one program."""
+    """Return a trainer of several seeds in one program."""
     config = TrainConfig(work["variant"], batch_size=work["batch_size"])
     return Trainer(config, *load_images(work), seeds)
 
 
 def one_after_another(train: Job, seeds: int) -> Job:
-    """Trains so many seeds in turn."""
+    """Return a job that trains several seeds in turn."""
 
     def job(times: int) -> None:
         for _ in range(seeds):
@@ -52,7 +52,7 @@ def one_after_another(train: Job, seeds: int) -> Job:
 
 
 def in_processes(work: dict[str, Any], seeds: int) -> Job:
-    """Trains so many seeds, dealt out to a process for each share of the cores."""
+    """Return a job that trains seeds in processes, one per share of the cores."""
     shares = shares_of_cores(seeds)
     spawn = multiprocessing.get_context("spawn")
     pools = [ProcessPoolExecutor(1, spawn, begin, (work, cores)) for cores in shares]
@@ -68,11 +68,11 @@ def in_processes(work: dict[str, Any], seeds: int) -> Job:
     return job
 
 
-here: dict[str, Callable[[int], Job]] = {}  # of a process of a pool: what it trains
+here: dict[str, Callable[[int], Job]] = {}  # in a process of a pool: makes its job
 
 
 def begin(work: dict[str, Any], cores: list[int]) -> None:
-    """Takes its cores; ends with the process that started it."""
+    """Bind a process of a pool to its cores; end it with its parent."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()
@@ -83,7 +83,7 @@ def begin(work: dict[str, Any], cores: list[int]) -> None:
 
 
 def train_here(seeds: int, times: int) -> None:
-    """Trains so many seeds in this process."""
+    """Train several seeds in this process."""
     here["seeds"](seeds)(times)
 
 

@@ -1,6 +1,6 @@
-"""A run of `scripts/train.py`'s own parts, which tells when its first step and epochs were done.
+"""Trains with the parts of `scripts/train.py`, and times its first steps and its epochs.
 
-Prints JSON: the monotonic clock, in seconds, when the first chunk of steps was done; the same for
+Prints JSON: the monotonic clock, in seconds, at the end of the first chunk of steps; the same for
 each epoch, with its test accuracy in percent; the peak memory of the whole run, in bytes.
 """
 
@@ -16,32 +16,29 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from support.command import keep_compiled_programs
 
-from jaxmnist.runs import training
+from jaxmnist import Callbacks
+from jaxmnist import train as train_run
+from jaxmnist.runs.setup import EpochDone, Event, Progress
 
 
 def main() -> None:
-    """Runs the command that follows the name of the compilation cache's folder."""
+    """Run the training command that follows the compilation cache's folder."""
     parser = argparse.ArgumentParser()
     parser.add_argument("compilation_cache")
     known, words = parser.parse_known_args()
     first: list[float] = []
     epochs: list[tuple[float, float]] = []
 
-    def watch(event: training.Event) -> None:
-        if isinstance(event, training.Progress):
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress):
             first.append(time.monotonic())
-        if isinstance(event, training.EpochDone):
+        if isinstance(event, EpochDone):
             epochs.append((time.monotonic(), event.rows[0]["test_accuracy"]))
 
-    arguments = train.parse(words)
+    arguments = train.make_parser().parse_words(words)
+    config, seeds, options = train.resolve(arguments)
     keep_compiled_programs(Path(known.compilation_cache))
-    training.train(
-        arguments.config,
-        out=arguments.out,
-        data_dir=arguments.data_dir,
-        idx_dir=arguments.idx_dir,
-        report=watch,
-    )
+    train_run(config, arguments.out, seeds, options, Callbacks(watch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024
     print(json.dumps({"first_step": first[0], "epochs": epochs, "peak_bytes": peak * unit}))

@@ -1,15 +1,16 @@
-"""Tables of what was measured, for people."""
+"""Tables of the benchmark's results."""
 
 from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from benchmark.networks import forward_bytes, forward_flop
 from rich.table import Table
+
+from jaxmnist.models.description import forward_bytes, forward_flop
 
 
 def tables(variant: str, result: dict[str, Any]) -> list[Table]:
-    """Everything in a result, one table a subject."""
+    """Return the tables of a result, one per subject."""
     found = [own_table(variant, result)]
     if result["ratios"]:
         found += [peers_table(variant, result), ratios_table(variant, result)]
@@ -17,15 +18,13 @@ def tables(variant: str, result: dict[str, Any]) -> list[Table]:
         found.append(layers_table(variant, result))
     if "seeds" in result:
         found.append(seeds_table(variant, result))
-    if "scaling" in result:
-        found.append(scaling_table(variant, result))
     if "whole" in result:
         found.append(whole_table(variant, result))
     return found
 
 
 def own_table(variant: str, result: dict[str, Any]) -> Table:
-    """The figures of jaxmnist and of the machine: medians, and the range."""
+    """Return the figures of jaxmnist and of the machine: medians and ranges."""
     times, facts, start = result["seconds"]["ours"], result["facts"]["ours"], result["start"]
     batch = result["batch_size"]
     step, augmented = (median(times[job]) for job in ("step", "augmented step"))
@@ -57,7 +56,7 @@ def own_table(variant: str, result: dict[str, Any]) -> Table:
 
 
 def peers_table(variant: str, result: dict[str, Any]) -> Table:
-    """Every job of every peer, and what does not work here."""
+    """Return the times of every job of every peer, and the failed jobs."""
     rows = [
         (peer, job, _milliseconds(seconds))
         for peer in result["seconds"]
@@ -69,7 +68,7 @@ def peers_table(variant: str, result: dict[str, Any]) -> Table:
 
 
 def ratios_table(variant: str, result: dict[str, Any]) -> Table:
-    """Our time over that of each peer's best form."""
+    """Return our time divided by that of each peer's best form."""
     rows = [
         (kind, found["best"], f"{found['ratio']:.2f}") for kind, found in result["ratios"].items()
     ]
@@ -77,7 +76,7 @@ def ratios_table(variant: str, result: dict[str, Any]) -> Table:
 
 
 def layers_table(variant: str, result: dict[str, Any]) -> Table:
-    """What every layer costs at least, and what it takes alone."""
+    """Return every layer's minimum cost, and its time alone."""
     times, batch = result["seconds"]["layers"], result["batch_size"]
     rows = []
     for number, layer in enumerate(result["layers"]):
@@ -97,7 +96,7 @@ def layers_table(variant: str, result: dict[str, Any]) -> Table:
 
 
 def seeds_table(variant: str, result: dict[str, Any]) -> Table:
-    """What a step of one seed costs, if so many are trained."""
+    """Return the time of a step of one seed, by mapping and number of seeds."""
     times, failed = result["seeds"]["times"]["seeds"], result["seeds"]["failed"]
     counts = result["seeds"]["counts"]
 
@@ -115,18 +114,8 @@ def seeds_table(variant: str, result: dict[str, Any]) -> Table:
     return _table(title, ("mapping", *(f"{count} seeds" for count in counts)), rows)
 
 
-def scaling_table(variant: str, result: dict[str, Any]) -> Table:
-    """How the seconds grow."""
-    rows = [
-        (what, count, f"{seconds * 1e3:,.1f}", f"{seconds * 1e3 / int(count):.3g}")
-        for what, by_count in result["scaling"].items()
-        for count, seconds in by_count.items()
-    ]
-    return _table(f"{variant}: scaling", ("what", "count", "ms", "ms each"), rows)
-
-
 def whole_table(variant: str, result: dict[str, Any]) -> Table:
-    """How long whole trainings take, from the start of the process."""
+    """Return the times of whole trainings, from the start of the process."""
     goals = list(next(iter(result["whole"].values()))[0]["reached"])
     rows = []
     for who, runs in result["whole"].items():

@@ -1,9 +1,9 @@
-"""A whole training by the notebook's recipe in PyTorch, with the fastest input it has.
+"""Trains to the end by the notebook's recipe in PyTorch, with its fastest input pipeline.
 
-Eager and contiguous, its best form for `gap`. The augmentation is that of whole batches of tensors:
-as strong as the notebook's, but both its maps in one, and brightness always before contrast.
+Eager and contiguous is PyTorch's best form for `gap`. Whole batches of tensors are augmented: as
+strongly as in the notebook, but with both maps in one, and brightness always before contrast.
 
-Prints JSON: the monotonic clock, in seconds, when each epoch was done, with its test accuracy in
+Prints JSON: the monotonic clock, in seconds, at the end of each epoch, with its test accuracy in
 percent.
 """
 # pyright: reportMissingImports=false
@@ -18,7 +18,7 @@ from peer_pytorch import Trainer, augment, batches, unchanged
 
 
 def main() -> None:
-    """Does the work that the command line has as JSON."""
+    """Run the training that the command line describes in JSON."""
     work = json.loads(sys.argv[1])
     torch.manual_seed(work["seed"])
     with np.load(work["images"]) as file:

@@ -1,1 +1,1 @@
-"""The page of scripts/demo.py: its server, and what a browser loads."""
+"""The page of scripts/demo.py: its server, and the files that a browser loads."""

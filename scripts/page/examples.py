@@ -1,4 +1,4 @@
-"""Which test images the page offers: digits that are easy, and those that networks err on."""
+"""Test images that the page offers: easy digits, and mistakes of the networks."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ MISTAKES = 10
 
 
 def choose_examples(said: Sequence[np.ndarray], labels: np.ndarray) -> list[int]:
-    """The first image of each digit that all networks read rightly, and mistakes of each in turn.
+    """Return the first image of each digit that all networks get right, then mistakes by turns.
 
     Args:
-        said: log-probabilities float32 `[N, 10]` of each network.
-        labels: whole numbers `[N]`.
+        said: log-probabilities, float32 `[N, 10]`, of each network.
+        labels: integers `[N]`.
 
     Returns:
-        Places in `labels`, each once.
+        Indices into `labels`, each once.
     """
     right = np.all([each.argmax(axis=1) == labels for each in said], axis=0)
     easy = [np.flatnonzero(right & (labels == digit))[:1] for digit in range(CLASSES)]
@@ -26,7 +26,7 @@ def choose_examples(said: Sequence[np.ndarray], labels: np.ndarray) -> list[int]
 
 
 def _mistakes(said: Sequence[np.ndarray], labels: np.ndarray) -> list[int]:
-    """The most confident mistakes, by turns."""
+    """Return the networks' most confident mistakes, by turns."""
     of_each = [
         [mistake.index for mistake in evaluation.evaluate(each, labels).mistakes] for each in said
     ]

@@ -1,6 +1,6 @@
-"""The server of the page: its files, what there is to show, and what networks say of a drawing.
+"""The page's server: static files, networks and examples, and predictions for drawings.
 
-Nothing that a request says reaches the file system: the files are read before the first one.
+No part of a request reaches the file system: all files are read before the first request.
 """
 
 import ipaddress
@@ -24,11 +24,11 @@ from jaxmnist.inference import pictures
 # A drawing is a square of bytes, 0 for ink and 255 for paper, row by row.
 SIDE = 140
 BYTES = "application/octet-stream"
-# From one address; a page asks at most 40 times a second.
+# For each address; one page sends at most 40 requests a second.
 RATE = "100 per second"
-# A browser holds six, for a class of thirty.
+# Enough for a class of thirty: each browser opens six.
 CONNECTIONS = 200
-# Of silence, until a connection is closed.
+# Idle time before a connection is closed.
 SECONDS = 10
 
 FOLDER = Path(__file__).parent
@@ -50,17 +50,17 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# Images uint8 [N, 28, 28] to the log-probabilities of each network, [networks, N, 10].
+# Maps images, uint8 [N, 28, 28], to log-probabilities, [networks, N, 10].
 Say = Callable[[np.ndarray], np.ndarray]
 
 
 def make_app(shown: dict[str, Any], say: Say, local: bool) -> Flask:
-    """Makes the application.
+    """Return the application.
 
     Args:
-        shown: the networks and examples, as JSON takes them.
-        say: what the networks say of images.
-        local: whether it is for this machine alone.
+        shown: the networks and examples, JSON-serialisable.
+        say: the networks' prediction function.
+        local: whether only this machine may open the page.
     """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = SIDE * SIDE
@@ -77,17 +77,17 @@ def make_app(shown: dict[str, Any], say: Say, local: bool) -> Flask:
 
 
 def _read(say: Say) -> Response:
-    """Answers a drawing: the image that the networks see, and their probabilities."""
+    """Return the networks' input for the drawing that was sent, and their probabilities."""
     digit = _digit_of_request()
     probabilities = np.exp(say(digit[None])[:, 0].astype(float))
     return jsonify(image=digit.ravel().tolist(), probabilities=probabilities.round(4).tolist())
 
 
 def _digit_of_request() -> np.ndarray:
-    """The drawing that was sent, as the networks see it: uint8 `[28, 28]`.
+    """Return the networks' input for the drawing that was sent: uint8 `[28, 28]`.
 
     Raises:
-        HTTPException: it is none.
+        HTTPException: the request holds no drawing.
     """
     if request.mimetype != BYTES:
         raise UnsupportedMediaType(f"expected {BYTES}")
@@ -102,7 +102,7 @@ def _digit_of_request() -> np.ndarray:
 
 
 def _check_name() -> None:
-    """Refuses pages from elsewhere, which may have a name that leads to this machine."""
+    """Reject other host names: a foreign page's name may resolve to this machine."""
     name = urlsplit(f"//{request.host}").hostname or ""
     if name != "localhost" and not is_local(name):
         raise BadRequest(f"{name} is no name of this machine")
@@ -122,17 +122,17 @@ def _constant(content: bytes, kind: str) -> Callable[[], Response]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Takes the address, before anything else is done.
+    """Bind the address, before anything else is done.
 
     Raises:
-        OSError: it is not to be had.
+        OSError: the address is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)
 
 
 def addresses(listening: socket.socket) -> list[str]:
-    """What a browser opens: on this machine, and then on others, if they are let in."""
+    """Return the page's URLs: this machine's first, then those for others, if allowed."""
     host, port = listening.getsockname()[:2]
     hosts = [host]
     if ipaddress.ip_address(host).is_unspecified:
@@ -143,7 +143,7 @@ def addresses(listening: socket.socket) -> list[str]:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address leads to the machine itself."""
+    """Return whether an address is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -151,13 +151,13 @@ def is_local(host: str) -> bool:
 
 
 def serve(app: Flask, listening: socket.socket) -> None:
-    """Answers requests until Ctrl-C."""
-    # It warns whenever a few requests come at once.
+    """Serve requests until Ctrl-C."""
+    # Waitress warns whenever a few requests arrive at once.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     waitress.serve(
         app,
         sockets=[listening],
-        # More than the application takes, which says why; less than what would go to a file.
+        # Above the application's limit, whose error is clearer; below the size that goes to a file.
         max_request_body_size=2 * SIDE * SIDE,
         connection_limit=CONNECTIONS,
         channel_timeout=SECONDS,

@@ -1,4 +1,4 @@
-"""What the commands have in common: start, signals, errors in a line, compiled programs."""
+"""Code shared by commands: start, options, signals, one-line errors, compiled programs."""
 
 import argparse
 import contextlib
@@ -13,23 +13,23 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import platformdirs
 
 from jaxmnist.config import ConfigError
-from jaxmnist.parallel.devices import fix_flags, keep_compiled
+from jaxmnist.parallel.devices import enable_compilation_cache, fix_flags
 from jaxmnist.parallel.limits import cores
-from jaxmnist.runs.training import Stopped
+from jaxmnist.runs.loop import Stopped
 from support.output import lasting_output
 
-# For commands: JAX_ENABLE_X64 and the like change no result.
+# In commands, JAX_ENABLE_X64 and similar variables must not change results.
 fix_flags()
 
-# Ample: what is compiled for `gap` takes 0.6 MB.
+# Ample: the programs compiled for `gap` take 0.6 MB.
 CACHE_BYTES = 16 << 20
 
-# To a terminal, should the live display not come to it.
+# Sent to the terminal in case the live display cannot restore the cursor.
 SHOW_CURSOR = b"\x1b[?25h"
 STDOUT = 1
 
@@ -38,15 +38,15 @@ def run_main(main: Callable[[Sequence[str]], int], needs_output: bool = True) ->
     """Run a command as this process.
 
     Args:
-        main: takes the words of the command line, and returns the exit status.
-        needs_output: whether the command failed if its output is lost, as on a full disk. A reader
-            that ends, as `head` does, has read enough.
+        main: the function from the command line's words to the exit status.
+        needs_output: whether lost output, as on a full disk, is an error. A reader that ends, as
+            `head` does, is none.
 
     Returns:
         The exit status.
     """
     if "--debug" not in sys.argv:
-        hush()
+        silence_orbax_threads()
     with lasting_output() as output:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -60,11 +60,23 @@ def run_main(main: Callable[[Sequence[str]], int], needs_output: bool = True) ->
         return max(status, 1) if needs_output else status
 
 
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that reads images."""
+    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
+    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
+    add_debug_option(parser)
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Add the --debug option."""
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+
+
 def user_path(words: str | Path) -> Path:
-    """Return the path that an option names; a shell leaves the `~` of `--out=~/x` as it is.
+    """Return an option's path with `~` expanded: a shell does not expand that of `--out=~/x`.
 
     Raises:
-        argparse.ArgumentTypeError: there is no such home directory.
+        argparse.ArgumentTypeError: the home directory cannot be found.
     """
     path = os.path.expanduser(words)
     if path.startswith("~"):
@@ -74,41 +86,72 @@ def user_path(words: str | Path) -> Path:
     return Path(path)
 
 
-class Signals:
-    """Ctrl-C, SIGTERM and SIGHUP: at once before the training, between two chunks during it.
+class Command:
+    """Context of a command's body, which turns an error into a line and an exit status.
 
-    The second one ends the process whatever it does; the checkpoint before stays good. Not so of
-    SIGHUP: a shell sends it again when its terminal is closed.
+    Args:
+        debug: whether to print the traceback too.
     """
 
-    def __init__(self):
+    def __init__(self, debug: bool):
+        self.status = 0
+        self._debug = debug
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if self._debug:
+            traceback.print_exception(error)
+        print(f"error: {_line(error)}", file=sys.stderr)
+        self.status = 2 if isinstance(error, ConfigError) else 1
+        return True
+
+
+class TrainingCommand(Command):
+    """Command that Ctrl-C, SIGTERM and SIGHUP stop: at once, or between two chunks of a training.
+
+    A second signal ends the process immediately; the last checkpoint stays valid. A later SIGHUP
+    is ignored: a shell sends it again when its terminal is closed.
+
+    Args:
+        debug: whether to print the traceback of an error.
+        describe_stop: the function from a KeyboardInterrupt or `Stopped` to the line to print.
+    """
+
+    def __init__(self, debug: bool, describe_stop: Callable[[BaseException], str] | None = None):
+        super().__init__(debug)
         self.training = False
+        self._describe = describe_stop or _run_again
         self._stops = False
         self._received = signal.SIGINT
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Signals":
+    def handle_signals(self) -> Self:
+        """Install the handlers, until the context ends."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    @property
-    def status(self) -> int:
-        """The exit status of a process that stopped because of the signal."""
-        return 128 + self._received
+        if not isinstance(error, KeyboardInterrupt | Stopped):
+            return super().__exit__(kind, error, trace)
+        print(self._describe(error), file=sys.stderr)
+        self.status = 128 + self._received
+        return True
 
     def should_stop(self) -> bool:
-        """Whether there was a signal."""
+        """Return whether a signal was received."""
         return self._stops
 
     def _receive(self, number: int, frame: object) -> None:
         self._stops, self._received = True, signal.Signals(number)
-        # Python would tell of the next one only between two calls, each of which may take seconds.
+        # Python handles a signal only between two calls, each of which may take seconds.
         for each in self._before:
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         with contextlib.suppress(OSError):  # the terminal may be gone
@@ -118,32 +161,16 @@ class Signals:
             raise KeyboardInterrupt
 
 
-def until_stopped(run: Callable[[Signals], int], debug: bool) -> int:
-    """Runs a command that does not do again what it has finished; returns its exit status."""
-    with Signals() as signals:
-        try:
-            return run(signals)
-        except (Stopped, KeyboardInterrupt):
-            print("stopped; to go on, run the same command again", file=sys.stderr)
-            return signals.status
-        except Exception as error:
-            return failed(error, debug)
-
-
-def failed(error: Exception, debug: bool) -> int:
-    """Says what went wrong; returns the exit status."""
-    if debug:
-        traceback.print_exc()
-    print(f"error: {_line(error)}", file=sys.stderr)
-    return 2 if isinstance(error, ConfigError) else 1
+def _run_again(stop: BaseException) -> str:
+    return "stopped; to go on, run the same command again"
 
 
 @contextlib.contextmanager
-def needing(extra: str) -> Iterator[None]:
-    """Says how to install what is optional, where it is missing.
+def require_extra(extra: str) -> Iterator[None]:
+    """Raise an error that names the extra to install, if a package is missing.
 
     Raises:
-        ConfigError: a package of the extra is not there.
+        ConfigError: a package of the extra is missing.
     """
     try:
         yield
@@ -154,8 +181,8 @@ def needing(extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def needing_out(folder: Path) -> Iterator[None]:
-    """Name the option --out where a run's folder cannot be written.
+def suggest_out(folder: Path) -> Iterator[None]:
+    """Raise an error that names --out, if a run's folder cannot be written.
 
     Raises:
         ConfigError: the folder is read-only.
@@ -172,11 +199,11 @@ def needing_out(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def remember_compiled() -> None:
-    """Keeps compiled programs in the user's cache folder; if that cannot be, it says why."""
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder; print a note if that is not possible."""
     try:
         folder = platformdirs.user_cache_path("jaxmnist")
-        # Without a home directory platformdirs raises a RuntimeError, or returns ~/.cache as it is.
+        # Without a home directory, platformdirs raises a RuntimeError or returns ~/.cache as it is.
         if not folder.is_absolute():
             raise RuntimeError(f"{folder} is not an absolute path; is HOME set?")
         keep_compiled_programs(folder / "compiled")
@@ -185,10 +212,10 @@ def remember_compiled() -> None:
 
 
 def keep_compiled_programs(folder: Path) -> None:
-    """Lets JAX keep compiled programs on disk, so that the next start need not compile.
+    """Make JAX store compiled programs on disk, so that the next start need not compile.
 
     Raises:
-        OSError: they cannot be kept there; JAX would warn of every program, at length.
+        OSError: the folder cannot store them; JAX would print a long warning for every program.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -196,14 +223,14 @@ def keep_compiled_programs(folder: Path) -> None:
     if free < CACHE_BYTES:
         reason = f"{os.strerror(errno.ENOSPC)} ({free} bytes free, wanted {CACHE_BYTES})"
         raise OSError(errno.ENOSPC, reason, str(folder))
-    keep_compiled(folder, len(cores()))
+    enable_compilation_cache(folder, len(cores()))
 
 
-def hush() -> None:
-    """Keeps Orbax's threads from telling, at length, what is said in one line anyway.
+def silence_orbax_threads() -> None:
+    """Drop the tracebacks of Orbax's threads: one error line reports the same.
 
-    When a checkpoint cannot be written or read, every thread at work on it prints a traceback, and
-    TensorStore reports to an event loop that is closed already.
+    When a checkpoint cannot be written or read, every thread working on it prints a traceback, and
+    TensorStore reports to an event loop that is already closed.
     """
     threading.excepthook = lambda arguments: None
     sys.unraisablehook = lambda unraisable: None
@@ -212,7 +239,7 @@ def hush() -> None:
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error as one line."""
     words = " ".join(str(error).split())
     ours = type(error).__module__.split(".")[0] == "jaxmnist"
     if ours or isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Where commands print. Nothing that is printed ends a command or hides a part of what it says."""
+"""Output of commands. Printing never ends a command and never hides a part of its text."""
 
 import codecs
 import contextlib
@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# In place of what a stream cannot encode.
+# Replacements for characters that a stream cannot encode.
 PLAIN = {"±": "+-", "−": "-", "–": "-", "×": "x"}  # noqa: RUF001 - these are the characters meant
-# On fewer columns, rich would cut the numbers of a table.
+# On fewer columns, rich would truncate a table's numbers.
 TABLE_WIDTH = 72
 
 
 class Output(io.FileIO):
     """A file descriptor to which writing never fails.
 
-    A pager is quit, a terminal is closed, the disk under a log is full: after an error, everything
-    that any part of the process writes to the descriptor is dropped.
+    A pager may be quit, a terminal closed, or a disk full. After an error, everything that any part
+    of the process writes to the descriptor is dropped.
     """
 
     def __init__(self, descriptor: int):
@@ -47,10 +47,10 @@ class Output(io.FileIO):
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[Output | None]:
-    """Make standard output and standard error streams that never raise.
+    """Replace standard output and standard error by streams that never raise.
 
     Yields:
-        What is below standard output; None if it is not that of the process, as in a notebook.
+        The `Output` of standard output; None if that is not the process's, as in a notebook.
     """
     codecs.register_error("jaxmnist.plain", _in_plain)
     before = sys.stdout, sys.stderr
@@ -68,12 +68,12 @@ def lasting_output() -> Iterator[Output | None]:
 
 
 def make_console(quiet: bool = False) -> Console:
-    """Return a console that takes `[`, `]` and `:` in what it prints as they are."""
+    """Return a console that prints `[`, `]` and `:` literally."""
     return Console(quiet=quiet, markup=False, emoji=False)
 
 
 def print_line(console: Console, line: str) -> None:
-    """Print text as it is, however long its lines are."""
+    """Print text literally, without breaking long lines."""
     console.print(Text(line), soft_wrap=True)
 
 
@@ -84,7 +84,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def _stream(output: Output | None, stream: TextIO | None) -> TextIO:
-    if stream is None:  # closed by whoever started the process
+    if stream is None:  # closed by the parent process
         return open(os.devnull, "w")
     if output is None:
         return stream

@@ -1,19 +1,19 @@
-"""Tables for people: of a run's epochs, of a network's parameters."""
+"""Printed tables of a run's epochs and seeds, and of a network's parameters."""
 
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
 import jax
-from jaxmnist.runs.summary import Row
 from rich.table import Table
 
 from jaxmnist.config import TrainConfig
-from jaxmnist.runs.run import count_parameters
+from jaxmnist.runs.setup import count_parameters
+from jaxmnist.runs.summary import Row
 
 
 def epochs_table(rows: Sequence[Row]) -> Table:
-    """One line an epoch; accuracies in percent."""
+    """Return a table with a line per epoch; accuracies are in percent."""
     columns = ("epoch", "train loss", "train %", "test loss", "test %", "rate", "images/s")
     table = _table("Epochs", columns)
     for row in rows:
@@ -30,7 +30,7 @@ def epochs_table(rows: Sequence[Row]) -> Table:
 
 
 def seeds_table(summary: dict[str, Any]) -> Table:
-    """One line a seed, of a summary.json; accuracies in percent."""
+    """Return a summary.json's table with a line per seed; accuracies are in percent."""
     table = _table("Seeds", ("seed", "train %", "test loss", "test %", "best epoch %"))
     columns = zip(
         summary["seeds"],
@@ -52,7 +52,7 @@ def seeds_table(summary: dict[str, Any]) -> Table:
 
 
 def parameters_table(params: Any) -> Table:
-    """One line an array: name, shape, how many numbers; and their sum."""
+    """Return a table with a line per array: name, shape and size; and the total size."""
     table = _table("Parameters", ("array", "shape", "numbers"))
     for path, leaf in jax.tree.leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -63,14 +63,14 @@ def parameters_table(params: Any) -> Table:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation (n - 1) of the values; of one, the value."""
+    """Return the values' mean ± standard deviation (n - 1); a single value alone."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
 def evaluated_images(config: TrainConfig, count: int) -> str:
-    """Return what images a run was tested on, as "10,000 test images"."""
+    """Return the number and kind of a run's test images, as "10,000 test images"."""
     kind = "test" if config.holdout is None else "held-out training"
     return f"{count:,} {kind} images"
 

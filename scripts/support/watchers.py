@@ -1,4 +1,4 @@
-"""What looks on while a network trains, besides the display: TensorBoard and the profiler."""
+"""Watchers of a training besides the display: TensorBoard and the profiler."""
 # pyright: reportMissingImports=false
 
 import contextlib
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jaxmnist.runs.summary import Row
 
 from jaxmnist.runs import run_folder
-from jaxmnist.runs.seeds import SeedsStarted
-from jaxmnist.runs.training import EpochDone, Progress, Started
+from jaxmnist.runs.setup import EpochDone, Progress, Started
+from jaxmnist.runs.summary import Row
 
-# Of a row of metrics.jsonl.
+# Fields of a row of metrics.jsonl.
 SCALARS = (
     "train_loss",
     "train_accuracy",
@@ -29,13 +28,13 @@ SCALARS = (
 
 @contextlib.contextmanager
 def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
-    """Enter a watcher, or a display, whose failure must not end the training.
+    """Enter a watcher or a display, whose errors must not end the training.
 
     Args:
-        watcher: has a method `show`, which takes the events of a training.
+        watcher: an object whose method `show` takes the events of a training.
 
     Yields:
-        The same method; after an error, which is printed once, it does nothing.
+        The method `show`. After an error, which is printed once, the method does nothing.
     """
     failed = False
 
@@ -60,19 +59,19 @@ def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
 
 
 class TensorBoard:
-    """Writes every epoch's figures for TensorBoard, a curve for each seed.
+    """Writer of every epoch's figures for TensorBoard, with a curve for each seed.
 
     Raises:
         ModuleNotFoundError: tensorboardX is not installed.
     """
 
     def __init__(self):
-        # tensorboardX's own SummaryWriter writes in a thread, which a full disk would let wait for
-        # ever, and the training with it.
+        # tensorboardX's own SummaryWriter writes in a thread. On a full disk, the thread and the
+        # training would hang.
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
-        proto: Any = event_pb2  # its classes are made when it is imported
+        proto: Any = event_pb2  # its classes are made at import
         self._writer_of, self._scalar = event_file_writer.EventsWriter, summary.scalar
         self._event, self._log = proto.Event, proto.SessionLog
         self._folder, self._writers = Path(), {}
@@ -85,8 +84,8 @@ class TensorBoard:
             writer.close()
 
     def show(self, event: Any) -> None:
-        """Takes note of where the run is, and writes what an epoch came to."""
-        if isinstance(event, Started | SeedsStarted):
+        """Store the run's folder, and write the figures of an epoch."""
+        if isinstance(event, Started):
             self._folder = event.out / run_folder.TENSORBOARD
         if isinstance(event, EpochDone):
             for row in event.rows:
@@ -98,7 +97,7 @@ class TensorBoard:
             folder = self._folder / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             self._writers[seed] = self._writer_of(str(folder / "events"))
-            # Of a run that goes on, what was written after its checkpoint holds no longer.
+            # In a resumed run, the figures after its checkpoint are no longer valid.
             start = self._log(status=self._log.START)
             event = self._event(wall_time=time.time(), step=step, session_log=start)
             self._writers[seed].write_event(event)
@@ -111,7 +110,7 @@ class TensorBoard:
 
 
 class Profile:
-    """Traces the steps between the first two signs of life, about a second's worth."""
+    """Tracer of the steps between the first two progress events, about a second."""
 
     def __init__(self):
         self._folder, self._tracing, self._done = Path(), False, False
@@ -126,7 +125,7 @@ class Profile:
             print("note: too few steps were left for a profile", file=sys.stderr)
 
     def show(self, event: Any) -> None:
-        """Begins with the first chunk's end, when all is compiled, and ends with the next."""
+        """Start at the end of the first chunk, when all is compiled; stop at that of the next."""
         if isinstance(event, Started):
             self._folder = event.out / run_folder.PROFILE
         if isinstance(event, Progress) and self._tracing:

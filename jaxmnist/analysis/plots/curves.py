@@ -11,19 +11,19 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from jaxmnist.analysis.plots.style import PALETTE
 from jaxmnist.runs.summary import Row
 
-# After as many runs as there are colours, the next marker.
+# The marker changes each time all colours are used.
 MARKERS = ("", "s", "^", "D", "v", "x")
-# An accuracy of 100 % has no place on a logarithmic axis.
+# A logarithmic axis cannot show an error of 0 %.
 LEAST_ERROR = 0.01
 
 
 def curves(runs: Mapping[str, Sequence[Row]], held_out: Collection[str] = ()) -> Figure:
-    """Draw error and loss by epoch, on training images (dashes) and test images (lines).
+    """Draw error and loss by epoch, on training images (dashed) and test images (solid).
 
     Args:
-        runs: the rows of each run; of several seeds, the mean and a band from the lowest to the
-            highest are drawn.
-        held_out: the names of those that were tested on held-out training images.
+        runs: the rows of each run; several seeds are drawn as their mean and a band from the lowest
+            to the highest.
+        held_out: the names of the runs tested on held-out training images.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     error, loss = figure.subplots(1, 2)
@@ -50,7 +50,7 @@ def curves(runs: Mapping[str, Sequence[Row]], held_out: Collection[str] = ()) ->
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    # As they are: a folder's name may have signs that mean something in a label.
+    # Folder names may contain characters that matplotlib would parse as math.
     legend = error.legend(error.lines, names, fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -58,7 +58,7 @@ def curves(runs: Mapping[str, Sequence[Row]], held_out: Collection[str] = ()) ->
 
 
 def by_epoch(rows: Sequence[Row], figure: str) -> dict[int, np.ndarray]:
-    """A figure of all seeds that have it, epoch by epoch."""
+    """Return the values of a figure over seeds, by epoch; None values are skipped."""
     values = defaultdict(list)
     for row in rows:
         if row[figure] is not None:
@@ -73,7 +73,7 @@ def _draw(
     if any(len(each) > 1 for each in of_seeds):
         low, high = ([end(each) for each in of_seeds] for end in (np.min, np.max))
         axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, lw=0)
-    # A single point is no line: it needs a marker, and a hollow one where a line has dashes.
+    # A single point needs a marker to be visible; a hollow one replaces a dashed line.
     marker = style["marker"] or ("o" if len(epochs) == 1 else "")
     fill = "none" if line == "--" else "full"
     means = [each.mean() for each in of_seeds]

@@ -1,4 +1,4 @@
-"""Figures of a drill-down, readable in black and white and by the colour-blind."""
+"""Figures of a drill-down, readable in black and white and with colour blindness."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,27 +18,27 @@ from jaxmnist.augment import augment
 from jaxmnist.config import TrainConfig
 from jaxmnist.optim import make_optimizer
 
-# The steps of a whole epoch of MNIST.
+# Training steps of one epoch of MNIST.
 STEPS = 468
 DIGITS, COPIES = 10, 5
-# Parameters from which a network has a panel of its own: the others would be one line beside it.
+# Networks with more parameters get their own panel; the others would merge into one line.
 LARGE = 100_000
 
 
 def draw_all(rungs: Sequence[Rung], images: np.ndarray, folder: Path, source: str) -> list[str]:
-    """Draws every figure, as PNG and as SVG.
+    """Draw every figure, as PNG and SVG.
 
     Args:
         rungs: the seven networks with their runs.
-        images: training images, uint8 `[N, 28, 28]`, some of which are shown.
-        folder: where the figures go; made if it is not there.
-        source: the digest of what they are made from, written into each file.
+        images: training images to show some of, uint8 `[N, 28, 28]`.
+        folder: the output folder; created if missing.
+        source: the digest of the results, written into each file.
 
     Returns:
-        The names of the figures, without their endings.
+        The names of the figures, without file extensions.
 
     Raises:
-        OSError: the disk does not take them.
+        OSError: a file cannot be written.
     """
     figures: dict[str, Callable[[], Figure]] = {
         "accuracy": lambda: accuracy(rungs),
@@ -55,7 +55,7 @@ def draw_all(rungs: Sequence[Rung], images: np.ndarray, folder: Path, source: st
 
 
 def accuracy(rungs: Sequence[Rung]) -> Figure:
-    """Test accuracy by rung: every seed, the interval of the mean, the published figure."""
+    """Draw test accuracy by rung: every seed, the interval of the mean, the published figure."""
     figure, axes = with_grid(7.5, 4)
     for place, rung in enumerate(rungs):
         values = list(rung.by_seed("final_test_accuracy").values())
@@ -73,7 +73,7 @@ def accuracy(rungs: Sequence[Rung]) -> Figure:
 
 
 def curves(rungs: Sequence[Rung]) -> Figure:
-    """Error by epoch: the mean over seeds, and a band from the lowest to the highest."""
+    """Draw error by epoch: the mean over seeds, and a band from the lowest to the highest."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     panels = figure.subplots(2, 4, sharey=True).ravel()
     for axes, rung in zip(panels, rungs, strict=False):
@@ -98,7 +98,7 @@ def curves(rungs: Sequence[Rung]) -> Figure:
 
 
 def train_test_gap(rungs: Sequence[Rung]) -> Figure:
-    """Train accuracy of the last epoch less test accuracy, by rung."""
+    """Draw final train accuracy minus test accuracy, by rung."""
     figure, axes = with_grid(7.5, 3.5)
     axes.axhline(0, color=BLACK, lw=0.8)
     for place, rung in enumerate(rungs):
@@ -111,7 +111,7 @@ def train_test_gap(rungs: Sequence[Rung]) -> Figure:
 
 
 def cost(rungs: Sequence[Rung]) -> Figure:
-    """Test accuracy against parameters, with the published points, and against training time."""
+    """Draw test accuracy against parameters, with published figures, and against training time."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     small, large, by_time = figure.subplots(1, 3, sharey=True, width_ratios=(4, 1.4, 4))
     for place, rung in enumerate(rungs):
@@ -122,7 +122,7 @@ def cost(rungs: Sequence[Rung]) -> Figure:
         seconds = rung.seconds_per_epoch * rung.epochs
         for axes, x in ((by_parameters, rung.parameters), (by_time, seconds)):
             _interval(axes, x, spread)
-            # Neighbours are close together: one's name is above left, the next one's below right.
+            # Neighbours are close: names alternate between above left and below right.
             side, where = ("left", (7, -10)) if place % 2 else ("right", (-7, 4))
             axes.annotate(
                 rung.name, (x, spread.mean), where, textcoords="offset points", ha=side, size=8
@@ -144,7 +144,7 @@ def cost(rungs: Sequence[Rung]) -> Figure:
 
 
 def one_cycle(epochs: int) -> Figure:
-    """Learning rate and momentum of `gap`, over all its steps."""
+    """Draw the learning rate and momentum of `gap` over all steps."""
     _, schedules = make_optimizer(TrainConfig("gap", epochs=epochs), epochs * STEPS)
     steps = jnp.arange(epochs * STEPS)
     figure, axes = with_grid(6, 3)
@@ -158,7 +158,7 @@ def one_cycle(epochs: int) -> Figure:
 
 
 def augmented(images: np.ndarray) -> Figure:
-    """Digits as they are, in the first row, and as training sees them."""
+    """Draw original digits in the first row, and augmented copies below."""
     originals = jnp.asarray(images[:DIGITS])
     keys = jax.random.split(jax.random.key(0), COPIES)
     rows = [np.asarray(digits) for digits in (originals, *(augment(k, originals) for k in keys))]
@@ -166,7 +166,7 @@ def augmented(images: np.ndarray) -> Figure:
 
 
 def _dots(axes: Axes, place: int, values: Sequence[float]) -> None:
-    """A dot for each seed, beside each other so that equal ones can be counted."""
+    """Draw a dot per seed, side by side so that equal values can be counted."""
     offsets = np.linspace(-0.24, 0.06, len(values)) if len(values) > 1 else [0]
     axes.plot(place + np.array(offsets), values, "o", color=BLUE, fillstyle="none", markersize=4)
 

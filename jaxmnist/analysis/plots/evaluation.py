@@ -1,4 +1,4 @@
-"""Figures of an evaluation: reliability, confusion, the most confident mistakes."""
+"""Figures of an evaluation: reliability, confusion, most confident mistakes."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ COLUMNS = 6
 
 
 def draw_all(evaluation: Evaluation, images: np.ndarray, folder: Path, source: str) -> None:
-    """Draws reliability.png, confusion.png and mistakes.png.
+    """Draw reliability.png, confusion.png and mistakes.png.
 
     Args:
-        evaluation: what is drawn.
-        images: those that were evaluated, uint8 `[N, 28, 28]`.
-        folder: where the figures go.
-        source: what was evaluated, written into each file.
+        evaluation: the evaluation to draw.
+        images: the evaluated images, uint8 `[N, 28, 28]`.
+        folder: the output folder.
+        source: the name of what was evaluated, written into each file.
 
     Raises:
-        OSError: the disk does not take them.
+        OSError: a file cannot be written.
     """
     save(lambda: reliability(evaluation), [folder / "reliability.png"], source)
     save(lambda: confusion(evaluation), [folder / "confusion.png"], source)
@@ -30,7 +30,7 @@ def draw_all(evaluation: Evaluation, images: np.ndarray, folder: Path, source: s
 
 
 def reliability(evaluation: Evaluation) -> Figure:
-    """Accuracy against confidence, and how many predictions have which."""
+    """Draw accuracy against confidence, and the number of predictions by confidence."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [one for one in evaluation.bins if one.count]
@@ -64,7 +64,7 @@ def reliability(evaluation: Evaluation) -> Figure:
 
 
 def confusion(evaluation: Evaluation) -> Figure:
-    """What is taken for what: a count in each cell, darker the more mistakes it holds."""
+    """Draw the confusion matrix with counts; cells with more mistakes are darker."""
     figure, axes = with_grid(5.5, 5)
     axes.grid(visible=False)
     wrong = evaluation.confusion * (1 - np.eye(CLASSES, dtype=int))
@@ -81,7 +81,7 @@ def confusion(evaluation: Evaluation) -> Figure:
 
 
 def mistakes(evaluation: Evaluation, images: np.ndarray) -> Figure:
-    """The most confident mistakes, most confident first."""
+    """Draw the most confident mistakes, most confident first."""
     if not evaluation.mistakes:
         figure = Figure(figsize=(4, 1))
         figure.text(0.5, 0.5, "no mistakes", ha="center")

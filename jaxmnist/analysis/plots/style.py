@@ -1,4 +1,4 @@
-"""What the figures have in common: colours, sizes, how they are kept."""
+"""Shared style of the figures: colours, sizes, saving."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,28 +8,28 @@ from matplotlib import rc_context, rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette (Color Universal Design, 2008): told apart by everybody, and by lightness.
+# Okabe and Ito's palette (Color Universal Design, 2008), safe for colour blindness and greyscale.
 BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"
 PALETTE = (BLUE, ORANGE, BLACK, "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 DOTS_PER_INCH = 110
-# What a digit takes, in inches.
+# Side of a digit's panel, in inches.
 DIGIT = 0.6
 
 
 def save(draw: Callable[[], Figure], files: Sequence[Path], source: str) -> None:
-    """Draws a figure into files; what is drawn the same gives the same files.
+    """Draw a figure and save it to files; the same figure gives the same files.
 
     Args:
-        draw: draws it.
-        files: where it goes, as PNG or SVG by their endings.
-        source: what it is made from, written into each file.
+        draw: the function that draws the figure.
+        files: the output files, PNG or SVG by extension.
+        source: the source of the figure, written into each file.
 
     Raises:
-        OSError: the disk does not take them.
+        OSError: a file cannot be written.
     """
-    # Ids in the file that do not change from one time to the next, and text as text.
+    # A fixed salt makes SVG ids reproducible; text is stored as text.
     with rc_context():
-        rcdefaults()  # not those of the user's matplotlibrc, as text.usetex
+        rcdefaults()  # ignore the user's matplotlibrc, such as text.usetex
         with rc_context({"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}):
             figure = draw()
             for file in files:
@@ -39,7 +39,7 @@ def save(draw: Callable[[], Figure], files: Sequence[Path], source: str) -> None
 
 
 def with_grid(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes; sizes in inches."""
+    """Return a figure with one pair of axes and a grid; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
@@ -49,12 +49,12 @@ def with_grid(width: float, height: float) -> tuple[Figure, Axes]:
 def digits_in_rows(
     rows: Sequence[np.ndarray], titles: Sequence[str] = (), room: float = DIGIT
 ) -> Figure:
-    """Pictures of digits, side by side.
+    """Draw images of digits in rows.
 
     Args:
-        rows: uint8 `[columns, 28, 28]` each; the last may have fewer.
-        titles: above each picture, row by row; none, if there are none.
-        room: the height that a row takes, in inches.
+        rows: images, uint8 `[columns, 28, 28]` each; the last row may be shorter.
+        titles: titles above the images, row by row; empty for none.
+        room: the side of an image's panel, in inches.
     """
     columns = len(rows[0])
     figure = Figure(figsize=(columns * room, len(rows) * room), layout="constrained")

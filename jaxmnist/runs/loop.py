@@ -1,0 +1,311 @@
+"""The training loop over chunks and epochs, for seeds that train side by side.
+
+A seed that cannot continue keeps its slot in the compiled programs, and its results are ignored.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmnist.config import ConfigError
+from jaxmnist.metrics import Metrics
+from jaxmnist.parallel import distributed
+from jaxmnist.parallel.programs import Programs, stack, unstack
+from jaxmnist.runs import checkpoint, run_folder
+from jaxmnist.runs.checkpoint import CheckpointError
+from jaxmnist.runs.run import Snapshot, finish, to_checkpoint
+from jaxmnist.runs.setup import Callbacks, EpochDone, Failed, Progress, RunOptions, Setup
+from jaxmnist.runs.summary import Row, make_row
+
+# A chunk of steps is one call: progress and signals have their place between two of them.
+CHUNK_SECONDS = 1.0
+FIRST_CHUNK = 4  # steps, while the speed is unknown
+
+
+class TrainingError(RuntimeError):
+    """A seed cannot continue."""
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """The run stopped because it was asked to, and can go on from there."""
+
+    def __init__(self, path: Path, step: int):
+        super().__init__(f"the run in {path} stopped at step {step}; --resume goes on with it")
+        self.path, self.step = path, step
+
+
+# Errors that fail a single seed; the others continue.
+FAILURES = (TrainingError, CheckpointError, OSError)
+Outcomes = dict[int, Snapshot | Exception]  # by seed
+
+
+def make_cadence(every: str) -> Callable[[float], bool]:
+    """Return a predicate that tells, for increasing epoch counts, whether a checkpoint is due.
+
+    Args:
+        every: a number of epochs, as "2", or of seconds, as "90s".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    parts = re.fullmatch(r"([1-9][0-9]{0,8})(s?)", every)
+    if parts is None:
+        raise ConfigError(
+            f"checkpoint_every is {every!r}; expected epochs, as 2, or seconds, as 90s"
+        )
+    number, last = int(parts[1]), time.monotonic()
+
+    def after_epochs(epochs: float) -> bool:
+        return epochs % number == 0
+
+    def after_seconds(epochs: float) -> bool:
+        nonlocal last
+        is_due = time.monotonic() - last >= number
+        last = time.monotonic() if is_due else last
+        return is_due
+
+    return after_seconds if parts[2] else after_epochs
+
+
+@dataclasses.dataclass
+class _Slot:
+    """A seed in the compiled programs."""
+
+    index: int  # along the leading axis
+    seed: int
+    rows: list[Row]
+    seconds: float  # trained in this epoch
+    outcome: Snapshot | Exception | None = None
+
+
+class TrainLoop:
+    """Trains seeds side by side to the end.
+
+    Args:
+        setup: of the run.
+        snapshots: where each seed stands, all at the same step.
+        programs: compiled for at least this number of seeds.
+        path: the run's folder.
+        options: how often to write checkpoints, and how many to keep.
+        callbacks: called on the way.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        snapshots: Mapping[int, Snapshot],
+        programs: Programs,
+        path: Path,
+        options: RunOptions,
+        callbacks: Callbacks,
+    ):
+        self._setup, self._programs = setup, programs
+        self._path, self._options, self._callbacks = path, options, callbacks
+        self._slots = [
+            _Slot(index, seed, snapshot.rows, snapshot.seconds)
+            for index, (seed, snapshot) in enumerate(snapshots.items())
+        ]
+        filled = list(snapshots.values())
+        filled += [filled[0]] * (programs.num_slots - len(filled))
+        self._state = programs.put(stack([snapshot.state for snapshot in filled]))
+        self._metrics = stack([snapshot.metrics for snapshot in filled])
+        self._step = filled[0].step
+        self._begin_epoch()
+
+    def run(self) -> Outcomes:
+        """Train to the end.
+
+        Returns:
+            For each seed its last snapshot, or the error that failed it: one of `FAILURES`.
+
+        Raises:
+            Stopped: `callbacks.should_stop` returned True; everything is saved.
+            HostError: another process failed.
+        """
+        setup, is_due = self._setup, make_cadence(self._options.checkpoint_every)
+        while self._active():
+            with distributed.as_host_error():
+                self._train_chunk()
+                if self._step % setup.steps == 0 and self._active():
+                    self._evaluate()
+            if self._step == setup.total_steps:
+                self._finish()
+                continue
+            requests = (self._callbacks.should_stop(), is_due(self._step / setup.steps))
+            self._chunk, stops, saves = distributed.sync_decision(self._chunk, *requests)
+            if stops or saves:
+                self._save()
+            if stops and self._active():
+                raise Stopped(self._path, self._step)
+        return {slot.seed: slot.outcome for slot in self._slots if slot.outcome is not None}
+
+    def _active(self) -> list[_Slot]:
+        """Return the slots of seeds that have not ended."""
+        return [slot for slot in self._slots if slot.outcome is None]
+
+    @contextlib.contextmanager
+    def _failing_alone(self, slot: _Slot) -> Iterator[None]:
+        """Let an error fail this seed and no other."""
+        try:
+            yield
+        except FAILURES as error:
+            slot.outcome = error
+            self._callbacks.report(Failed(slot.seed, str(error)))
+
+    def _begin_epoch(self) -> None:
+        self._order = None
+        self._chunk = FIRST_CHUNK
+
+    def _train_chunk(self) -> None:
+        """Train for about a second, or to the end of the epoch."""
+        setup, programs, slots = self._setup, self._programs, self._active()
+        if self._order is None:
+            self._order = programs.epoch_permutation(self._state, setup.train_images)
+        stop = min(self._step + self._chunk, (self._step // setup.steps + 1) * setup.steps)
+        begin = time.perf_counter()
+        self._state, metrics = programs.train_chunk(
+            self._state,
+            programs.put(self._metrics),
+            setup.train_images,
+            self._order,
+            np.int32(stop),
+        )
+        self._metrics = programs.get(metrics)  # waits for the device
+        elapsed = time.perf_counter() - begin
+        speed = (stop - self._step) / elapsed
+        self._chunk = max(1, round(CHUNK_SECONDS * speed))
+        self._step = stop
+        steps_done = programs.get(self._state.step)
+        for slot in slots:
+            slot.seconds += elapsed / len(slots)
+            with self._failing_alone(slot):
+                loss = _of_slot(self._metrics, slot).loss
+                check_finite("training", loss, steps_done[slot.index], slot.seed, setup)
+        if self._active():
+            self._report_progress(speed)
+
+    def _report_progress(self, speed: float) -> None:
+        setup, slots = self._setup, self._active()
+        metrics = [_of_slot(self._metrics, slot) for slot in slots]
+        self._callbacks.report(
+            Progress(
+                seeds=tuple(slot.seed for slot in slots),
+                epoch=(self._step - 1) // setup.steps + 1,
+                step=self._step,
+                loss=fmean(each.loss for each in metrics),
+                accuracy=fmean(each.accuracy for each in metrics),
+                learning_rate=float(setup.schedules.learning_rate(self._step - 1)),
+                images_per_second=speed * setup.config.batch_size * len(slots),
+            )
+        )
+
+    def _evaluate(self) -> None:
+        """Evaluate the end of an epoch, and report a row for each seed."""
+        setup, slots, epoch = self._setup, self._active(), self._step // self._setup.steps
+        tested = self._programs.get(self._programs.evaluate(self._state, setup.test_images))
+        for slot in slots:
+            row = make_row(
+                seed=slot.seed,
+                schedules=setup.schedules,
+                epoch=epoch,
+                step=self._step,
+                trained=_of_slot(self._metrics, slot),
+                tested=_of_slot(tested, slot),
+                train_seconds=slot.seconds,
+            )
+            slot.rows, slot.seconds = [*slot.rows, row], 0.0
+        self._metrics = stack([Metrics.zero()] * self._programs.num_slots)
+        self._begin_epoch()
+        self._callbacks.report(EpochDone([slot.rows[-1] for slot in slots]))
+        for slot in slots:
+            with self._failing_alone(slot):
+                check_finite("test", _of_slot(tested, slot).loss, self._step, slot.seed, setup)
+
+    def _snapshots(self) -> Iterator[tuple[_Slot, Snapshot]]:
+        """Yield where each active seed stands, in host memory."""
+        states = unstack(self._programs.get(self._state), len(self._slots))
+        for slot in self._active():
+            metrics = _of_slot(self._metrics, slot)
+            yield slot, Snapshot(states[slot.index], metrics, slot.seconds, slot.rows)
+
+    def _save(self) -> None:
+        """Write a checkpoint of each seed."""
+        for slot, snapshot in self._snapshots():
+            with self._failing_alone(slot):
+                save(self._setup, slot.seed, snapshot, self._path, self._options.keep)
+
+    def _finish(self) -> None:
+        """Write the last checkpoint of each seed."""
+        for slot, snapshot in self._snapshots():
+            with self._failing_alone(slot):
+                last = finish(self._setup, snapshot, self._programs.compile_seconds)
+                save(self._setup, slot.seed, last, self._path, self._options.keep)
+                slot.outcome = last._replace(state=jax.device_put(last.state))
+
+
+def save(setup: Setup, seed: int, snapshot: Snapshot, path: Path, keep: int) -> None:
+    """Write a checkpoint, in the main process.
+
+    Args:
+        setup: of the run.
+        seed: the seed.
+        snapshot: where it stands, in host memory.
+        path: the run's folder.
+        keep: the number of checkpoints that stay.
+
+    Raises:
+        CheckpointError: it could not be written.
+        OSError: the disk has no room for it, or the run's folder was removed.
+        TrainingError: the snapshot holds a number that is not finite.
+    """
+    check_sound(snapshot, seed, setup)
+    folder = run_folder.checkpoint_folder(path, seed)
+
+    def write() -> bytes:
+        checkpoint.save(folder, to_checkpoint(setup, seed, snapshot), keep)
+        return b""
+
+    distributed.broadcast_from_main(write)
+
+
+def _of_slot(metrics: Metrics, slot: _Slot) -> Metrics:
+    return jax.tree.map(lambda leaf: leaf[slot.index], metrics)
+
+
+def check_finite(which: str, loss: float, step: int, seed: int, setup: Setup) -> None:
+    """Check that a loss is finite.
+
+    Raises:
+        TrainingError: it is not; names step and seed.
+    """
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {which} loss became {loss} at step {step} of seed {seed}; "
+            f"try a smaller --learning-rate than {setup.config.learning_rate}"
+        )
+
+
+def check_sound(snapshot: Snapshot, seed: int, setup: Setup) -> None:
+    """Check a state before it is saved: its last step may have broken it.
+
+    Raises:
+        TrainingError: a number in it is not finite; names the array, step and seed.
+    """
+    state = snapshot.state
+    numbers: dict[str, Any] = {**state.latest, "opt_state": state.opt_state}
+    for path, leaf in jax.tree.leaves_with_path(numbers):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise TrainingError(
+                f"{name} is not finite after step {snapshot.step} of seed {seed}; "
+                f"try a smaller --learning-rate than {setup.config.learning_rate}"
+            )

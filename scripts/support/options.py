@@ -1,0 +1,76 @@
+"""Command-line options made from a dataclass, so that each option is described once."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import typing
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
+
+from jaxmnist.config import ConfigError
+from support.command import user_path
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that accepts `--batch_size` for `--batch-size`, with one-line errors."""
+
+    def parse_words(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Return the options of a command line.
+
+        Raises:
+            ConfigError: the command line is invalid; for an unknown option, the nearest is named.
+        """
+        words = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), word) for word in argv]
+        arguments, unknown = self.parse_known_args(words)
+        if unknown:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; --help lists all options"
+            raise ConfigError(f"there is no option {unknown[0]}{hint}")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a ConfigError instead of printing the usage."""
+        raise ConfigError(f"{message}; --help lists all options")
+
+
+def add_fields(
+    parser: argparse._ActionsContainer, of: type, hide: Collection[str] = (), unset: bool = False
+) -> None:
+    """Add an option for each field of a dataclass.
+
+    Args:
+        parser: a parser, or one of its groups.
+        of: the dataclass; the Args of its docstring are the help texts.
+        hide: fields without an option.
+        unset: whether an option that is not given is None, rather than the field's default.
+    """
+    types, texts = typing.get_type_hints(of), describe_fields(of)
+    for field in dataclasses.fields(of):
+        if field.name in hide:
+            continue
+        option = {"default": None if unset else field.default, "help": texts[field.name]}
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", **option, **_reading(types[field.name], unset)
+        )
+
+
+def _reading(kind: Any, unset: bool) -> dict[str, Any]:
+    """Return argparse's keyword arguments for a value of a type."""
+    kinds = set(typing.get_args(kind)) - {type(None)} or {kind}
+    if bool in kinds:
+        return {"action": argparse.BooleanOptionalAction if unset else "store_true"}
+    if os.PathLike in kinds:
+        return {"type": user_path, "metavar": "FOLDER"}
+    (of,) = kinds
+    return {"type": of, "metavar": {int: "N", float: "X", str: "NAME"}[of]}
+
+
+def describe_fields(of: type) -> dict[str, str]:
+    """Return the entries of the Args section of a class's docstring, by name."""
+    text = (inspect.getdoc(of) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.M)
+    return {name: " ".join(words.split()).replace("%", "%%") for name, words in found}

@@ -1,0 +1,9 @@
+"""First import of a command: until its own handlers are installed, Ctrl-C prints no traceback."""
+
+import signal
+import sys
+
+# In IPython (%run), Ctrl-C must still stop a cell, not the session. A background process ignores
+# SIGINT and must continue to do so.
+if signal.getsignal(signal.SIGINT) != signal.SIG_IGN and not hasattr(sys, "ps1"):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
