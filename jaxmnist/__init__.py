@@ -6,6 +6,7 @@
 """
 
 from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.inference.pretrained import load_pretrained
 from jaxmnist.models import create_model
 from jaxmnist.recipes import DATASETS, RECIPES, VARIANTS
 from jaxmnist.runs.run import Run, load_run
@@ -22,6 +23,7 @@ __all__ = [
     "RunOptions",
     "TrainConfig",
     "create_model",
+    "load_pretrained",
     "load_run",
     "train",
 ]

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file as load_safetensors
 import jaxmnist
 from jaxmnist import Callbacks, RunOptions
 from jaxmnist.data import idx
+from jaxmnist.inference.pretrained import to_variables
 from jaxmnist.models import NETWORKS, variants
 from jaxmnist.models.layers import max_pool
 from jaxmnist.parallel.devices import ONE
@@ -205,12 +206,8 @@ def small_run(small_config, small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
 
 def trained_variables() -> dict:
     """`gap` as seed 0 of docs/results.json left it, by `scripts/export.py --to safetensors`."""
-    variables: dict = {}
     file = Path(__file__).parent / "fixtures" / "gap_seed0.safetensors"
-    for name, value in load_safetensors(file).items():
-        collection, layer, kind = name.split("/")
-        variables.setdefault(collection, {}).setdefault(layer, {})[kind] = value
-    return variables
+    return to_variables(load_safetensors(file))
 
 
 @pytest.fixture(scope="session")

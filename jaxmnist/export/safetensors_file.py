@@ -1,13 +1,14 @@
 """Safetensors export: arrays by name, and the config in the metadata."""
-# pyright: reportMissingImports=false
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from jaxmnist.config import TrainConfig
 from jaxmnist.export.network import Network
+from jaxmnist.inference.pretrained import to_arrays, to_variables
 from jaxmnist.models import create_model
 
 
@@ -17,14 +18,7 @@ def write(network: Network, file: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.numpy import save
-
-    arrays = {
-        f"{collection}/{layer}/{key}": np.ascontiguousarray(value)
-        for collection, layers in network.variables.items()
-        for layer, leaves in layers.items()
-        for key, value in leaves.items()
-    }
+    arrays = to_arrays(network.variables)
     file.write_bytes(save(arrays, metadata={"config": network.config.to_json()}))
 
 
@@ -36,13 +30,8 @@ def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
         file: the file of the arrays.
         images: uint8 `[N, 28, 28]`.
     """
-    from safetensors import safe_open
-
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     with safe_open(file, "numpy") as opened:
         config = TrainConfig.from_json(opened.metadata()["config"])
-        for name in opened.keys():  # noqa: SIM118 - not a dictionary
-            collection, layer, key = name.split("/")
-            variables[collection].setdefault(layer, {})[key] = opened.get_tensor(name)
+        variables = to_variables({key: opened.get_tensor(key) for key in opened.offset_keys()})
     model = create_model(config.variant, config.dropout)
     return np.asarray(model.apply(variables, network.normalise(images)))

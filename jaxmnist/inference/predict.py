@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmnist.config import ConfigError, format_seeds
 from jaxmnist.data.dataset import CLASSES
+from jaxmnist.inference import pretrained
 from jaxmnist.models import create_model
 from jaxmnist.models.variants import Network
 from jaxmnist.parallel.devices import fixed_flags
@@ -25,12 +26,15 @@ DIGITS = "mnist"
 def load_runs(path: str | os.PathLike) -> list[Run]:
     """Load a finished run, and split it into runs of one seed each.
 
+    Args:
+        path: the run's folder, or the name of a pretrained network.
+
     Raises:
         ConfigError: the folder is not a finished run, or a seed has failed.
         CheckpointError: a checkpoint is incomplete.
         OSError: a file cannot be read.
     """
-    run = load_run(path)
+    run = _load(path)
     if run.failures:
         raise ConfigError(
             f"{path} has seeds that failed: {format_seeds(list(run.failures))}; --resume trains "
@@ -43,13 +47,13 @@ def load_seed(path: str | os.PathLike, seed: int | None = None) -> Run:
     """Load the finished run of one seed.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or the name of a pretrained network.
         seed: one of its seeds; None: the only one.
 
     Raises:
         ConfigError: the seed does not exist, is None with several seeds, or as `load_run`.
     """
-    run = load_run(path)
+    run = _load(path)
     if seed is None and len(run.snapshots) == 1:
         seed = next(iter(run.snapshots))
     if seed not in run.snapshots:
@@ -58,6 +62,19 @@ def load_seed(path: str | os.PathLike, seed: int | None = None) -> Run:
             f"there {which} in {path}; pass --seed with one of {format_seeds(list(run.snapshots))}"
         )
     return next(each for each in run.split() if each.config.seed == seed)
+
+
+def _load(path: str | os.PathLike) -> Run:
+    """Load a run from its folder; where there is no such path, a pretrained network by name."""
+    name, names = os.fspath(path), [*pretrained.NAMES, *pretrained.SHORT_NAMES]
+    if os.path.exists(name):
+        return load_run(path)
+    if name not in names:
+        raise ConfigError(
+            f"{name} does not exist; expected the folder of a run, or a pretrained network, one of "
+            f"{', '.join(names)}"
+        )
+    return pretrained.load_pretrained(name)
 
 
 def check_digits(runs: Sequence[Run]) -> None:

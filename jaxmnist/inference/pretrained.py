@@ -1,0 +1,124 @@
+"""Trained networks that come with the package: seed 0 of six variants, and of two recipes for gap.
+
+A network is a safetensors file of its arrays, with the metadata of its last checkpoint: config,
+digest of the images, rows and summary. SHA256SUMS holds the digest of each file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from jaxmnist.config import ConfigError, check_name
+from jaxmnist.metrics import Metrics
+from jaxmnist.runs import checkpoint, run_folder
+from jaxmnist.runs.run import Run, Snapshot, config_of, seed_run
+from jaxmnist.state import KEY_IMPL, TrainState
+
+NAMES = (
+    *("less_params", "batch_norm", "dropout", "fc_layer", "augmentation", "gap"),
+    *("gap/fast", "gap/record"),
+)
+# The recipes of gap alone have short names too.
+SHORT_NAMES = {name.split("/")[-1]: name for name in NAMES if "/" in name}
+FOLDER = Path(__file__).parent.parent / "pretrained"
+DIGESTS = "SHA256SUMS"
+# Where commands write what they make of a pretrained network.
+OUTPUT = Path("runs", "pretrained")
+_METADATA = "jaxmnist"
+
+
+def load_pretrained(name: str) -> Run:
+    """Return a trained network of the package, as a finished run.
+
+    Args:
+        name: one of `NAMES`, or of `SHORT_NAMES`.
+
+    Raises:
+        ConfigError: there is no such network, or its file is damaged.
+        OSError: the file cannot be read.
+    """
+    check_name("pretrained network", name, [*NAMES, *SHORT_NAMES])
+    file = FOLDER / _file_name(SHORT_NAMES.get(name, name))
+    if _digest(file) not in (FOLDER / DIGESTS).read_text():
+        raise ConfigError(f"{file} differs from its digest in {DIGESTS}; install the package again")
+    with safe_open(file, "numpy") as opened:
+        metadata = json.loads(opened.metadata()[_METADATA])
+        variables = to_variables({key: opened.get_tensor(key) for key in opened.offset_keys()})
+    config, rows = config_of(metadata), metadata["rows"]
+    state = TrainState(
+        step=jnp.int32(rows[-1]["step"]),
+        key=jax.random.key(config.seed, impl=KEY_IMPL),
+        opt_state=optax.EmptyState(),
+        **jax.tree.map(jnp.asarray, variables),
+    )
+    snapshot = Snapshot(state, Metrics.zero(), 0.0, rows, metadata["summary"])
+    return seed_run(config, snapshot, OUTPUT / file.stem)
+
+
+def write_pretrained(runs: Sequence[Run], folder: Path = FOLDER) -> list[Path]:
+    """Write the networks of finished runs of one seed, and the digests of their files.
+
+    Args:
+        runs: one for each of `NAMES`, in any order.
+        folder: the output folder.
+
+    Returns:
+        The files, in the order of `NAMES`.
+
+    Raises:
+        ConfigError: a run is missing, or not of seed 0.
+        OSError: a file cannot be written.
+    """
+    by_name = {run.config.name: run for run in runs if run.config.seed == 0}
+    missing = [name for name in NAMES if name not in by_name]
+    if missing:
+        raise ConfigError(
+            f"there is no run of seed 0 of {', '.join(missing)}; expected one of each"
+        )
+    folder.mkdir(exist_ok=True)
+    files = [_write(by_name[name], folder / _file_name(name)) for name in NAMES]
+    digests = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
+    run_folder.write(folder / DIGESTS, digests)
+    return files
+
+
+def _write(run: Run, file: Path) -> Path:
+    metadata = checkpoint.newest_metadata(run_folder.checkpoint_folder(run.path, run.config.seed))
+    file.write_bytes(save(to_arrays(run.variables), {_METADATA: json.dumps(metadata)}))
+    return file
+
+
+def _file_name(name: str) -> str:
+    return f"{name.replace('/', '-')}.safetensors"
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def to_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the arrays of a network by name, such as `params/conv0/kernel`."""
+    return {
+        f"{collection}/{layer}/{key}": np.ascontiguousarray(value)
+        for collection, layers in variables.items()
+        for layer, leaves in layers.items()
+        for key, value in leaves.items()
+    }
+
+
+def to_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the variables of a network from its arrays by name."""
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for name, value in arrays.items():
+        collection, layer, key = name.split("/")
+        variables[collection].setdefault(layer, {})[key] = value
+    return variables
