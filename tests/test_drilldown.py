@@ -5,9 +5,7 @@ import json
 import re
 import shutil
 import signal
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,44 +16,41 @@ from jaxmnist.analysis import report, results
 from jaxmnist.recipes import ABLATIONS, RECIPES
 from jaxmnist.runs import loop, run_folder
 from jaxmnist.runs.setup import SeedDone
-from tests.test_results import finished, write_ladder
+from tests.conftest import SCRIPTS
+from tests.test_results import finished, write_seven
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 # Two epochs of four steps of a network that compiles fast.
 TINY = ("less_params", "--dataset", "kmnist", "--epochs", "2")
 
 
-@pytest.fixture(scope="module")
-def script():
-    """scripts/drilldown.py as a module."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("drilldown")
-    sys.path.remove(str(SCRIPTS))
+@pytest.fixture
+def script(monkeypatch):
+    """scripts/drilldown.py as a module, which trains its seeds one after another."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("drilldown")
+    options = partial(jaxmnist.RunOptions, seed_mapping="loop")
+    monkeypatch.setattr(script, "RunOptions", options)
+    return script
 
 
 @pytest.fixture
 def out(tmp_path):
-    """Where everything goes."""
+    """Folder of the results."""
     return tmp_path / "results"
 
 
 @pytest.fixture
-def run(script, capsys, small_idx_dir, out, monkeypatch):
-    """Runs the command in this process, its seeds one after another: status, output, errors."""
-    options = partial(jaxmnist.RunOptions, seed_mapping="loop")
-    monkeypatch.setattr(script, "RunOptions", options)
-    monkeypatch.setattr(script, "use_compilation_cache", lambda: None)
-
-    def run(*words):
-        status = script.main([*words, "--out", str(out), "--idx-dir", str(small_idx_dir)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+def run(script, command, small_idx_dir, out):
+    """Runs the command in this process: status, output, errors."""
+    return partial(command, "drilldown", "--out", out, "--idx-dir", small_idx_dir)
 
 
-def seeds_in(out, variant="less_params"):
-    return [run["seed"] for run in results.read(out / "results.json")["variants"][variant]["runs"]]
+def read(out):
+    return results.read(out / "results.json")
+
+
+def seeds_in(out):
+    return read(out)["less_params"].seeds
 
 
 def others(out, seeds=1):
@@ -63,8 +58,8 @@ def others(out, seeds=1):
     out.mkdir()
     for variant in set(VARIANTS) - {"less_params"}:
         for seed in range(seeds):
-            run = finished(variant, seed, [90.0 + seed], dataset="kmnist")
-            results.add(out / "results.json", run, 1.0)
+            run = finished(variant, seed, [89.0, 90.0 + seed], dataset="kmnist")
+            results.add(out / "results.json", run)
 
 
 def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypatch):
@@ -77,7 +72,7 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
         "what is missing"
     )
     assert seeds_in(out) == [0]
-    (first,) = results.read(out / "results.json")["variants"]["less_params"]["runs"]
+    (first,) = read(out)["less_params"].runs
     summary = json.loads((out / "runs/less_params/summary.json").read_text())
     assert [first["final_test_accuracy"]] == pytest.approx(summary["final_test_accuracy"])
 
@@ -126,7 +121,7 @@ def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monk
     monkeypatch.setattr(loop, "CHUNK_SECONDS", 0)
 
     def is_one_finished(signals):
-        return "less_params" in results.read(out / "results.json")["variants"]
+        return "less_params" in read(out)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(script.TrainingCommand, "should_stop", is_one_finished)
@@ -192,15 +187,15 @@ def test_another_config_is_refused_before_anything_is_trained(run, out, script, 
     status, _, err = run("--seeds", "1", "--epochs", "1", "--limit-train", "300")
     assert status == 2
     assert re.fullmatch(
-        r"error: in the finished run of \w+, seed 0, dataset is 'kmnist', not 'mnist', limit_train "
-        r"is None, not 300 as in this command; such runs do not mix: pass another --out\n",
+        r"error: skeleton with epochs 1, limit_train 300 does not mix with \w+, seed 0, with "
+        r"dataset 'kmnist', epochs 2: pass another --out\n",
         err,
     )
 
 
 def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypatch):
     out.mkdir()
-    write_ladder(out / "results.json")
+    write_seven(out / "results.json")
     monkeypatch.setattr(script, "train_run", None)
     status, said, err = run("--compare", "dropout", "gap", "--compare", "skeleton", "gap")
     assert (status, err) == (0, "")
@@ -215,16 +210,8 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     assert header.startswith("| step | n | points | 95 % interval | d | p |")
     assert [row.split(" | ")[0] for row in rows] == ["| `dropout` → `gap`", "| `skeleton` → `gap`"]
     assert legend == report.STEPS_LEGEND
-    for word in (
-        "Points",
-        "Intervals",
-        " p ",
-        " d ",
-        "*Order*",
-        "*Train less test*",
-        "last column",
-    ):
-        assert word in legend
+    explained = ("Points", "Intervals", " p ", " d ", "*Order*", "*Train less test*", "last column")
+    assert all(word in legend for word in explained)
     known = ", ".join(RECIPES["notebook"])
     assert run("--compare", "dropuot", "gap")[::2] == (
         2,
@@ -242,7 +229,7 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
         for seed in range(9 if name != "gap/no_dropout" else 8):
             final = {"gap": 99.4, "gap_late_pool": 99.1 + seed / 100}.get(name, 99.0)
             run_ = finished(accuracies=[98.0, final + seed / 100], name=name, seed=seed)
-            results.add(out / "results.json", run_, 1.25)
+            results.add(out / "results.json", run_)
     asked = []
 
     def train_runs(config, out, seeds, options, callbacks):
@@ -280,16 +267,16 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
 def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
     out.mkdir()
     monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
-    write_ladder(out / "results.json", dataset="kmnist")
+    write_seven(out / "results.json", dataset="kmnist")
     for seed, final in enumerate((99.5, 99.4)):
         fast = finished("gap/fast", seed, [99.0, final], dataset="kmnist")
-        results.add(out / "results.json", fast, 1.25)
+        results.add(out / "results.json", fast)
         # It may have fewer seeds than the seven.
         assert run("--report")[0] == 0
     assert run("--report") == (0, f"16 runs: {out / 'results.md'}\n", "")
     assert "| `gap/fast` | 2 | **99.45 ± 0.07** |" in (out / "results.md").read_text()
-    rungs = results.ladder(results.read(out / "results.json"), ["gap", "gap/fast"])
-    gap, fast = report.readme_block(rungs).splitlines()[2:]
+    networks = results.select(read(out), ["gap", "gap/fast"])
+    gap, fast = report.readme_block(networks).splitlines()[2:]
     assert gap.startswith("| `gap` | width where it pays, ")
     assert fast.startswith("| `gap --recipe fast` | a recipe of our own, few epochs | 7,364 |")
 
@@ -311,18 +298,3 @@ def test_what_cannot_be_read_is_refused(run, words, error):
     status, _, err = run(*words)
     assert status == 2
     assert re.fullmatch(rf"error: {error}\n", err)
-
-
-def test_the_arithmetic_of_an_image(script):
-    gap = (
-        26 * 26 * 9 * 1 * 4
-        + 24 * 24 * 9 * 4 * 8
-        + 12 * 12 * 8 * 10
-        + 10 * 10 * 9 * 10 * 16
-        + 8 * 8 * 9 * 16 * 16
-        + 6 * 6 * 9 * 16 * 18
-        + 18 * 16
-        + 16 * 10
-    )
-    assert script.mflop_per_image("gap") == pytest.approx(2 * gap / 1e6)
-    assert script.mflop_per_image("skeleton") == 317.961216
