@@ -230,7 +230,6 @@ def train_missing(
 
         options = RunOptions(arguments.data_dir, arguments.idx_dir, resume=folder.is_dir())
         callbacks = Callbacks(report, display.show_data, command.should_stop)
-        failures = {}
         try:
             failures = train_run(config, folder, seeds, options, callbacks).failures
         except FAILURES as error:  # of the only seed
@@ -287,8 +286,8 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     dataset = seven[0].config.dataset
     images = data.load(dataset, arguments.data_dir, arguments.idx_dir).train_images
     blocks = (report.results_block(seven, recipes), report.readme_block(networks))
-    write_documents(arguments, console, networks, blocks)
     drilldown.draw_all(seven, images, arguments.out / PLOTS, results.digest(found))
+    write_documents(arguments, console, networks, blocks)
 
 
 def write_ablation(arguments: argparse.Namespace, console: Console) -> None:

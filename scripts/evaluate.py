@@ -187,7 +187,8 @@ def digits_table(metrics: Evaluation) -> Table:
 def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
     """Return a table with each network's line and its difference from the first."""
     *each, ensemble = evaluated
-    folder, names = relative_names([one.runs[0] for one in each])
+    folder = os.path.commonpath([one.runs[0].path.parent.absolute() for one in each])
+    names = [os.path.relpath(one.name, folder) for one in each]
     against = [("", "", ""), *differences(evaluated, labels)]
     rows = [
         (
@@ -203,7 +204,9 @@ def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
         )
     ]
     columns = ("network", "right %", "95 % interval", "loss", "ECE", "+", "-", "p")
-    return make_table(columns, rows, texts=1, title=f"Networks in {folder}", box=box.SIMPLE)
+    return make_table(
+        columns, rows, texts=1, title=f"Networks in {os.path.relpath(folder)}", box=box.SIMPLE
+    )
 
 
 def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tuple[str, str, str]]:
@@ -216,12 +219,6 @@ def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tupl
         for (gains, losses, _), p in zip(compared, corrected, strict=True)
         if p is not None
     ]
-
-
-def relative_names(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """Return the folder that the runs share, and their names in it."""
-    folder = os.path.commonpath([run.path.parent.absolute() for run in runs])
-    return os.path.relpath(folder), [os.path.relpath(run.name, folder) for run in runs]
 
 
 def line(one: Evaluated, dataset: str) -> str:

@@ -1,4 +1,4 @@
-"""The drill-down: what is finished is never trained again, and what is missing is."""
+"""The drill-down trains the missing runs, and no finished one again."""
 
 import importlib
 import json
@@ -54,7 +54,7 @@ def seeds_in(out):
 
 
 def others(out, seeds=1):
-    """Finished runs of the six other networks, which nobody has to train."""
+    """Write finished runs of the six other networks."""
     out.mkdir()
     for variant in set(VARIANTS) - {"less_params"}:
         for seed in range(seeds):
@@ -64,10 +64,10 @@ def others(out, seeds=1):
 
 def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypatch):
     others(out, seeds=2)
-    status, said, err = run(*TINY, "--seeds", "1")
+    status, printed, err = run(*TINY, "--seeds", "1")
     assert (status, err) == (0, "")
-    assert said.splitlines()[0] == "less_params: 0 of 1 seeds finished"
-    assert said.splitlines()[-1] == (
+    assert printed.splitlines()[0] == "less_params: 0 of 1 seeds finished"
+    assert printed.splitlines()[-1] == (
         "no report yet: there is no finished seed 1 of less_params; scripts/drilldown.py trains "
         "what is missing"
     )
@@ -76,19 +76,19 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
     summary = json.loads((out / "runs/less_params/summary.json").read_text())
     assert [first["final_test_accuracy"]] == pytest.approx(summary["final_test_accuracy"])
 
-    # Whoever has the file and nothing else goes on from it.
+    # The file alone is enough to continue.
     shutil.rmtree(out / "runs")
-    status, said, _ = run(*TINY, "--seeds", "2")
+    status, printed, _ = run(*TINY, "--seeds", "2")
     assert status == 0
-    assert "training 8 steps over 600 images into " in said
-    assert said.splitlines()[-1] == f"14 runs: {out / 'results.md'}"
+    assert "training 8 steps over 600 images into " in printed
+    assert printed.splitlines()[-1] == f"14 runs: {out / 'results.md'}"
     assert seeds_in(out) == [0, 1]
     report = (out / "results.md").read_text()
     assert report.startswith("# Results\n")
     assert re.search(r"^\| `less_params` \| 2 \| \*\*\d", report, re.MULTILINE)
     assert len(list((out / "figures").iterdir())) == 12
 
-    # Then nothing is left to train, and the report can be made anew from the file alone.
+    # Nothing is left to train, and the report is written from the file alone.
     monkeypatch.setattr(script, "train_run", None)
     monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     (out / "results.md").write_text(report.replace("99", "11"))
@@ -97,7 +97,7 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
     assert run(*TINY, "--seeds", "2", "--quiet") == (0, f"14 runs: {out / 'results.md'}\n", "")
 
 
-def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, tmp_path):
+def test_the_readme_is_written_with_docs(run, out, script, monkeypatch, tmp_path):
     others(out)
     assert run(*TINY, "--seeds", "1", "--quiet")[0] == 0
     monkeypatch.setattr(script, "DOCS", out)
@@ -116,7 +116,7 @@ def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, 
     )
 
 
-def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monkeypatch):
+def test_a_stopped_command_resumes(run, out, script, monkeypatch):
     others(out)
     monkeypatch.setattr(loop, "CHUNK_SECONDS", 0)
 
@@ -129,16 +129,15 @@ def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monk
     assert status == 128 + signal.SIGINT
     assert err == "stopped; to go on, run the same command again\n"
     assert seeds_in(out) == [0]
-    # What was begun goes on where it was, also if it is not among the seeds asked for; what is
-    # finished needs no run folder any more.
-    status, said, _ = run(*TINY, "--seeds", "4,7")
+    # A begun seed is resumed even if it is not requested; the folder of a finished one is removed.
+    status, printed, _ = run(*TINY, "--seeds", "4,7")
     assert status == 0
-    assert re.search(r"training seeds 1, 4, 7 .* going on at step 4 of 24", said)
+    assert re.search(r"training seeds 1, 4, 7 .* going on at step 4 of 24", printed)
     assert not (out / "runs/less_params/checkpoints/seed0").exists()
     assert seeds_in(out) == [0, 1, 4, 7]
 
 
-def test_between_two_networks_it_stops_too(run, out, script, monkeypatch):
+def test_stops_between_two_networks(run, out, script, monkeypatch):
     others(out)
     monkeypatch.setattr(script, "train_run", lambda *_: SimpleNamespace(failures={}))
     monkeypatch.setattr(script.TrainingCommand, "should_stop", lambda signals: True)
@@ -155,13 +154,13 @@ def test_a_seed_that_fails_is_named_and_the_others_are_kept(run, out, script, mo
         check(which, loss, step, seed, setup)
 
     monkeypatch.setattr(loop, "check_finite", fail_seed_0)
-    status, said, err = run(*TINY, "--seeds", "2", "--quiet")
-    assert (status, said) == (1, "")
+    status, printed, err = run(*TINY, "--seeds", "2", "--quiet")
+    assert (status, printed) == (1, "")
     assert err == "error: less_params, seed 0: the loss became nan\n"
     assert seeds_in(out) == [1]
 
 
-def test_a_network_that_cannot_be_trained_keeps_no_other_from_it(run, out, script, monkeypatch):
+def test_the_others_are_trained_if_one_cannot(run, out, script, monkeypatch):
     (out / "runs/gap").mkdir(parents=True)
     words = ("--dataset", "kmnist", "--epochs", "2", "--seeds", "1", "--quiet")
     with run_folder.locked(out / "runs/gap"):
@@ -171,7 +170,7 @@ def test_a_network_that_cannot_be_trained_keeps_no_other_from_it(run, out, scrip
     assert seeds_in(out) == [0]
 
 
-def test_what_is_missing_is_refused_by_name(run, out):
+def test_a_report_names_missing_networks(run, out):
     others(out)
     assert run("--report") == (
         2,
@@ -193,13 +192,13 @@ def test_another_config_is_refused_before_anything_is_trained(run, out, script, 
     )
 
 
-def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypatch):
+def test_compares_without_training(run, out, script, monkeypatch):
     out.mkdir()
     write_seven(out / "results.json")
     monkeypatch.setattr(script, "train_run", None)
-    status, said, err = run("--compare", "dropout", "gap", "--compare", "skeleton", "gap")
+    status, printed, err = run("--compare", "dropout", "gap", "--compare", "skeleton", "gap")
     assert (status, err) == (0, "")
-    first, second, _, header, _, *rows, _, legend = said.splitlines()
+    first, second, _, header, _, *rows, _, legend = printed.splitlines()
     # Differences 0.3 and 0.33, and 0.6 and 0.66.
     assert first.startswith(
         "`gap` is not shown to differ from `dropout` with 2 seeds: +0.32 points, "
@@ -223,7 +222,7 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     assert not (out / "results.md").exists()
 
 
-def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, script, monkeypatch):
+def test_ablation_trains_what_is_missing(run, out, script, monkeypatch):
     out.mkdir()
     for name in ABLATIONS["gap"]:
         for seed in range(9 if name != "gap/no_dropout" else 8):
@@ -254,17 +253,17 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
         *("99.18 ± 0.05", "9", "\N{MINUS SIGN}0.26"),
     ]
     assert "- `gap_late_pool` lost 0.26 points on `gap`, in 9 of 9 seeds, " in report
-    # What the file has is enough; and networks and recipes of it are compared as any others are.
+    # The file is enough for the report, and its networks can be compared.
     monkeypatch.setattr(script, "train_run", None)
     (out / "ablation.md").unlink()
     assert run("--ablate", "gap", "--report")[0] == 0
     assert (out / "ablation.md").read_text() == report
     for name in ("gap", "gap/notebook"):
-        said = run("--compare", name, "gap_late_pool")[1]
-        assert said.startswith("`gap_late_pool` lost 0.26 points on `gap`, ")
+        printed = run("--compare", name, "gap_late_pool")[1]
+        assert printed.startswith("`gap_late_pool` lost 0.26 points on `gap`, ")
 
 
-def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
+def test_the_report_has_other_recipes(run, out, script, monkeypatch):
     out.mkdir()
     monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     write_seven(out / "results.json", dataset="kmnist")
@@ -294,7 +293,7 @@ def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
         (("--seeds", "some"), "seeds is 'some'; expected how many, as 8, or which, as 3,7,11"),
     ],
 )
-def test_what_cannot_be_read_is_refused(run, words, error):
+def test_refuses_invalid_names_and_seeds(run, words, error):
     status, _, err = run(*words)
     assert status == 2
     assert re.fullmatch(rf"error: {error}\n", err)

@@ -1,4 +1,4 @@
-"""The figures show the numbers that they are drawn from."""
+"""The plots of a drill-down show its results."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def images():
 
 
 def points(axes, marker):
-    """Where there are such markers."""
+    """Positions of the markers of a kind."""
     lines = [line for line in axes.lines if line.get_marker() == marker and len(line.get_xdata())]
     return [(x, y) for line in lines for x, y in zip(*line.get_data(), strict=True)]
 
@@ -35,7 +35,7 @@ def intervals(axes):
 
 
 @pytest.mark.slow
-def test_every_figure_in_both_kinds_says_what_it_is_made_from(networks, images, tmp_path):
+def test_plots_are_reproducible_and_contain_their_source(networks, images, tmp_path):
     names = drilldown.draw_all(networks, images, tmp_path / "figures", "results.json 1234")
     files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
     assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
@@ -47,7 +47,7 @@ def test_every_figure_in_both_kinds_says_what_it_is_made_from(networks, images, 
     assert {name for name in files if again[name] != files[name]} == set()
 
 
-def test_accuracy_has_a_dot_a_seed_and_the_interval(networks):
+def test_accuracy_has_a_dot_per_seed_and_the_interval(networks):
     (axes,) = drilldown.accuracy(networks).axes
     values = [y for _, y in points(axes, "o")]
     assert values == [
@@ -60,7 +60,7 @@ def test_accuracy_has_a_dot_a_seed_and_the_interval(networks):
     assert axes.get_xticklabels()[0].get_text() == "skeleton\nn = 1"
 
 
-def test_published_figures_are_crosses(networks):
+def test_published_accuracies_are_crosses(networks):
     whole = [
         network._replace(runs=[{**run, "config": {**run["config"], "epochs": epochs}}])
         for network, epochs in zip(networks, (19, *[15] * 6), strict=True)
@@ -106,7 +106,7 @@ def test_the_schedule_is_the_one_that_trains():
         assert momentum[step] == pytest.approx(float(expected.momentum(step)))
 
 
-def test_digits_first_as_they_are(images):
+def test_augmented_digits_follow_the_originals(images):
     panels = [axes.images[0].get_array() for axes in drilldown.augmented(images).axes]
     assert len(panels) == 60
     np.testing.assert_array_equal(panels[:10], images[:10])

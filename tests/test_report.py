@@ -1,4 +1,4 @@
-"""What is said of results: worked by hand, and that what is published is not stale."""
+"""The report of results worked by hand, and the committed documents."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ from tests.test_results import finished, write_seven
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-AGAIN = "it is stale; python scripts/drilldown.py --report (--ablate gap) writes it anew"
+AGAIN = "it is stale; python scripts/drilldown.py --report (--ablate gap) writes it again"
 
 
 def seven(tmp_path, finals, seeds=3):
@@ -39,7 +39,7 @@ def compared(networks, *pairs):
     return report.compare([(by_name[one], by_name[other]) for one, other in pairs])
 
 
-def test_a_gain_and_a_loss_in_words(tmp_path):
+def test_sentences_on_a_gain_and_a_loss(tmp_path):
     networks = seven(tmp_path, {"gap": [99.5, 99.51, 99.52, 99.53, 99.54, 99.55, 99.56]}, seeds=7)
     gain, loss = compared(networks, ("dropout", "gap"), ("gap", "skeleton"))
     # Two of the 2^7 choices of signs: p is 1/64, Holm's twice that.
@@ -54,7 +54,7 @@ def test_a_gain_and_a_loss_in_words(tmp_path):
     )
 
 
-def test_what_cannot_be_told_apart_in_words(tmp_path):
+def test_sentence_on_no_shown_difference(tmp_path):
     (comparison,) = compared(seven(tmp_path, {"gap": [98.9, 99.0, 99.4]}), ("dropout", "gap"))
     assert report.sentence(comparison) == (
         "`gap` is not shown to differ from `dropout` with 3 seeds: +0.10 points, higher in 1 of 3 "
@@ -69,7 +69,7 @@ def test_enough_seeds_need_no_remark(tmp_path):
     assert report.sentence(comparison).endswith("p = 0.500.")
 
 
-def test_what_is_tested_together_is_corrected(tmp_path):
+def test_comparisons_are_corrected_together(tmp_path):
     # Differences 0.1, 0.2 and 0.3: two of the 2^3 choices of signs; Holm: times 2.
     finals = {"gap": [99.1, 99.2, 99.3], "dropout": [98.9, 98.8, 98.7], "skeleton": [99.2]}
     pairs = (("augmentation", "gap"), ("augmentation", "dropout"), ("skeleton", "augmentation"))
@@ -84,7 +84,7 @@ def test_what_is_tested_together_is_corrected(tmp_path):
     assert " | 0.500 | " in row(report.steps_table(comparisons), "`augmentation` → `gap`")
 
 
-def test_what_tests_nothing_in_words(tmp_path):
+def test_sentence_on_a_single_seed(tmp_path):
     networks = seven(tmp_path, {"skeleton": [99.2], "gap": [99.5, 99.5, 99.5]})
     one, same = compared(networks, ("skeleton", "gap"), ("dropout", "gap"))
     assert report.sentence(one) == (
@@ -205,7 +205,7 @@ def test_numbers_in_conditions_are_in_order(tmp_path):
     assert "tested on 936; 5,622; 10,000; 14,040\n" in block
 
 
-def test_an_ablation_says_how_little_it_could_show(tmp_path):
+def test_ablation_has_the_smallest_difference_to_show(tmp_path):
     few, many = ({"gap": [99.3, 99.4, 99.5] * n, "dropout": [99.1, 99.0] * 2} for n in (1, 3))
     networks = seven(tmp_path, {**many, "dropout": [98.9, 99.2, 99.0] * 3}, seeds=9)
     block = report.ablation_block([networks[2], networks[6], networks[3]])
@@ -225,7 +225,7 @@ def test_an_ablation_says_how_little_it_could_show(tmp_path):
     )
 
 
-def test_how_many_seeds_has_an_end(tmp_path):
+def test_the_number_of_seeds_is_limited(tmp_path):
     (comparison,) = compared(seven(tmp_path, {"gap": [10.0, 99.0, 50.0]}), ("dropout", "gap"))
     assert report.steps_table([comparison]).endswith("| over 1,000,000 |")
 
@@ -239,7 +239,7 @@ def test_the_table_of_the_readme(tmp_path):
     )
 
 
-def test_a_block_is_filled_in_and_nothing_else_changes(tmp_path):
+def test_fill_replaces_only_the_block(tmp_path):
     file = tmp_path / "README.md"
     file.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
     filled = f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
@@ -251,60 +251,44 @@ def test_a_block_is_filled_in_and_nothing_else_changes(tmp_path):
         report.fill(file, "new")
 
 
-@pytest.fixture
-def published():
-    """The seven networks of docs/results.json."""
-    return results.seven_variants(results.read(DOCS / "results.json"))
+@pytest.fixture(scope="module")
+def found():
+    """The results in docs/results.json."""
+    return results.read(DOCS / "results.json")
 
 
-def test_what_is_published_is_not_stale(published):
-    found = results.read(DOCS / "results.json")
-    recipes = results.other_recipes(found)
-    for file, block in (
-        (ROOT / "README.md", report.readme_block([*published, *recipes])),
-        (DOCS / "results.md", report.results_block(published, recipes)),
-        (
-            DOCS / "ablation.md",
-            report.ablation_block(results.select(found, ABLATIONS["gap"])),
-        ),
-    ):
+def test_the_documents_are_current(found):
+    networks, recipes = results.seven_variants(found), results.other_recipes(found)
+    blocks = {
+        ROOT / "README.md": report.readme_block([*networks, *recipes]),
+        DOCS / "results.md": report.results_block(networks, recipes),
+        DOCS / "ablation.md": report.ablation_block(results.select(found, ABLATIONS["gap"])),
+    }
+    for file, block in blocks.items():
         assert report.fill(file, block) == file.read_text(), f"{AGAIN}: {file}"
 
 
-def test_the_figures_are_of_these_results_and_all_are_shown(published):
-    digest = results.digest(results.read(DOCS / "results.json"))
-    report = (DOCS / "results.md").read_text()
-    figures = sorted((DOCS / "figures").iterdir())
-    assert len(figures) == 12
-    for figure in figures:
-        assert digest.encode() in figure.read_bytes(), (
-            f"python scripts/drilldown.py --report: {figure}"
-        )
-    shown = set(re.findall(r"\(figures/([a-z-]+)\.svg\)", report))
-    assert shown == {figure.stem for figure in figures}
+def test_the_plots_are_current_and_shown(found):
+    digest = results.digest(found).encode()
+    plots = sorted((DOCS / "figures").iterdir())
+    assert len(plots) == 12
+    for plot in plots:
+        assert digest in plot.read_bytes(), f"{AGAIN}: {plot}"
+    shown = re.findall(r"\(figures/([a-z-]+)\.svg\)", (DOCS / "results.md").read_text())
+    assert set(shown) == {plot.stem for plot in plots}
 
 
-def test_the_published_results_are_of_the_original_recipe(published):
-    assert [network.published for network in published] == [
-        PUBLISHED[variant] for variant in VARIANTS
-    ]
-    assert [network.parameters for network in published] == [
-        6379786,
-        4572,
-        4652,
-        4708,
-        6124,
-        6124,
-        7364,
-    ]
+def test_the_results_have_the_original_recipe(found):
+    networks = results.seven_variants(found)
+    assert [network.published for network in networks] == list(PUBLISHED.values())
+    counts = [6379786, 4572, 4652, 4708, 6124, 6124, 7364]
+    assert [network.parameters for network in networks] == counts
 
 
-def test_every_line_of_a_table_says_what_it_is():
-    own = [
+def test_every_network_has_an_idea():
+    own = {
         TrainConfig(variant, recipe=recipe).name
         for recipe in RECIPES
-        for variant in RECIPES[recipe]
-        if variant in VARIANTS
-    ]
-    ablated = [name for names in ABLATIONS.values() for name in names]
-    assert {*own, *ablated} == set(IDEAS)
+        for variant in RECIPES[recipe].keys() & set(VARIANTS)
+    }
+    assert own.union(*ABLATIONS.values()) == set(IDEAS)
