@@ -22,7 +22,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rich.console import Console
-from rich.table import Table
 from support.command import (
     TrainingCommand,
     add_common_options,
@@ -32,12 +31,13 @@ from support.command import (
 )
 from support.display import ProgressTracker, make_display
 from support.output import make_console, print_line, print_table
+from support.tables import make_table, number
 
 from jaxmnist import VARIANTS, Callbacks, Run, RunOptions, TrainConfig, data
 from jaxmnist import train as train_run
 from jaxmnist.analysis import held_out, report, results, stats
 from jaxmnist.analysis.plots import drilldown
-from jaxmnist.analysis.results import IncompleteError, Rung
+from jaxmnist.analysis.results import IncompleteError, Results, VariantResults
 from jaxmnist.config import ConfigError, by_name, check_seeds, parse_seeds
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import ABLATIONS, DATASETS
@@ -47,7 +47,7 @@ from jaxmnist.runs.setup import SeedDone
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-RESULTS, REPORT, FIGURES, RUNS = "results.json", "results.md", "figures", "runs"
+RESULTS, REPORT, PLOTS, RUNS = "results.json", "results.md", "figures", "runs"
 ABLATION, SEARCH = "ablation.md", "search.jsonl"
 FIRST_HELD_OUT_SEED = 100  # results.json has the seeds from 0 on, which must choose nothing
 
@@ -112,9 +112,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace, console: Console, command: TrainingCommand) -> int:
     """Do what the command line asks for; return the exit status."""
     if arguments.compare:
-        found = results.read(arguments.out / RESULTS)
-        for line in compared(found, arguments.compare):
-            print_line(console, line)
+        print_line(console, compare(results.read(arguments.out / RESULTS), arguments.compare))
         return 0
     write = write_ablation if arguments.ablate else write_report
     write = print_comparison if arguments.holdout else write
@@ -133,17 +131,19 @@ def run(arguments: argparse.Namespace, console: Console, command: TrainingComman
     return 1 if failures else 0
 
 
-def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a sentence for each pair of networks, a table of all, and its legend."""
-    pairs = [(by_name(one).name, by_name(other).name) for one, other in pairs]
-    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+def compare(found: Results, names: Sequence[tuple[str, str]]) -> str:
+    """Return a sentence for each pair of networks, a table of all, and its legend.
+
+    Raises:
+        ConfigError: a network is compared with itself, does not exist, or has no run.
+    """
+    pairs = [[by_name(name).name for name in pair] for pair in names]
     for one, other in pairs:
         if one == other:
             raise ConfigError(f"compare has {one} twice; expected two networks")
-    rungs = dict(zip(names, results.rungs_of(found, names), strict=True))
-    comparisons = report.compare([(rungs[one], rungs[other]) for one, other in pairs])
+    comparisons = report.compare([results.select(found, pair) for pair in pairs])
     sentences = map(report.sentence, comparisons)
-    return [*sentences, "", report.steps_table(comparisons), "", report.STEPS_LEGEND]
+    return "\n".join([*sentences, "", report.steps_table(comparisons), "", report.STEPS_LEGEND])
 
 
 def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
@@ -159,8 +159,8 @@ def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
         name: getattr(arguments, name) for name in ("dataset", "epochs", "limit_train", "holdout")
     }
     configs = [by_name(name, **fields) for name in names]
-    for number, config in enumerate(configs):
-        if config in configs[:number]:
+    for config in configs:
+        if configs.count(config) > 1:
             raise ConfigError(f"{config.name} is there twice; expected each name once")
     return configs
 
@@ -194,31 +194,18 @@ def train(arguments: argparse.Namespace, console: Console, command: TrainingComm
 
 
 def open_store(arguments: argparse.Namespace, configs: Sequence[TrainConfig]) -> Store:
-    """Return the file of finished runs, after everything that could be refused in the end.
+    """Return the file of finished runs, after every check that the report makes in the end.
 
     Raises:
         ConfigError: the configs do not go with each other or with the runs in the file.
     """
-    if arguments.holdout:
-        file = arguments.out / SEARCH
-        return Store(
-            functools.partial(held_out.missing, file), functools.partial(held_out.add, file)
-        )
-    file = arguments.out / RESULTS
-    results.check_together(configs)
-    found = results.read(file)
-    for config in configs:
-        results.check_same(found, config, "this command")
-    for text in [ablation_text(arguments.out)] if arguments.ablate else texts(arguments.out):
-        report.fill(text, "")
-
-    def missing(config: TrainConfig, seeds: Sequence[int]) -> list[int]:
-        return results.missing(results.read(file), config.name, seeds)
-
-    def add(run: Run) -> None:
-        results.add(file, run, mflop_per_image(run.config.variant))
-
-    return Store(missing, add)
+    module, file = held_out, arguments.out / SEARCH
+    if not arguments.holdout:
+        module, file = results, arguments.out / RESULTS
+        results.check_mix(results.read(file), configs)
+        for document in documents(arguments):
+            report.fill(document, "")
+    return Store(functools.partial(module.missing, file), functools.partial(module.add, file))
 
 
 def train_missing(
@@ -243,7 +230,6 @@ def train_missing(
 
         options = RunOptions(arguments.data_dir, arguments.idx_dir, resume=folder.is_dir())
         callbacks = Callbacks(report, display.show_data, command.should_stop)
-        failures = {}
         try:
             failures = train_run(config, folder, seeds, options, callbacks).failures
         except FAILURES as error:  # of the only seed
@@ -282,53 +268,48 @@ def begun_seeds(folder: Path, store: Store, config: TrainConfig) -> list[int]:
     return unfinished
 
 
-def texts(out: Path) -> list[Path]:
-    """Return the texts with a block for results: the report, and README.md if `out` is docs/."""
-    report = text_of(out / REPORT, "Results")
-    return [report, ROOT / "README.md"] if out.resolve() == DOCS.resolve() else [report]
-
-
-def ablation_text(out: Path) -> Path:
-    """Return the text with a block for an ablation."""
-    return text_of(out / ABLATION, "Ablation")
-
-
-def text_of(file: Path, title: str) -> Path:
-    """Return a text with a block for results; write an empty one if it is missing."""
+def documents(arguments: argparse.Namespace) -> list[Path]:
+    """Return the documents with a block for results; write the first if it is missing."""
+    name, title = (ABLATION, "Ablation") if arguments.ablate else (REPORT, "Results")
+    file = arguments.out / name
     if not file.exists():
         run_folder.write(file, f"# {title}\n\n{report.BEGIN}\n{report.END}\n")
-    return file
+    in_docs = arguments.out.resolve() == DOCS.resolve()
+    return [file, ROOT / "README.md"] if in_docs and not arguments.ablate else [file]
 
 
 def write_report(arguments: argparse.Namespace, console: Console) -> None:
-    """Write the tables and figures of the finished runs."""
+    """Write the tables and plots of the finished runs."""
     found = results.read(arguments.out / RESULTS)
-    rungs = results.ladder(found)
-    recipes = results.other_recipes(found)
-    images = data.load(rungs[0].dataset, arguments.data_dir, arguments.idx_dir).train_images
-    blocks = (report.results_block(rungs, recipes), report.readme_block([*rungs, *recipes]))
-    filled = {
-        text: report.fill(text, block)
-        for text, block in zip(texts(arguments.out), blocks, strict=False)
-    }
-    for text, content in filled.items():
-        run_folder.write(text, content)
-    drilldown.draw_all(rungs, images, arguments.out / FIGURES, results.digest(found))
-    print_written(console, arguments.out / REPORT, [*rungs, *recipes])
+    seven = results.seven_variants(found)
+    networks = [*seven, *(recipes := results.other_recipes(found))]
+    dataset = seven[0].config.dataset
+    images = data.load(dataset, arguments.data_dir, arguments.idx_dir).train_images
+    blocks = (report.results_block(seven, recipes), report.readme_block(networks))
+    drilldown.draw_all(seven, images, arguments.out / PLOTS, results.digest(found))
+    write_documents(arguments, console, networks, blocks)
 
 
 def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
     """Write the tables of an ablation."""
-    rungs = results.rungs_of(results.read(arguments.out / RESULTS), ABLATIONS[arguments.ablate])
-    text = ablation_text(arguments.out)
-    run_folder.write(text, report.fill(text, report.ablation_block(rungs)))
-    print_written(console, text, rungs)
+    found = results.read(arguments.out / RESULTS)
+    networks = results.select(found, ABLATIONS[arguments.ablate])
+    write_documents(arguments, console, networks, [report.ablation_block(networks)])
 
 
-def print_written(console: Console, report: Path, rungs: Sequence[Rung]) -> None:
-    """Print where the report is, and its number of runs."""
-    count = sum(len(rung.runs) for rung in rungs)
-    print_line(console, f"{count} runs: {report}")
+def write_documents(
+    arguments: argparse.Namespace,
+    console: Console,
+    networks: Sequence[VariantResults],
+    blocks: Sequence[str],
+) -> None:
+    """Write the blocks into the documents, all or none; print the number of runs."""
+    files = documents(arguments)
+    texts = [report.fill(file, block) for file, block in zip(files, blocks, strict=False)]
+    for file, text in zip(files, texts, strict=True):
+        run_folder.write(file, text)
+    count = sum(len(network.runs) for network in networks)
+    print_line(console, f"{count} runs: {files[0]}")
 
 
 def print_comparison(arguments: argparse.Namespace, console: Console) -> None:
@@ -344,26 +325,35 @@ def print_comparison(arguments: argparse.Namespace, console: Console) -> None:
             f"{file} has no finished run of {configs[0].name}, which is to be compared with; leave "
             "--report out to train it"
         )
-    table = Table(caption=legend(configs[0].holdout or 0), caption_justify="left")
-    for column in ("name", "epochs", "n", "loss", "difference", "p", "%", "s"):
-        table.add_column(column, justify="left" if column == "name" else "right", overflow="fold")
+    rows = []
     for config in configs:
-        of_config = functools.partial(held_out.by_run, file, config)
         losses, accuracies, seconds = (
-            {run: value for run, value in of_config(metric).items() if run in first}
+            {
+                run: value
+                for run, value in held_out.by_run(file, config, metric).items()
+                if run in first
+            }
             for metric in ("final_test_loss", "final_test_accuracy", "train_seconds")
         )
-        if losses:
-            of_folds = held_out.over_folds(losses)
-            difference, p = held_out.compare(first, losses)
-            against = (f"{difference:+.4f}", "-" if p is None else f"{p:.3f}")
-            table.add_row(
-                *(config.name, str(config.epochs), str(len(of_folds)), f"{fmean(of_folds):.4f}"),
-                *(("", "") if config == configs[0] else against),
+        if not losses:
+            continue
+        of_folds = held_out.over_folds(losses)
+        difference, p = held_out.compare(first, losses)
+        rows.append(
+            (
+                config.name,
+                str(config.epochs),
+                str(len(of_folds)),
+                f"{fmean(of_folds):.4f}",
+                "" if config == configs[0] else f"{difference:+.4f}",
+                "" if config == configs[0] else number(p, ".3f"),
                 f"{fmean(held_out.over_folds(accuracies)):.2f}",
                 f"{fmean(seconds.values()):.0f}",
             )
-    print_table(console, table)
+        )
+    columns = ("name", "epochs", "n", "loss", "difference", "p", "%", "s")
+    caption = legend(configs[0].holdout or 0)
+    print_table(console, make_table(columns, rows, texts=1, caption=caption))
 
 
 def legend(count: int) -> str:

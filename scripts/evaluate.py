@@ -21,7 +21,6 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from support.command import (
     Command,
     add_common_options,
@@ -31,6 +30,7 @@ from support.command import (
     user_path,
 )
 from support.output import make_console, print_line, print_table
+from support.tables import make_table, number
 
 from jaxmnist import data
 from jaxmnist.analysis import evaluation, stats
@@ -54,8 +54,8 @@ class Evaluated(NamedTuple):
     """A network or an ensemble, its log-probabilities, and its evaluation."""
 
     runs: Sequence[Run]
-    said: np.ndarray  # log-probabilities, float32 [N, 10]
-    figures: Evaluation
+    log_probs: np.ndarray  # float32 [N, 10]
+    metrics: Evaluation
 
     @property
     def name(self) -> str:
@@ -100,18 +100,19 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     dataset = arguments.dataset or common_dataset(runs)
     images = data.load(dataset, arguments.data_dir, arguments.idx_dir)
     labels = images.test_labels
-    evaluated = []
-    for one in runs:
-        predict = with_views(make_predict(one), arguments.views)
-        said = predict(images.test_images)
-        evaluated.append(Evaluated([one], said, evaluation.evaluate(said, labels)))
+    networks = [[run] for run in runs]
+    log_probs = [with_views(make_predict(run), arguments.views)(images.test_images) for run in runs]
     if len(runs) > 1:
-        said = together([one.said for one in evaluated])
-        evaluated.append(Evaluated(runs, said, evaluation.evaluate(said, labels)))
+        networks.append(runs)
+        log_probs.append(together(log_probs))
+    evaluated = [
+        Evaluated(network, each, evaluation.evaluate(each, labels))
+        for network, each in zip(networks, log_probs, strict=True)
+    ]
     for one in evaluated:
         write(one, images, folder_of(one, arguments, dataset), arguments.views, dataset)
     if len(runs) == 1:
-        print_table(console, digits_table(evaluated[0].figures))
+        print_table(console, digits_table(evaluated[0].metrics))
     else:
         print_table(console, networks_table(evaluated, labels))
         print_line(console, LEGEND)
@@ -119,7 +120,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Path:
-    """Return the folder of figures and pictures; an ensemble uses --out or the first run's."""
+    """Return the folder of metrics and plots; an ensemble uses --out or the first run's."""
     place = dataset if arguments.views == 1 else f"{dataset}-{arguments.views}views"
     if len(one.runs) > 1:
         return (arguments.out or arguments.runs[0] / run_folder.EVALUATION) / f"{place}-ensemble"
@@ -140,9 +141,9 @@ def check_each_once(runs: Sequence[Run]) -> None:
         ConfigError: a network is named twice.
     """
     places = [(run.path.resolve(), run.seed) for run in runs]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise ConfigError(f"{runs[number].name} is named twice; each network counts once")
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{run.name} is named twice; each network counts once")
 
 
 def common_dataset(runs: Sequence[Run]) -> str:
@@ -161,58 +162,58 @@ def common_dataset(runs: Sequence[Run]) -> str:
 
 
 def write(one: Evaluated, images: data.Dataset, folder: Path, views: int, dataset: str) -> None:
-    """Write figures and pictures to a folder."""
+    """Write metrics and plots to a folder."""
     with suggest_out(folder):
         folder.mkdir(parents=True, exist_ok=True)
     runs = [{"path": str(run.path), "config": json.loads(run.config.to_json())} for run in one.runs]
     what = {"dataset": dataset, "views": views, "runs": runs}
-    content = json.dumps({**what, **one.figures.to_dict()}, indent=2) + "\n"
+    content = json.dumps({**what, **one.metrics.to_dict()}, indent=2) + "\n"
     run_folder.write(folder / FILE, content)
-    plots.draw_all(one.figures, images.test_images, folder, one.name)
+    plots.draw_all(one.metrics, images.test_images, folder, one.name)
 
 
-def digits_table(figures: Evaluation) -> Table:
+def digits_table(metrics: Evaluation) -> Table:
     """Return a table with a line for each digit."""
-    table = Table(title="Digits", title_justify="left")
-    for column in ("digit", "images", "precision %", "recall %", "most often taken for (times)"):
-        table.add_column(column, justify="right")
-    for digit, row in enumerate(figures.confusion):
+    rows = []
+    for digit, row in enumerate(metrics.confusion):
         wrong = np.where(np.arange(len(row)) == digit, 0, row)
         other = f"{wrong.argmax()} ({wrong.max()})" if wrong.any() else "-"
-        precision, recall = (percent(of[digit]) for of in (figures.precision, figures.recall))
-        table.add_row(str(digit), str(row.sum()), precision, recall, other)
-    return table
+        precision, recall = (number(of[digit]) for of in (metrics.precision, metrics.recall))
+        rows.append((str(digit), str(row.sum()), precision, recall, other))
+    columns = ("digit", "images", "precision %", "recall %", "most often taken for (times)")
+    return make_table(columns, rows, title="Digits")
 
 
 def networks_table(evaluated: Sequence[Evaluated], labels: np.ndarray) -> Table:
     """Return a table with each network's line and its difference from the first."""
-    *each, together = evaluated
-    folder, names = relative_names([one.runs[0] for one in each])
-    title = Text(f"Networks in {folder}", style="bold")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    table.add_column("network", overflow="fold")
-    for column in ("right %", "95 % interval", "loss", "ECE", "+", "-", "p"):
-        table.add_column(column, justify="right", no_wrap=True)
+    *each, ensemble = evaluated
+    folder = os.path.commonpath([one.runs[0].path.parent.absolute() for one in each])
+    names = [os.path.relpath(one.name, folder) for one in each]
     against = [("", "", ""), *differences(evaluated, labels)]
-    rows = zip([*names, together.name], evaluated, against, strict=True)
-    for name, one, difference in rows:
-        figures = one.figures
-        table.add_row(
-            Text(name),
-            f"{figures.accuracy:.2f}",
-            f"{figures.low:.2f} to {figures.high:.2f}",
-            f"{figures.loss:.4f}",
-            f"{figures.calibration_error:.2f}",
+    rows = [
+        (
+            name,
+            f"{metrics.accuracy:.2f}",
+            f"{metrics.low:.2f} to {metrics.high:.2f}",
+            f"{metrics.loss:.4f}",
+            f"{metrics.calibration_error:.2f}",
             *difference,
         )
-    return table
+        for name, (_, _, metrics), difference in zip(
+            [*names, ensemble.name], evaluated, against, strict=True
+        )
+    ]
+    columns = ("network", "right %", "95 % interval", "loss", "ECE", "+", "-", "p")
+    return make_table(
+        columns, rows, texts=1, title=f"Networks in {os.path.relpath(folder)}", box=box.SIMPLE
+    )
 
 
 def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tuple[str, str, str]]:
     """Return each later network's gains, losses and corrected p-value against the first."""
     first, *others = evaluated
-    compared = [evaluation.compare(first.said, one.said, labels) for one in others]
-    corrected = stats.correct([p for _, _, p in compared])
+    compared = [evaluation.compare(first.log_probs, one.log_probs, labels) for one in others]
+    corrected = stats.holm([p for _, _, p in compared])
     return [
         (str(gains), str(losses), "<0.001" if p < 0.001 else f"{p:.3f}")
         for (gains, losses, _), p in zip(compared, corrected, strict=True)
@@ -220,25 +221,14 @@ def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tupl
     ]
 
 
-def relative_names(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """Return the folder that the runs share, and their names in it."""
-    folder = os.path.commonpath([run.path.parent.absolute() for run in runs])
-    return os.path.relpath(folder), [os.path.relpath(run.name, folder) for run in runs]
-
-
 def line(one: Evaluated, dataset: str) -> str:
     """Return the last line, with the result."""
-    figures = one.figures
+    metrics = one.metrics
     return (
-        f"{one.name}: {figures.accuracy:.2f} % of {figures.count:,} test images of {dataset} "
-        f"(95 % interval {figures.low:.2f} to {figures.high:.2f}), loss {figures.loss:.4f}, "
-        f"calibration error {figures.calibration_error:.2f} points"
+        f"{one.name}: {metrics.accuracy:.2f} % of {metrics.count:,} test images of {dataset} "
+        f"(95 % interval {metrics.low:.2f} to {metrics.high:.2f}), loss {metrics.loss:.4f}, "
+        f"calibration error {metrics.calibration_error:.2f} points"
     )
-
-
-def percent(value: float | None) -> str:
-    """Return a percentage with two decimals, or - for None."""
-    return "-" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -84,12 +84,10 @@ def other_digits() -> tuple[list[np.ndarray], np.ndarray] | None:
 
 def row(name: str, photos: list[np.ndarray], labels: np.ndarray, predict: Predict) -> None:
     """Print a row with the percentages that are right, refused, and wrong but sure."""
-    ours = shares(photos, labels, predict, find_digits)
-    resized = shares(photos, labels, predict, plainly_resized)
-    numbers = (*ours, resized[0], resized[2])
-    print(
-        f"| {name} | " + " | ".join(f"{100 * number:.1f}" for number in numbers) + " |", flush=True
-    )
+    right, _, wrong = shares(photos, labels, predict, plainly_resized)
+    numbers = (*shares(photos, labels, predict, find_digits), right, wrong)
+    cells = " | ".join([name, *(f"{100 * number:.1f}" for number in numbers)])
+    print(f"| {cells} |", flush=True)
 
 
 def shares(

@@ -1,13 +1,11 @@
-"""The drill-down: what is finished is never trained again, and what is missing is."""
+"""The drill-down trains the missing runs, and no finished one again."""
 
 import importlib
 import json
 import re
 import shutil
 import signal
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,82 +16,79 @@ from jaxmnist.analysis import report, results
 from jaxmnist.recipes import ABLATIONS, RECIPES
 from jaxmnist.runs import loop, run_folder
 from jaxmnist.runs.setup import SeedDone
-from tests.test_results import finished, write_ladder
+from tests.conftest import SCRIPTS
+from tests.test_results import finished, write_seven
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 # Two epochs of four steps of a network that compiles fast.
 TINY = ("less_params", "--dataset", "kmnist", "--epochs", "2")
 
 
-@pytest.fixture(scope="module")
-def script():
-    """scripts/drilldown.py as a module."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("drilldown")
-    sys.path.remove(str(SCRIPTS))
+@pytest.fixture
+def script(monkeypatch):
+    """scripts/drilldown.py as a module, which trains its seeds one after another."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("drilldown")
+    options = partial(jaxmnist.RunOptions, seed_mapping="loop")
+    monkeypatch.setattr(script, "RunOptions", options)
+    return script
 
 
 @pytest.fixture
 def out(tmp_path):
-    """Where everything goes."""
+    """Folder of the results."""
     return tmp_path / "results"
 
 
 @pytest.fixture
-def run(script, capsys, small_idx_dir, out, monkeypatch):
-    """Runs the command in this process, its seeds one after another: status, output, errors."""
-    options = partial(jaxmnist.RunOptions, seed_mapping="loop")
-    monkeypatch.setattr(script, "RunOptions", options)
-    monkeypatch.setattr(script, "use_compilation_cache", lambda: None)
-
-    def run(*words):
-        status = script.main([*words, "--out", str(out), "--idx-dir", str(small_idx_dir)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+def run(script, command, small_idx_dir, out):
+    """Runs the command in this process: status, output, errors."""
+    return partial(command, "drilldown", "--out", out, "--idx-dir", small_idx_dir)
 
 
-def seeds_in(out, variant="less_params"):
-    return [run["seed"] for run in results.read(out / "results.json")["variants"][variant]["runs"]]
+def read(out):
+    return results.read(out / "results.json")
+
+
+def seeds_in(out):
+    return read(out)["less_params"].seeds
 
 
 def others(out, seeds=1):
-    """Finished runs of the six other networks, which nobody has to train."""
+    """Write finished runs of the six other networks."""
     out.mkdir()
     for variant in set(VARIANTS) - {"less_params"}:
         for seed in range(seeds):
-            run = finished(variant, seed, [90.0 + seed], dataset="kmnist")
-            results.add(out / "results.json", run, 1.0)
+            run = finished(variant, seed, [89.0, 90.0 + seed], dataset="kmnist")
+            results.add(out / "results.json", run)
 
 
 def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypatch):
     others(out, seeds=2)
-    status, said, err = run(*TINY, "--seeds", "1")
+    status, printed, err = run(*TINY, "--seeds", "1")
     assert (status, err) == (0, "")
-    assert said.splitlines()[0] == "less_params: 0 of 1 seeds finished"
-    assert said.splitlines()[-1] == (
+    assert printed.splitlines()[0] == "less_params: 0 of 1 seeds finished"
+    assert printed.splitlines()[-1] == (
         "no report yet: there is no finished seed 1 of less_params; scripts/drilldown.py trains "
         "what is missing"
     )
     assert seeds_in(out) == [0]
-    (first,) = results.read(out / "results.json")["variants"]["less_params"]["runs"]
+    (first,) = read(out)["less_params"].runs
     summary = json.loads((out / "runs/less_params/summary.json").read_text())
     assert [first["final_test_accuracy"]] == pytest.approx(summary["final_test_accuracy"])
 
-    # Whoever has the file and nothing else goes on from it.
+    # The file alone is enough to continue.
     shutil.rmtree(out / "runs")
-    status, said, _ = run(*TINY, "--seeds", "2")
+    status, printed, _ = run(*TINY, "--seeds", "2")
     assert status == 0
-    assert "training 8 steps over 600 images into " in said
-    assert said.splitlines()[-1] == f"14 runs: {out / 'results.md'}"
+    assert "training 8 steps over 600 images into " in printed
+    assert printed.splitlines()[-1] == f"14 runs: {out / 'results.md'}"
     assert seeds_in(out) == [0, 1]
     report = (out / "results.md").read_text()
     assert report.startswith("# Results\n")
     assert re.search(r"^\| `less_params` \| 2 \| \*\*\d", report, re.MULTILINE)
     assert len(list((out / "figures").iterdir())) == 12
 
-    # Then nothing is left to train, and the report can be made anew from the file alone.
+    # Nothing is left to train, and the report is written from the file alone.
     monkeypatch.setattr(script, "train_run", None)
     monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     (out / "results.md").write_text(report.replace("99", "11"))
@@ -102,7 +97,7 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
     assert run(*TINY, "--seeds", "2", "--quiet") == (0, f"14 runs: {out / 'results.md'}\n", "")
 
 
-def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, tmp_path):
+def test_the_readme_is_written_with_docs(run, out, script, monkeypatch, tmp_path):
     others(out)
     assert run(*TINY, "--seeds", "1", "--quiet")[0] == 0
     monkeypatch.setattr(script, "DOCS", out)
@@ -121,12 +116,12 @@ def test_docs_is_where_the_readme_is_written_too(run, out, script, monkeypatch, 
     )
 
 
-def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monkeypatch):
+def test_a_stopped_command_resumes(run, out, script, monkeypatch):
     others(out)
     monkeypatch.setattr(loop, "CHUNK_SECONDS", 0)
 
     def is_one_finished(signals):
-        return "less_params" in results.read(out / "results.json")["variants"]
+        return "less_params" in read(out)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(script.TrainingCommand, "should_stop", is_one_finished)
@@ -134,16 +129,15 @@ def test_a_stopped_one_keeps_what_is_finished_and_goes_on(run, out, script, monk
     assert status == 128 + signal.SIGINT
     assert err == "stopped; to go on, run the same command again\n"
     assert seeds_in(out) == [0]
-    # What was begun goes on where it was, also if it is not among the seeds asked for; what is
-    # finished needs no run folder any more.
-    status, said, _ = run(*TINY, "--seeds", "4,7")
+    # A begun seed is resumed even if it is not requested; the folder of a finished one is removed.
+    status, printed, _ = run(*TINY, "--seeds", "4,7")
     assert status == 0
-    assert re.search(r"training seeds 1, 4, 7 .* going on at step 4 of 24", said)
+    assert re.search(r"training seeds 1, 4, 7 .* going on at step 4 of 24", printed)
     assert not (out / "runs/less_params/checkpoints/seed0").exists()
     assert seeds_in(out) == [0, 1, 4, 7]
 
 
-def test_between_two_networks_it_stops_too(run, out, script, monkeypatch):
+def test_stops_between_two_networks(run, out, script, monkeypatch):
     others(out)
     monkeypatch.setattr(script, "train_run", lambda *_: SimpleNamespace(failures={}))
     monkeypatch.setattr(script.TrainingCommand, "should_stop", lambda signals: True)
@@ -160,13 +154,13 @@ def test_a_seed_that_fails_is_named_and_the_others_are_kept(run, out, script, mo
         check(which, loss, step, seed, setup)
 
     monkeypatch.setattr(loop, "check_finite", fail_seed_0)
-    status, said, err = run(*TINY, "--seeds", "2", "--quiet")
-    assert (status, said) == (1, "")
+    status, printed, err = run(*TINY, "--seeds", "2", "--quiet")
+    assert (status, printed) == (1, "")
     assert err == "error: less_params, seed 0: the loss became nan\n"
     assert seeds_in(out) == [1]
 
 
-def test_a_network_that_cannot_be_trained_keeps_no_other_from_it(run, out, script, monkeypatch):
+def test_the_others_are_trained_if_one_cannot(run, out, script, monkeypatch):
     (out / "runs/gap").mkdir(parents=True)
     words = ("--dataset", "kmnist", "--epochs", "2", "--seeds", "1", "--quiet")
     with run_folder.locked(out / "runs/gap"):
@@ -176,7 +170,7 @@ def test_a_network_that_cannot_be_trained_keeps_no_other_from_it(run, out, scrip
     assert seeds_in(out) == [0]
 
 
-def test_what_is_missing_is_refused_by_name(run, out):
+def test_a_report_names_missing_networks(run, out):
     others(out)
     assert run("--report") == (
         2,
@@ -192,19 +186,19 @@ def test_another_config_is_refused_before_anything_is_trained(run, out, script, 
     status, _, err = run("--seeds", "1", "--epochs", "1", "--limit-train", "300")
     assert status == 2
     assert re.fullmatch(
-        r"error: in the finished run of \w+, seed 0, dataset is 'kmnist', not 'mnist', limit_train "
-        r"is None, not 300 as in this command; such runs do not mix: pass another --out\n",
+        r"error: skeleton with epochs 1, limit_train 300 does not mix with \w+, seed 0, with "
+        r"dataset 'kmnist', epochs 2: pass another --out\n",
         err,
     )
 
 
-def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypatch):
+def test_compares_without_training(run, out, script, monkeypatch):
     out.mkdir()
-    write_ladder(out / "results.json")
+    write_seven(out / "results.json")
     monkeypatch.setattr(script, "train_run", None)
-    status, said, err = run("--compare", "dropout", "gap", "--compare", "skeleton", "gap")
+    status, printed, err = run("--compare", "dropout", "gap", "--compare", "skeleton", "gap")
     assert (status, err) == (0, "")
-    first, second, _, header, _, *rows, _, legend = said.splitlines()
+    first, second, _, header, _, *rows, _, legend = printed.splitlines()
     # Differences 0.3 and 0.33, and 0.6 and 0.66.
     assert first.startswith(
         "`gap` is not shown to differ from `dropout` with 2 seeds: +0.32 points, "
@@ -215,16 +209,8 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     assert header.startswith("| step | n | points | 95 % interval | d | p |")
     assert [row.split(" | ")[0] for row in rows] == ["| `dropout` → `gap`", "| `skeleton` → `gap`"]
     assert legend == report.STEPS_LEGEND
-    for word in (
-        "Points",
-        "Intervals",
-        " p ",
-        " d ",
-        "*Order*",
-        "*Train less test*",
-        "last column",
-    ):
-        assert word in legend
+    explained = ("Points", "Intervals", " p ", " d ", "*Order*", "*Train less test*", "last column")
+    assert all(word in legend for word in explained)
     known = ", ".join(RECIPES["notebook"])
     assert run("--compare", "dropuot", "gap")[::2] == (
         2,
@@ -236,13 +222,13 @@ def test_networks_are_compared_and_nothing_is_trained(run, out, script, monkeypa
     assert not (out / "results.md").exists()
 
 
-def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, script, monkeypatch):
+def test_ablation_trains_what_is_missing(run, out, script, monkeypatch):
     out.mkdir()
     for name in ABLATIONS["gap"]:
         for seed in range(9 if name != "gap/no_dropout" else 8):
             final = {"gap": 99.4, "gap_late_pool": 99.1 + seed / 100}.get(name, 99.0)
             run_ = finished(accuracies=[98.0, final + seed / 100], name=name, seed=seed)
-            results.add(out / "results.json", run_, 1.25)
+            results.add(out / "results.json", run_)
     asked = []
 
     def train_runs(config, out, seeds, options, callbacks):
@@ -267,29 +253,29 @@ def test_an_ablation_trains_what_is_missing_and_says_what_mattered(run, out, scr
         *("99.18 ± 0.05", "9", "\N{MINUS SIGN}0.26"),
     ]
     assert "- `gap_late_pool` lost 0.26 points on `gap`, in 9 of 9 seeds, " in report
-    # What the file has is enough; and networks and recipes of it are compared as any others are.
+    # The file is enough for the report, and its networks can be compared.
     monkeypatch.setattr(script, "train_run", None)
     (out / "ablation.md").unlink()
     assert run("--ablate", "gap", "--report")[0] == 0
     assert (out / "ablation.md").read_text() == report
     for name in ("gap", "gap/notebook"):
-        said = run("--compare", name, "gap_late_pool")[1]
-        assert said.startswith("`gap_late_pool` lost 0.26 points on `gap`, ")
+        printed = run("--compare", name, "gap_late_pool")[1]
+        assert printed.startswith("`gap_late_pool` lost 0.26 points on `gap`, ")
 
 
-def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
+def test_the_report_has_other_recipes(run, out, script, monkeypatch):
     out.mkdir()
     monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
-    write_ladder(out / "results.json", dataset="kmnist")
+    write_seven(out / "results.json", dataset="kmnist")
     for seed, final in enumerate((99.5, 99.4)):
         fast = finished("gap/fast", seed, [99.0, final], dataset="kmnist")
-        results.add(out / "results.json", fast, 1.25)
+        results.add(out / "results.json", fast)
         # It may have fewer seeds than the seven.
         assert run("--report")[0] == 0
     assert run("--report") == (0, f"16 runs: {out / 'results.md'}\n", "")
     assert "| `gap/fast` | 2 | **99.45 ± 0.07** |" in (out / "results.md").read_text()
-    rungs = results.ladder(results.read(out / "results.json"), ["gap", "gap/fast"])
-    gap, fast = report.readme_block(rungs).splitlines()[2:]
+    networks = results.select(read(out), ["gap", "gap/fast"])
+    gap, fast = report.readme_block(networks).splitlines()[2:]
     assert gap.startswith("| `gap` | width where it pays, ")
     assert fast.startswith("| `gap --recipe fast` | a recipe of our own, few epochs | 7,364 |")
 
@@ -307,22 +293,7 @@ def test_other_recipes_stand_beside_the_seven(run, out, script, monkeypatch):
         (("--seeds", "some"), "seeds is 'some'; expected how many, as 8, or which, as 3,7,11"),
     ],
 )
-def test_what_cannot_be_read_is_refused(run, words, error):
+def test_refuses_invalid_names_and_seeds(run, words, error):
     status, _, err = run(*words)
     assert status == 2
     assert re.fullmatch(rf"error: {error}\n", err)
-
-
-def test_the_arithmetic_of_an_image(script):
-    gap = (
-        26 * 26 * 9 * 1 * 4
-        + 24 * 24 * 9 * 4 * 8
-        + 12 * 12 * 8 * 10
-        + 10 * 10 * 9 * 10 * 16
-        + 8 * 8 * 9 * 16 * 16
-        + 6 * 6 * 9 * 16 * 18
-        + 18 * 16
-        + 16 * 10
-    )
-    assert script.mflop_per_image("gap") == pytest.approx(2 * gap / 1e6)
-    assert script.mflop_per_image("skeleton") == 317.961216

@@ -1,6 +1,7 @@
 """The commands that use what was trained: evaluate, predict and plot, as their users type them."""
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -67,12 +68,8 @@ def test_evaluates_a_run(command, small_run, small_idx_dir):
         f"{small_run.path}: {accuracy:.2f} % of 430 test images of fashion_mnist (95 % interval "
     )
     folder = small_run.path / "evaluation" / "fashion_mnist"
-    assert {file.name for file in folder.iterdir()} == {
-        "evaluation.json",
-        "reliability.png",
-        "confusion.png",
-        "mistakes.png",
-    }
+    files = {"evaluation.json", "reliability.png", "confusion.png", "mistakes.png"}
+    assert {file.name for file in folder.iterdir()} == files
     written = json.loads((folder / "evaluation.json").read_text())
     assert written["accuracy"] == pytest.approx(accuracy)
     assert written["loss"] == pytest.approx(small_run.summary["final_test_loss"][0], rel=1e-5)
@@ -95,7 +92,7 @@ def test_the_files_are_written_before_anything_is_printed(
     assert {file.name for file in place.iterdir()} >= {"evaluation.json", "confusion.png"}
 
 
-def test_compares_runs_and_evaluates_them_together(command, small_seeds, small_idx_dir):
+def test_evaluates_runs_and_their_ensemble(command, small_seeds, small_idx_dir):
     words = (small_seeds.path, "--views", "2", "--idx-dir", small_idx_dir)
     status, out, err = command("evaluate", *words)
     assert (status, err) == (0, "")
@@ -110,15 +107,16 @@ def test_compares_runs_and_evaluates_them_together(command, small_seeds, small_i
     assert json.loads(each.read_text())["views"] == 2
 
 
-def test_many_networks_are_compared_with_a_correction(monkeypatch):
+def test_comparisons_of_many_networks_are_corrected(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     import evaluate
 
     labels = np.zeros(40, int)
     networks = []
-    for wrong in (0, 6, 7, 40):  # each, of the first so many images
-        said = np.log(np.full((40, 10), 0.01) + 0.9 * np.eye(10)[(np.arange(40) < wrong) * 1])
-        networks.append(evaluate.Evaluated([], said, evaluation.evaluate(said, labels)))
+    for wrong in (0, 6, 7, 40):  # the number of images, from the first, that each gets wrong
+        log_probs = np.log(np.full((40, 10), 0.01) + 0.9 * np.eye(10)[(np.arange(40) < wrong) * 1])
+        metrics = evaluation.evaluate(log_probs, labels)
+        networks.append(evaluate.Evaluated([], log_probs, metrics))
     # Alone p is 2 / 2^6, 2 / 2^7 and 2 / 2^40: times 1, 2 and 3 of the three.
     assert evaluate.differences(networks, labels) == [
         *[("0", "6", "0.031"), ("0", "7", "0.031"), ("0", "40", "<0.001")]
@@ -127,24 +125,19 @@ def test_many_networks_are_compared_with_a_correction(monkeypatch):
 
 
 def read_only(monkeypatch, folder):
-    """As for a user who may not write there."""
-    import errno
-    import pathlib
-
-    mkdir = pathlib.Path.mkdir
+    """Refuse to make folders below a folder, as for a user who may not write there."""
+    mkdir = Path.mkdir
 
     def refuse(path, *arguments, **options):
         if path.is_relative_to(folder):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         mkdir(path, *arguments, **options)
 
-    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
 
 
 @pytest.mark.parametrize("words", [("evaluate",), ("export", "--to", "safetensors")])
-def test_a_run_that_cannot_be_written(
-    command, small_run, small_idx_dir, tmp_path, monkeypatch, words
-):
+def test_a_read_only_run_needs_out(command, small_run, small_idx_dir, tmp_path, monkeypatch, words):
     name, *options = words
     read_only(monkeypatch, small_run.path)
     given = [name, small_run.path, *options, "--idx-dir", small_idx_dir]
@@ -157,24 +150,12 @@ def test_a_run_that_cannot_be_written(
     assert [path.name for path in out.iterdir()] in (["fashion_mnist"], ["model.safetensors"])
 
 
-def test_runs_of_different_images_need_a_word(command, small_seeds, small_run):
-    status, _, err = command("evaluate", small_run.path, small_seeds.path)
-    assert status == 2
-    assert err == (
-        "error: the runs were trained on fashion_mnist and kmnist; pass --dataset, on which they "
-        "are to be compared\n"
-    )
-
-
-def test_other_images_are_normalised_as_those_of_the_training(
-    command, small_run, small_idx_dir, tmp_path
-):
-    out = tmp_path / "run"
-    shutil.copytree(small_run.path, out)
+def test_other_images_are_normalised_as_the_training_images(command, small_run, small_idx_dir):
+    out = small_run.path
     words = (out, "--dataset", "kmnist", "--idx-dir", small_idx_dir)
-    status, said, _ = command("evaluate", *words)
+    status, printed, _ = command("evaluate", *words)
     assert status == 0
-    assert said.splitlines()[-1].startswith(
+    assert printed.splitlines()[-1].startswith(
         f"{out}: {small_run.summary['final_test_accuracy'][0]:.2f} % of 430 test images of kmnist"
     )
     written = json.loads((out / "evaluation" / "kmnist" / "evaluation.json").read_text())
@@ -182,16 +163,19 @@ def test_other_images_are_normalised_as_those_of_the_training(
     assert written["runs"][0]["config"]["dataset"] == "fashion_mnist"
 
 
-def test_no_network_counts_twice(command, small_seeds):
-    status, _, err = command("evaluate", small_seeds.path, small_seeds.path)
-    assert status == 2
-    assert err == f"error: {small_seeds.path} seed 0 is named twice; each network counts once\n"
-
-
-def test_evaluate_names_what_is_no_run(command, tmp_path):
-    status, _, err = command("evaluate", tmp_path / "none")
-    assert status == 2
-    assert err.startswith(f"error: {tmp_path / 'none'} does not exist; expected the folder of a run, or")
+def test_evaluate_refuses_other_runs(command, small_run, small_seeds, tmp_path):
+    different = "the runs were trained on fashion_mnist and kmnist; pass --dataset, on which they"
+    for words, message in (
+        ((small_run.path, small_seeds.path), f"{different} are to be compared"),
+        (
+            (small_seeds.path, small_seeds.path),
+            f"{small_seeds.path} seed 0 is named twice; each network counts once",
+        ),
+        ((tmp_path / "none",), f"{tmp_path / 'none'} does not exist; expected the folder of a run"),
+    ):
+        status, out, err = command("evaluate", *words)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"error: {message}")
 
 
 def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch, of_digits):
@@ -216,19 +200,19 @@ def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch,
     assert second == f"error: {folder / 'none.png'}: No such file or directory"
 
 
-def test_predicts_in_words_and_together(command, small_seeds, folder, of_digits):
+def test_predict_prints_the_ensemble(command, small_seeds, folder, of_digits):
     of_digits("kmnist")
     status, out, err = command("predict", small_seeds.path, folder / "0.png")
     assert (status, err) == (0, "")
     digit = pictures.read(folder / "0.png")[None]
-    said = [make_predict(run)(digit) for run in small_seeds.split()]
-    joint = 100 * np.exp(together(said)[0])
+    log_probs = [make_predict(run)(digit) for run in small_seeds.split()]
+    joint = 100 * np.exp(together(log_probs)[0])
     each = "  ".join(f"{place}: {percent:.1f}" for place, percent in enumerate(joint))
     assert out == f"{folder / '0.png'}: {joint.argmax()}   (%  {each})\n"
 
 
 @pytest.mark.parametrize("name", ["two\nlines.png", "[bold].png", "\udcff.png", "n" * 300 + ".png"])
-def test_names_of_all_kinds(command, small_run, folder, tmp_path, name, of_digits):
+def test_predict_accepts_any_file_name(command, small_run, folder, tmp_path, name, of_digits):
     of_digits("fashion_mnist")
     file = tmp_path / name
     with contextlib.suppress(OSError):  # one is too long to exist
@@ -239,7 +223,7 @@ def test_names_of_all_kinds(command, small_run, folder, tmp_path, name, of_digit
     assert out.splitlines()[-1].startswith(f"{folder / '1.png'}: ")
 
 
-def test_predict_names_an_empty_folder_and_what_is_no_file(command, small_run, tmp_path, of_digits):
+def test_predict_refuses_empty_folders_and_devices(command, small_run, tmp_path, of_digits):
     of_digits("fashion_mnist")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -251,9 +235,7 @@ def test_predict_names_an_empty_folder_and_what_is_no_file(command, small_run, t
     ]
 
 
-def test_predict_passes_over_what_systems_leave_in_folders(
-    command, small_run, folder, tmp_path, of_digits
-):
+def test_predict_skips_hidden_and_system_files(command, small_run, folder, tmp_path, of_digits):
     of_digits("fashion_mnist")
     more = tmp_path / "all" / "more"
     more.mkdir(parents=True)
@@ -282,7 +264,7 @@ def test_predict_reads_several_digits_from_left_to_right(
     assert "two.png (digit 2 of 2): " in out.splitlines()[1]
 
 
-def test_predict_refuses_a_network_of_clothes(command, small_run, folder):
+def test_predict_refuses_a_network_of_another_data_set(command, small_run, folder):
     status, out, err = command("predict", small_run.path, folder)
     assert (status, out) == (2, "")
     assert "was trained on fashion_mnist; expected a run of mnist" in err
@@ -298,7 +280,7 @@ def test_plots_one_run_or_many(command, small_run, small_seeds, tmp_path):
     assert f"{small_run.path}, train" in drawn
 
 
-def test_plots_name_images_that_were_held_out(command, small_run, small_seeds, tmp_path):
+def test_plot_names_held_out_images(command, small_run, small_seeds, tmp_path):
     for run in (small_run, small_seeds):
         config = json.loads((run.path / "config.json").read_text())
         config.update(holdout=100)
@@ -317,20 +299,17 @@ def test_plots_name_images_that_were_held_out(command, small_run, small_seeds, t
     [
         (None, "does not exist; expected the folder of a run"),
         ("", "has no finished epoch yet; there is nothing to draw"),
-        ('{"epoch": 1}\n', "is damaged; --resume writes it anew"),
-        ("[1]\n", "is damaged; --resume writes it anew"),
-        ("{\n", "is damaged; --resume writes it anew"),
+        *((rows, "is damaged; --resume writes it anew") for rows in ('{"epoch": 1}', "[1]", "{")),
     ],
 )
-def test_plot_names_what_cannot_be_drawn(command, tmp_path, rows, words):
+def test_plot_refuses_missing_or_damaged_rows(command, tmp_path, rows, words):
     if rows is not None:
-        (tmp_path / "metrics.jsonl").write_text(rows)
+        (tmp_path / "metrics.jsonl").write_text(rows and f"{rows}\n")
     status, out, err = command("plot", tmp_path)
     assert (status, out) == (2, "")
     assert words in err
 
 
-def test_plot_refuses_other_kinds_of_pictures(command, small_run):
-    status, _, err = command("plot", small_run.path, "--out", "curves.gif")
-    assert status == 2
-    assert err == "error: out is curves.gif; expected a name that ends with .png or .svg\n"
+def test_plot_refuses_other_formats(command, small_run):
+    message = "error: out is curves.gif; expected a name that ends with .png or .svg\n"
+    assert command("plot", small_run.path, "--out", "curves.gif") == (2, "", message)

@@ -32,8 +32,8 @@ def run(command, monkeypatch, small_idx_dir, tmp_path):
 WORDS = ("tiny/record", "tiny/record/rate_0.2", "--holdout", "100", "--epochs", "2", "--seeds", "1")
 
 
-def test_every_name_is_trained_on_every_fold_once(run, tmp_path):
-    status, said, errors = run(*WORDS)
+def test_trains_every_name_on_every_fold_once(run, tmp_path):
+    status, printed, errors = run(*WORDS)
     assert (status, errors) == (0, "")
     lines = held_out.read(tmp_path / "search.jsonl")
     found = [(line["recipe"], line["holdout"], line["fold"], line["seed"]) for line in lines]
@@ -45,14 +45,14 @@ def test_every_name_is_trained_on_every_fold_once(run, tmp_path):
     ]
     one, other, *_ = lines
     assert one["final_test_loss"] != other["final_test_loss"]  # of other images
-    (row,) = re.findall(r"│ tiny/record/rate_0.2 +│ +2 │ 2 │ ([\d.]+) │ +([-+][\d.]+) │", said)
+    (row,) = re.findall(r"│ tiny/record/rate_0.2 +│ +2 │ 2 │ ([\d.]+) │ +([-+][\d.]+) │", printed)
     loss, base = (
         sum(line["final_test_loss"] for line in two) / 2 for two in (lines[2:], lines[:2])
     )
     assert [float(cell) for cell in row] == pytest.approx([loss, loss - base], abs=1e-4)
     # The file is enough, and nothing is trained again.
     again = run(*WORDS)[1]
-    assert again[again.index("┏") :] == said[said.index("┏") :]
+    assert again[again.index("┏") :] == printed[printed.index("┏") :]
     assert held_out.read(tmp_path / "search.jsonl") == lines
 
 
@@ -67,16 +67,16 @@ def test_a_seed_that_fails_is_named_and_the_others_are_compared(run, monkeypatch
         return train(config, *arguments)
 
     monkeypatch.setattr(drilldown, "train_run", failing_in_the_second_fold)
-    status, said, errors = run(*WORDS)
+    status, printed, errors = run(*WORDS)
     assert status == 1
     assert errors == (
         "error: tiny/record, fold 1, seed 100: [Errno 28] no space left\n"
         "error: tiny/record/rate_0.2, fold 1, seed 100: [Errno 28] no space left\n"
     )
-    assert re.search(r"│ tiny/record/rate_0.2 +│ +2 │ 1 │ [\d.]+ │ +[-+][\d.]+ │ +- │", said)
+    assert re.search(r"│ tiny/record/rate_0.2 +│ +2 │ 1 │ [\d.]+ │ +[-+][\d.]+ │ +- │", printed)
 
 
-def test_lines_of_earlier_versions_have_the_rest_from_their_recipe(tmp_path):
+def test_lines_of_earlier_versions_are_completed_from_the_recipe(tmp_path):
     """They had the twelve fields of format 1; runs of another length are other runs."""
     file = tmp_path / "search.jsonl"
     fields = [field.name for field in dataclasses.fields(TrainConfig)][:12]
@@ -89,7 +89,7 @@ def test_lines_of_earlier_versions_have_the_rest_from_their_recipe(tmp_path):
     assert held_out.by_run(file, two) == {(0, 2): 0.2}
 
 
-def test_a_torn_line_is_passed_over_and_the_next_begins_on_its_own(tmp_path):
+def test_unfinished_lines_are_skipped(tmp_path):
     file = tmp_path / "search.jsonl"
     held_out.add(file, finished(seed=1))
     whole = file.read_text()
@@ -114,12 +114,12 @@ def test_the_seeds_of_a_fold_count_once():
     assert one_fold == (pytest.approx(0.006), None)
 
 
-def test_the_table_names_what_its_p_rests_on(command):
+def test_the_legend_names_the_assumptions(command):
     words = ("gap/record", "gap/record/decay_1e-3", "--epochs", "6", "--report")
-    status, said, _ = command("drilldown", "--holdout", "5000", *words)
+    status, printed, _ = command("drilldown", "--holdout", "5000", *words)
     assert status == 0
-    assert re.search(r"│ +6 │ 2 │ 0.0315 │ +\+0.0072 │ 0.294 │", said)
-    legend = " ".join(said.split("┘")[1].split())
+    assert re.search(r"│ +6 │ 2 │ 0.0315 │ +\+0.0072 │ 0.294 │", printed)
+    legend = " ".join(printed.split("┘")[1].split())
     assert "on 5,000 held-out training images a fold. n: folds, " in legend
     assert "2 folds show nothing (sign-flip test: p is at least 0.5)" in legend
 
@@ -138,7 +138,7 @@ def published_lines():
     return found
 
 
-def test_what_is_published_of_the_search_is_not_stale():
+def test_the_published_search_is_current():
     lines = published_lines()
     assert len(lines) == 18 + 3 + 2
     for epochs, name, difference, p in lines:
@@ -160,7 +160,7 @@ def test_what_is_published_of_the_search_is_not_stale():
         (["gap/fast", "gap/fast/no_decay/rate_0.22"], "rate_0.22'; expected one of"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(run, words, message):
+def test_refuses_invalid_comparisons(run, words, message):
     status, _, errors = run("--holdout", "5000", *words)
     assert status == 2
     assert message in errors

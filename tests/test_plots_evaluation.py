@@ -1,4 +1,4 @@
-"""Figures of evaluations and runs show the numbers that they are drawn from."""
+"""Plots of evaluations and runs show their numbers."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ def evaluated():
     probabilities = np.full((40, 10), 0.01)
     probabilities[:30, 3] = 0.91
     probabilities[30:, 8] = np.linspace(0.5, 0.9, 10)
-    log_probabilities = np.log(probabilities / probabilities.sum(axis=1, keepdims=True))
-    return evaluation.evaluate(log_probabilities, np.full(40, 3))
+    log_probs = np.log(probabilities / probabilities.sum(axis=1, keepdims=True))
+    return evaluation.evaluate(log_probs, np.full(40, 3))
 
 
-def test_the_confusion_has_a_number_in_every_cell_that_has_any(evaluated):
+def test_confusion_has_the_counts(evaluated):
     (axes,) = plots.confusion(evaluated).axes
     cells = {(text.get_position(), text.get_text()) for text in axes.texts}
     assert cells == {((3, 3), "30"), ((8, 3), "10")}
@@ -41,7 +41,7 @@ def test_reliability_is_accuracy_against_confidence(evaluated):
     assert [bar.get_height() for bar in below.patches] == [one.count for one in filled]
 
 
-def test_mistakes_are_shown_with_what_was_said(evaluated, images):
+def test_mistakes_are_shown_with_the_prediction(evaluated, images):
     panels = plots.mistakes(evaluated, images).axes
     shown = [axes for axes in panels if axes.images]
     assert len(shown) == 10
@@ -49,7 +49,7 @@ def test_mistakes_are_shown_with_what_was_said(evaluated, images):
     assert shown[0].get_title() == "3, said 8: 91%"
 
 
-def test_no_mistakes_are_said_to_be_none(images):
+def test_no_mistakes(images):
     certain = np.log(np.full((5, 10), 0.01) + 0.9 * np.eye(10)[0])
     figure = plots.mistakes(evaluation.evaluate(certain, np.zeros(5)), images)
     assert [text.get_text() for text in figure.texts] == ["no mistakes"]
@@ -83,13 +83,13 @@ def test_every_run_of_many_looks_different():
         assert len(looks) == 60
 
 
-def test_what_was_held_out_is_not_called_test():
+def test_held_out_images_are_not_called_test():
     runs = {"one": [row(1, 0, 90.0)], "other": [row(1, 0, 91.0)]}
     legend = curves.curves(runs, held_out=["other"]).axes[0].get_legend()
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["one, train", "one, test", "other, train", "other, held out"]
 
 
-def test_what_is_not_known_is_not_drawn():
+def test_missing_values_are_not_drawn():
     rows = [{**row(1, 0, 90.0), "train_accuracy": None}, row(2, 0, 95.0)]
     assert list(curves.by_epoch(rows, "train_accuracy")) == [2]

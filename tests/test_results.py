@@ -1,4 +1,4 @@
-"""The file of results: what is in it is finished, and nothing else."""
+"""The file of results holds the finished runs, and nothing else."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ import pytest
 from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig
 from jaxmnist.analysis import results
 from jaxmnist.config import by_name
+from jaxmnist.models.description import mflop_per_image
 from jaxmnist.runs.run import Snapshot
 
 ENVIRONMENT = {
@@ -51,12 +52,12 @@ def finished(name="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> Run
     return Run(trained, {seed: snapshot}, {}, summary, Path("run"))
 
 
-def write_ladder(file, counts=None, **config):
-    """Results of all seven networks: of each so many seeds, by default two."""
+def write_seven(file, counts=None, **config):
+    """Write results of all seven networks, by default of two seeds each."""
     for place, variant in enumerate(VARIANTS):
         for seed in range((counts or {}).get(variant, 2)):
             accuracies = (98.0, round(98 + place / 10 + seed * place / 100, 2))
-            results.add(file, finished(variant, seed, accuracies, **config), 1.0 + place)
+            results.add(file, finished(variant, seed, accuracies, **config))
 
 
 @pytest.fixture
@@ -64,16 +65,16 @@ def file(tmp_path):
     return tmp_path / "results.json"
 
 
-def changed(file, change):
-    """Changes the first run of gap in the file."""
+def change(file, function, name="gap"):
+    """Change the first run of a network in the file."""
     content = json.loads(file.read_text())
-    change(content["variants"]["gap"]["runs"][0])
+    function(content["variants"][name]["runs"][0])
     file.write_text(json.dumps(content))
 
 
-def test_a_run_comes_back(file):
-    results.add(file, finished(), 1.17)
-    (run,) = results.read(file)["variants"]["gap"].pop("runs")
+def test_reads_what_was_added(file):
+    results.add(file, finished())
+    (run,) = results.read(file)["gap"].runs
     config = json.loads(TrainConfig("gap", epochs=3).to_json())
     assert run == {
         "seed": 0,
@@ -93,202 +94,188 @@ def test_a_run_comes_back(file):
     }
 
 
-def test_a_line_a_run_in_order(file):
+def test_each_run_has_a_line_in_order(file):
     for variant, seed in (("gap", 2), ("less_params", 0), ("gap", 0)):
-        results.add(file, finished(variant, seed), 1.17)
+        results.add(file, finished(variant, seed))
     lines = [line for line in file.read_text().splitlines() if '"curves"' in line]
     runs = [json.loads(line.rstrip(",")) for line in lines]
     found = [(run["config"]["variant"], run["seed"]) for run in runs]
     assert found == [("less_params", 0), ("gap", 0), ("gap", 2)]
-    head = results.read(file)["variants"]["gap"]
-    assert (head["parameters"], head["mflop_per_image"]) == (7364, 1.17)
+    gap = results.read(file)["gap"]
+    assert (gap.parameters, gap.mflop_per_image) == (7364, mflop_per_image("gap"))
 
 
-def test_what_is_finished_stays(file):
-    results.add(file, finished(), 1.17)
+def test_a_finished_run_is_not_replaced(file):
+    results.add(file, finished())
     before = file.read_bytes()
-    results.add(file, finished(accuracies=(1.0, 2.0, 3.0)), 1.17)
+    results.add(file, finished(accuracies=(1.0, 2.0, 3.0)))
     assert file.read_bytes() == before
 
 
-def test_what_is_missing(file):
-    assert results.missing(results.read(file), "gap", (0, 1)) == [0, 1]
-    results.add(file, finished(seed=1), 1.17)
-    assert results.missing(results.read(file), "gap", range(3)) == [0, 2]
-    assert results.missing(results.read(file), "dropout", (0,)) == [0]
+def test_missing_seeds(file):
+    gap, dropout = TrainConfig("gap"), TrainConfig("dropout")
+    assert results.missing(file, gap, (0, 1)) == [0, 1]
+    results.add(file, finished(seed=1))
+    assert results.missing(file, gap, range(3)) == [0, 2]
+    assert results.missing(file, dropout, (0,)) == [0]
 
 
 def test_many_add_at_once(file):
     with ThreadPoolExecutor(8) as pool:
-        runs = [finished(seed=seed) for seed in range(24)]
-        list(pool.map(lambda run: results.add(file, run, 1.17), runs))
-    assert results.missing(results.read(file), "gap", range(24)) == []
+        list(pool.map(lambda seed: results.add(file, finished(seed=seed)), range(24)))
+    assert results.missing(file, TrainConfig("gap"), range(24)) == []
 
 
-def test_a_ladder(file):
-    write_ladder(file, {"skeleton": 1})
-    rungs = results.ladder(results.read(file))
-    assert [rung.name for rung in rungs] == list(VARIANTS)
-    assert [len(rung.runs) for rung in rungs] == [1, 2, 2, 2, 2, 2, 2]
-    gap = rungs[-1]
-    assert (gap.parameters, gap.mflop_per_image, gap.epochs, gap.dataset) == (7364, 7, 2, "mnist")
+def test_seven_variants(file):
+    write_seven(file, {"skeleton": 1})
+    networks = results.seven_variants(results.read(file))
+    assert [network.name for network in networks] == list(VARIANTS)
+    assert [len(network.runs) for network in networks] == [1, 2, 2, 2, 2, 2, 2]
+    gap = networks[-1]
+    assert gap.config == TrainConfig("gap", epochs=2)
     assert gap.by_seed("final_test_accuracy") == pytest.approx({0: 98.6, 1: 98.66})
     assert gap.by_seed("train_test_gap") == pytest.approx({0: -0.5, 1: -0.56})
+    assert gap.summary("train_test_gap").mean == pytest.approx(-0.53)
 
 
-def test_seconds_are_of_the_place_where_most_runs_were(file):
+def test_seconds_are_those_on_the_most_frequent_machine(file):
     for seed, cores, device in ((0, 2, "cpu"), (1, 1, "cpu"), (2, 1, "cpu"), (3, 1, "gpu")):
         run = finished(seed=seed)
         run.summary.update(cores=cores, device=device)
-        results.add(file, run, 1.17)
-    (rung,) = results.ladder(results.read(file), ["gap"])
-    assert (rung.cores, rung.seconds_per_epoch) == (
-        1,
-        4.6,
-    )  # of 4 to 4.2 and 5 to 5.2
+        results.add(file, run)
+    gap = results.read(file)["gap"]
+    assert gap.place == ("cpu", 1)
+    assert gap.seconds_per_epoch == 4.6  # of 4 to 4.2 and 5 to 5.2
 
 
-def test_published_figures_are_of_the_published_recipe(file):
-    write_ladder(file)
-    assert {rung.published for rung in results.ladder(results.read(file))} == {None}
+def test_published_accuracies_are_those_of_the_published_recipe(file):
+    write_seven(file)
+    assert {network.published for network in results.read(file).values()} == {None}
     file.unlink()
     for variant in VARIANTS:
-        epochs = TrainConfig(variant).epochs
-        results.add(file, finished(variant, 0, [99.0] * epochs), 1.0)
-    published = [rung.published for rung in results.ladder(results.read(file))]
+        results.add(file, finished(variant, 0, [99.0] * TrainConfig(variant).epochs))
+    published = [network.published for network in results.read(file).values()]
     assert published[0] == (99.93, 99.28, 99.35, 99.26)
     assert published[-1] == (98.31, 99.42, 99.42, 99.40)
     # All but the first publish their best epoch.
     assert [of.headline == of.best for of in published] == [False, *[True] * 6]
 
 
-def refused(file, words, variants=VARIANTS):
+def refuses(file, words):
     with pytest.raises(results.IncompleteError, match=f"^{re.escape(words)}; scripts/drilldown.py"):
-        results.ladder(results.read(file), variants)
+        results.seven_variants(results.read(file))
 
 
-def test_a_missing_network_or_seed_is_named(file):
-    write_ladder(file, {"dropout": 0, "fc_layer": 3, "gap": 1, "skeleton": 0})
-    refused(file, "there is no finished run of skeleton, no finished run of dropout")
-    refused(
-        file,
-        "there is no finished seed 2 of batch_norm, no finished seed 1, 2 of gap",
-        ["fc_layer", "batch_norm", "gap"],
-    )
-    assert len(results.ladder(results.read(file), ["less_params", "batch_norm"])) == 2
-    refused(file, "there is no finished seed 1 of gap", ["gap", "batch_norm"])
+def test_names_missing_networks(file):
+    write_seven(file, {"dropout": 0, "skeleton": 0})
+    refuses(file, "there is no finished run of skeleton, no finished run of dropout")
 
 
-def test_configs_that_do_not_mix_are_refused_before_any_is_trained():
-    whole, short = by_name("gap", epochs=15), by_name("gap/fast", epochs=15)
-    results.check_together([whole, by_name("skeleton"), by_name("gap/no_dropout")])
-    words = r"gap would be \{.*'as in the recipe': True\} and gap/fast \{.*False\}; .*--out each"
-    with pytest.raises(ConfigError, match=words):
-        results.check_together([whole, short])
+def test_names_missing_seeds(file):
+    write_seven(file, {"fc_layer": 3, "gap": 1, **dict.fromkeys(VARIANTS[:3], 3)})
+    seeds = "seed 2 of dropout, no finished seed 2 of augmentation, no finished seed 1, 2 of gap"
+    refuses(file, f"there is no finished {seeds}")
 
 
-def test_what_is_trained_otherwise_has_lines_after_its_network(file):
+def test_skeleton_may_have_only_the_first_seeds(file):
+    write_seven(file, {"skeleton": 1})
+    assert len(results.seven_variants(results.read(file))) == 7
+
+    def set_seed(run):
+        run["seed"] = run["config"]["seed"] = 1
+
+    change(file, set_seed, "skeleton")
+    refuses(file, "there is no finished seed 0 of skeleton")
+
+
+def test_other_recipes_and_changes_follow_their_network(file):
     names = ("gap/record", "gap_wide/record", "gap_late_pool", "gap/affine", "gap", "gap/fast")
     for name in names:
-        results.add(file, finished(name, accuracies=[99.0] * by_name(name).epochs), 1.0)
+        results.add(file, finished(name, accuracies=[99.0] * by_name(name).epochs))
     found = results.read(file)
-    assert list(found["variants"]) == [
+    assert list(found) == [
         *("gap", "gap/affine", "gap/fast", "gap/record", "gap_late_pool", "gap_wide/record")
     ]
-    assert [rung.name for rung in results.other_recipes(found)] == ["gap/fast", "gap/record"]
-    assert results.rungs_of(found, ["gap/fast"])[0].published is None
+    assert [network.name for network in results.other_recipes(found)] == ["gap/fast", "gap/record"]
+    assert found["gap/fast"].published is None
 
 
-def test_by_name_each_comes_with_the_seeds_that_it_has(file):
-    write_ladder(file, {"gap": 1})
+def test_selects_networks_with_the_seeds_that_each_has(file):
+    write_seven(file, {"gap": 1})
     found = results.read(file)
-    assert [rung.seeds for rung in results.rungs_of(found, ["gap", "dropout"])] == [[0], [0, 1]]
+    assert [network.seeds for network in results.select(found, ["gap", "dropout"])] == [[0], [0, 1]]
     with pytest.raises(results.IncompleteError, match=r"^there is no finished run of gap/fast;"):
-        results.rungs_of(found, ["gap", "gap/fast"])
+        results.select(found, ["gap", "gap/fast"])
 
 
-def test_skeleton_may_have_fewer_seeds_but_no_others(file):
-    write_ladder(file, {"skeleton": 1})
-    assert len(results.ladder(results.read(file))) == 7
-    content = json.loads(file.read_text())
-    run = content["variants"]["skeleton"]["runs"][0]
-    run["seed"] = run["config"]["seed"] = 1
-    file.write_text(json.dumps(content))
-    refused(file, "there is no finished seed 0 of skeleton")
-
-
-def test_any_seeds_will_do_if_all_have_them(file):
+def test_all_may_have_other_seeds(file):
     for variant in VARIANTS:
         for seed in (3, 2**32 - 1):
-            results.add(file, finished(variant, seed), 1.0)
-    assert [rung.seeds for rung in results.ladder(results.read(file))] == [[3, 2**32 - 1]] * 7
+            results.add(file, finished(variant, seed))
+    networks = results.seven_variants(results.read(file))
+    assert [network.seeds for network in networks] == [[3, 2**32 - 1]] * 7
 
 
 @pytest.mark.parametrize(
-    ("other", "differing"),
+    ("other", "words"),
     [
-        ({"learning_rate": 0.5}, "learning_rate is 0.015, not 0.5 as in the new one"),
-        (
-            {"dropout": 0.1, "batch_size": 64},
-            "batch_size is 128, not 64, dropout is 0.05, not 0.1 as",
-        ),
-        (
-            {"name": "gap/fast", "holdout": 100, "accuracies": [99.0] * 6},
-            "holdout is None, not 100, as in the recipe is False, not True as",
-        ),
-        ({"dataset": "kmnist"}, "dataset is 'mnist', not 'kmnist' as in the new one"),
-        ({"accuracies": (99.0,)}, "epochs is 3, not 1 as in the new one"),
-        ({"name": "dropout", "limit_train": 600}, "limit_train is None, not 600 as in"),
-        (
-            {"name": "dropout", "accuracies": [99.0] * 15},
-            "as in the recipe is False, not True",
-        ),
+        ({"learning_rate": 0.5}, "gap with epochs 3, learning_rate 0.5"),
+        ({"dropout": 0.1, "batch_size": 64}, "gap with epochs 3, batch_size 64, dropout 0.1"),
+        ({"name": "gap/fast", "accuracies": [99.0] * 6}, "gap/fast with its recipe"),
+        ({"dataset": "kmnist"}, "gap with dataset 'kmnist', epochs 3"),
+        ({"accuracies": (99.0,)}, "gap with epochs 1"),
+        ({"name": "dropout", "limit_train": 600}, "dropout with epochs 3, limit_train 600"),
+        ({"name": "dropout", "accuracies": [99.0] * 15}, "dropout with its recipe"),
     ],
 )
-def test_configs_do_not_mix(file, other, differing):
-    results.add(file, finished(), 1.17)
+def test_different_configs_do_not_mix(file, other, words):
+    results.add(file, finished())
     before = file.read_bytes()
-    with pytest.raises(ConfigError, match=rf"the finished run of gap, seed 0, {differing}.*--out"):
-        results.add(file, finished(**{"seed": 1, **other}), 1.17)
+    words = rf"{words} does not mix with gap, seed 0, with epochs 3: pass another --out"
+    with pytest.raises(ConfigError, match=words):
+        results.add(file, finished(**{"seed": 1, **other}))
     assert file.read_bytes() == before
 
 
-def test_a_mixed_file_is_refused_by_name(file):
-    write_ladder(file)
-    changed(file, lambda run: run["config"].update(dropout=0.1))
-    words = r"of gap, seed 1, dropout is 0\.05, not 0\.1 as in that of gap, seed 0; such runs"
+def test_configs_to_train_do_not_mix():
+    whole, short = by_name("gap", epochs=15), by_name("gap/fast", epochs=15)
+    results.check_mix({}, [whole, by_name("skeleton"), by_name("gap/no_dropout")])
+    words = "^gap/fast with epochs 15 does not mix with gap, seed 0, with its recipe: pass "
     with pytest.raises(ConfigError, match=words):
-        results.ladder(results.read(file))
+        results.check_mix({}, [whole, short])
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda run: run["curves"]["test_loss"].pop(), "it is not finished: test_loss has 1 of 2"),
-        (
-            lambda run: run.update(final_test_accuracy=9),
-            "final_test_accuracy is 9, but by its ",
-        ),
-        (
-            lambda run: run.update(best_test_accuracy=98.0),
-            "best_test_accuracy is 98.0, but by ",
-        ),
-        (lambda run: run.update(final_test_loss=9), "final_test_loss is 9, but by its curve 0.0"),
-        (lambda run: run.update(final_train_accuracy=9), "final_train_accuracy is 9, but by its "),
-        (lambda run: run["config"].update(epochs=0), "epochs is 0; expected a whole number"),
-        (lambda run: run["config"].update(seed=7), "it has the config of gap, seed 7"),
-        (lambda run: run.pop("git_commit"), "it has .*; expected .*git_commit"),
-    ],
-)
-def test_a_run_that_is_not_whole_is_refused_by_name(file, change, words):
-    write_ladder(file)
-    changed(file, change)
-    with pytest.raises(ConfigError, match=rf"results\.json: the run of gap, seed 0: {words}"):
+def test_a_mixed_file_is_refused(file):
+    write_seven(file)
+    change(file, lambda run: run["config"].update(dropout=0.1))
+    with pytest.raises(ConfigError, match=r"results\.json: gap with epochs 2, dropout 0\.1 does"):
         results.read(file)
 
 
-def test_a_seed_that_is_there_twice_is_refused(file):
-    write_ladder(file)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: run["curves"]["test_loss"].pop(),
+        lambda run: run.update(final_test_accuracy=9),
+        lambda run: run.update(best_test_accuracy=98.0),
+        lambda run: run.update(final_test_loss=9),
+        lambda run: run.update(final_train_accuracy=9),
+        lambda run: run["config"].update(epochs=3),
+        lambda run: run["config"].update(seed=7),
+        lambda run: run.pop("git_commit"),
+    ],
+)
+def test_an_incomplete_run_is_refused(file, damage):
+    write_seven(file)
+    change(file, damage)
+    with pytest.raises(
+        ConfigError, match=r"results\.json: the run of gap, seed 0, is not finished"
+    ):
+        results.read(file)
+
+
+def test_a_repeated_seed_is_refused(file):
+    write_seven(file)
     content = json.loads(file.read_text())
     content["variants"]["gap"]["runs"] *= 2
     file.write_text(json.dumps(content))
@@ -309,6 +296,21 @@ def test_another_format_is_refused(file):
         results.read(file)
 
 
-def test_the_digest_is_that_of_the_file(file):
-    write_ladder(file)
+def test_the_digest_is_the_one_of_the_file(file):
+    write_seven(file)
     assert results.digest(results.read(file)) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_arithmetic_of_an_image():
+    gap = (
+        26 * 26 * 9 * 1 * 4
+        + 24 * 24 * 9 * 4 * 8
+        + 12 * 12 * 8 * 10
+        + 10 * 10 * 9 * 10 * 16
+        + 8 * 8 * 9 * 16 * 16
+        + 6 * 6 * 9 * 16 * 18
+        + 18 * 16
+        + 16 * 10
+    )
+    assert mflop_per_image("gap") == pytest.approx(2 * gap / 1e6)
+    assert mflop_per_image("skeleton") == 317.961216

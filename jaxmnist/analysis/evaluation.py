@@ -57,21 +57,21 @@ class Evaluation:
         return {**dataclasses.asdict(self), "confusion": self.confusion.tolist()}
 
 
-def evaluate(log_probabilities: np.ndarray, labels: np.ndarray) -> Evaluation:
+def evaluate(log_probs: np.ndarray, labels: np.ndarray) -> Evaluation:
     """Compare predictions with labels.
 
     Args:
-        log_probabilities: float32 `[N, 10]`, N at least 1.
+        log_probs: float32 `[N, 10]`, N at least 1.
         labels: integers `[N]`.
     """
     count, labels = len(labels), labels.astype(int)
-    said = log_probabilities.argmax(axis=1)
-    confidence = np.exp(log_probabilities.max(axis=1).astype(float))
-    right = said == labels
+    predictions = log_probs.argmax(axis=1)
+    confidence = np.exp(log_probs.max(axis=1).astype(float))
+    right = predictions == labels
     correct = int(right.sum())
     low, high = interval(correct, count)
     confusion = np.zeros((CLASSES, CLASSES), int)
-    np.add.at(confusion, (labels, said), 1)
+    np.add.at(confusion, (labels, predictions), 1)
     bins = calibration(confidence, right)
     return Evaluation(
         count=count,
@@ -79,14 +79,14 @@ def evaluate(log_probabilities: np.ndarray, labels: np.ndarray) -> Evaluation:
         accuracy=100 * correct / count,
         low=low,
         high=high,
-        loss=float(-log_probabilities[np.arange(count), labels].astype(float).mean()),
+        loss=float(-log_probs[np.arange(count), labels].astype(float).mean()),
         precision=_shares(confusion.diagonal(), confusion.sum(axis=0)),
         recall=_shares(confusion.diagonal(), confusion.sum(axis=1)),
         confusion=confusion,
         calibration_error=calibration_error(bins),
         bins=bins,
         mistakes=[
-            Mistake(int(i), int(labels[i]), int(said[i]), float(confidence[i]))
+            Mistake(int(i), int(labels[i]), int(predictions[i]), float(confidence[i]))
             for i in np.argsort(-confidence, kind="stable")
             if not right[i]
         ][:MISTAKES],
@@ -105,11 +105,11 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
     bins = []
     for place in range(BINS):
         inside = right[places == place]
-        figures: tuple[float | None, ...] = (None, None, None, None)
+        metrics: tuple[float | None, ...] = (None, None, None, None)
         if len(inside):
             mean = float(confidence[places == place].mean())
-            figures = (mean, 100 * float(inside.mean()), *interval(int(inside.sum()), len(inside)))
-        bins.append(Bin(float(edges[place]), float(edges[place + 1]), len(inside), *figures))
+            metrics = (mean, 100 * float(inside.mean()), *interval(int(inside.sum()), len(inside)))
+        bins.append(Bin(float(edges[place]), float(edges[place + 1]), len(inside), *metrics))
     return bins
 
 
@@ -151,7 +151,7 @@ def compare(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[
         The number of images that only the second classifies correctly, the number that only the
         first does, and the two-sided p-value.
     """
-    one, other = (said.argmax(axis=1) == labels for said in (first, second))
+    one, other = (log_probs.argmax(axis=1) == labels for log_probs in (first, second))
     gains, losses = int((other & ~one).sum()), int((one & ~other).sum())
     p = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
     return gains, losses, float(p)

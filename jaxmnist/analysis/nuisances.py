@@ -4,6 +4,7 @@ A nuisance is a function `(rng, photo) -> photo` of a float image `[H, W]`, 0 to
 side and position are drawn from the generator.
 """
 
+import functools
 import io
 from collections.abc import Callable
 
@@ -42,16 +43,9 @@ def _jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
-def _clean(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-    return photo
-
-
-def _falling_light(least: float) -> Nuisance:
-    def fall(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-        across = _distance_along(photo.shape, rng.uniform(0, 2 * np.pi))
-        return photo * (1 - (1 - least) * across)
-
-    return fall
+def _falling_light(rng: np.random.Generator, photo: np.ndarray, least: float) -> np.ndarray:
+    across = _distance_along(photo.shape, rng.uniform(0, 2 * np.pi))
+    return photo * (1 - (1 - least) * across)
 
 
 def _vignette(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
@@ -74,15 +68,7 @@ def _distance_along(shape: tuple[int, ...], angle: float) -> np.ndarray:
     return (along - along.min()) / np.ptp(along)
 
 
-def _ruled(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-    return _with_lines(photo, rng, (0,))
-
-
-def _squared(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-    return _with_lines(photo, rng, (0, 1))
-
-
-def _with_lines(photo: np.ndarray, rng: np.random.Generator, axes: tuple[int, ...]) -> np.ndarray:
+def _lines(rng: np.random.Generator, photo: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     period = rng.uniform(0.1, 0.25) * len(photo)
     width, grey = rng.integers(1, 4), rng.uniform(90, 190)
     lined = photo.copy()
@@ -92,10 +78,6 @@ def _with_lines(photo: np.ndarray, rng: np.random.Generator, axes: tuple[int, ..
             line[axis] = slice(start, start + width)
             lined[tuple(line)] = np.minimum(lined[tuple(line)], grey)
     return lined
-
-
-def _grain(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-    return photo + rng.normal(0, 18, photo.shape)
 
 
 def _dark_strip(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
@@ -146,14 +128,14 @@ def _next_digit(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
 
 # Same order as the table in docs/pictures.md.
 NUISANCES: dict[str, Nuisance] = {
-    "clean": _clean,
-    "light falling to 0.7": _falling_light(0.7),
-    "light falling to 0.6": _falling_light(0.6),
+    "clean": lambda rng, photo: photo,
+    "light falling to 0.7": functools.partial(_falling_light, least=0.7),
+    "light falling to 0.6": functools.partial(_falling_light, least=0.6),
     "vignette": _vignette,
     "shadow": _shadow,
-    "ruled lines": _ruled,
-    "squared lines": _squared,
-    "grain": _grain,
+    "ruled lines": functools.partial(_lines, axes=(0,)),
+    "squared lines": functools.partial(_lines, axes=(0, 1)),
+    "grain": lambda rng, photo: photo + rng.normal(0, 18, photo.shape),
     "dark strip": _dark_strip,
     "desk": _desk,
     "form box": _form_box,

@@ -1,16 +1,16 @@
 """Markdown report of a drill-down: tables, and sentences for students."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jaxmnist.analysis import stats
-from jaxmnist.analysis.results import PUBLISHED, Rung
-from jaxmnist.analysis.stats import Difference, Spread
-from jaxmnist.config import ConfigError, TrainConfig, by_name, format_seeds
+from jaxmnist.analysis.results import PUBLISHED, VariantResults
+from jaxmnist.analysis.stats import Difference, Summary
+from jaxmnist.config import ConfigError, format_seeds
 from jaxmnist.recipes import IDEAS
 
 # A negligible difference, in points; tables give the number of seeds that would show it.
@@ -31,24 +31,24 @@ STEPS_LEGEND = (
 )
 
 
+Item = TypeVar("Item")
+Column = tuple[str, Callable[[Item], str]]  # the header, and the cell of a row's item
+Columns = Sequence[Column[Item]]
+
+
 class Comparison(NamedTuple):
     """Differences between two networks; each is the second minus the first."""
 
-    first: Rung
-    second: Rung
+    first: VariantResults
+    second: VariantResults
     final: Difference  # test accuracy after the last epoch
     best: Difference  # test accuracy of the best epoch
     gap: Difference  # train accuracy minus test accuracy
     p: float | None  # p-value of `final`, corrected for all comparisons tested together
-    together: int  # number of these comparisons
+    tested: int  # number of these comparisons
 
 
-def neighbours(rungs: Sequence[Rung]) -> list[tuple[Rung, Rung]]:
-    """Return the pairs of neighbouring rungs."""
-    return list(pairwise(rungs))
-
-
-def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
+def compare(pairs: Sequence[Sequence[VariantResults]]) -> list[Comparison]:
     """Compare pairs of networks, seed by seed.
 
     Args:
@@ -57,59 +57,49 @@ def compare(pairs: Sequence[tuple[Rung, Rung]]) -> list[Comparison]:
     Raises:
         ConfigError: a pair has no seed in common.
     """
-    differences = []
+    metrics = ("final_test_accuracy", "best_test_accuracy", "train_test_gap")
+    found = []
     for first, second in pairs:
         if not set(first.seeds) & set(second.seeds):
             raise ConfigError(
                 f"{first.name} has the seeds {format_seeds(first.seeds)} and {second.name} "
                 f"{format_seeds(second.seeds)}; expected one in common"
             )
-        differences.append(
-            [
-                stats.compare(first.by_seed(figure), second.by_seed(figure))
-                for figure in ("final_test_accuracy", "best_test_accuracy", "train_test_gap")
-            ]
-        )
-    corrected = stats.correct([final.p for final, _, _ in differences])
-    together = sum(p is not None for p in corrected)
+        found.append([stats.compare(first.by_seed(name), second.by_seed(name)) for name in metrics])
+    corrected = stats.holm([final.p for final, _, _ in found])
+    tested = sum(p is not None for p in corrected)
     return [
-        Comparison(first, second, final, best, gap, p, together)
-        for (first, second), (final, best, gap), p in zip(
-            pairs, differences, corrected, strict=True
-        )
+        Comparison(first, second, final, best, gap, p, tested)
+        for (first, second), (final, best, gap), p in zip(pairs, found, corrected, strict=True)
     ]
 
 
 def sentence(comparison: Comparison) -> str:
     """Return a sentence on the result of a comparison, for readers who do not know p-values."""
     first, second = comparison.first.name, comparison.second.name
-    final, spread = comparison.final, comparison.final.spread
-    points, n = _number(spread.mean, "+.2f"), spread.n
+    final, summary = comparison.final, comparison.final.summary
+    points, n = _number(summary.mean, "+.2f"), summary.n
     if comparison.p is None:
         return (
             f"`{second}` less `{first}`: {points} points, n = {n}; nothing to judge by, for one "
             "seed does not show how far others differ."
         )
-    tested = f"95 % interval {_interval(spread, '+.2f')}, p {_p(comparison.p)}"
-    if comparison.together > 1 and final.p is not None:
-        alone = _p(final.p).removeprefix("= ")
-        tested += f" after correction for {comparison.together} comparisons ({alone} alone)"
+    p = _p(comparison.p) if comparison.p < 0.001 else f"= {_p(comparison.p)}"
+    tested = f"95 % interval {_interval(summary, '+.2f')}, p {p}"
+    if comparison.tested > 1:
+        tested += f" after correction for {comparison.tested} comparisons ({_p(final.p)} alone)"
     if comparison.p >= stats.LEVEL:
+        least = stats.seeds_to_show(comparison.tested)
+        remark = f"; it takes at least {least} seeds to show any" if n < least else ""
         return (
             f"`{second}` is not shown to differ from `{first}` with {n} seeds: {points} points, "
-            f"higher in {final.gains} of {n} seeds, {tested}{_too_few(comparison)}."
+            f"higher in {final.gains} of {n} seeds, {tested}{remark}."
         )
-    verb, count = ("gained", final.gains) if spread.mean > 0 else ("lost", final.losses)
+    verb, count = ("gained", final.gains) if summary.mean > 0 else ("lost", final.losses)
     return (
-        f"`{second}` {verb} {abs(spread.mean):.2f} points on `{first}`, in {count} of {n} seeds, "
+        f"`{second}` {verb} {abs(summary.mean):.2f} points on `{first}`, in {count} of {n} seeds, "
         f"{tested}."
     )
-
-
-def _too_few(comparison: Comparison) -> str:
-    """Return a remark if there are too few seeds to show any difference."""
-    least = stats.seeds_to_show(comparison.together)
-    return f"; it takes at least {least} seeds to show any" * (comparison.final.spread.n < least)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -118,61 +108,37 @@ def verdict(comparison: Comparison) -> str:
     if step is None or comparison.p is None:
         return "not judged"
     if comparison.p >= stats.LEVEL:
-        return f"**not shown** with {comparison.final.spread.n} seeds"
-    if (step > 0) != (comparison.final.spread.mean > 0):
+        return f"**not shown** with {comparison.final.summary.n} seeds"
+    if (step > 0) != (comparison.final.summary.mean > 0):
         return "**does not hold up**: the other way round"
     return "holds up"
 
 
-def readme_block(rungs: Sequence[Rung]) -> str:
+def readme_block(networks: Sequence[VariantResults]) -> str:
     """Return the table of README.md."""
-    header = [
-        "`--variant`",
-        "adds",
-        "parameters",
-        "MFLOP",
-        "s an epoch, median (cores)",
-        "seeds",
-        "test %, final epoch",
-        "best epoch",
-        "published",
-    ]
-    rows = []
-    for rung in rungs:
-        final, best = _of(rung, "final_test_accuracy"), _of(rung, "best_test_accuracy")
-        rows.append(
-            [
-                f"`{_options(rung)}`",
-                IDEAS[rung.name],
-                f"{rung.parameters:,}",
-                f"{rung.mflop_per_image:.2f}",
-                f"{rung.seconds_per_epoch:.1f} ({rung.cores})",
-                str(final.n),
-                f"**{_mean(final)}**",
-                _mean(best),
-                _published(rung),
-            ]
-        )
-    return _table(header, rows, left=2)
+    return _table(networks, OVERVIEW, left=2)
 
 
-def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
+def results_block(
+    networks: Sequence[VariantResults], recipes: Sequence[VariantResults] = ()
+) -> str:
     """Return the tables and sentences of docs/results.md.
 
     Args:
-        rungs: the seven networks.
+        networks: the seven networks.
         recipes: networks trained with other recipes, for the tables of accuracies and conditions.
     """
-    comparisons = compare(neighbours(rungs))
+    comparisons = compare(list(pairwise(networks)))
     parts = [
-        _accuracies([*rungs, *recipes]),
+        _table([*networks, *recipes], ACCURACIES),
         "Mean ± standard deviation over the seeds (n - 1); the interval is the 95 % interval of "
         "the mean, by Student's t, which assumes that seeds are normally distributed. The best "
         "epoch is chosen on the test set: it is the optimistic figure that the original reports, "
-        f"here for comparison only. {_headlines()} *Inside* says whether the original's best "
-        "epoch lies between the lowest and the highest best epoch of our seeds.",
+        "here for comparison only. The published figure of `skeleton` is not that of its best "
+        f"epoch, which has {PUBLISHED['skeleton'].best:.2f}. *Inside* says whether the original's "
+        "best epoch lies between the lowest and the highest best epoch of our seeds.",
         "## What training looks like from inside",
-        _training(rungs),
+        _table(networks, TRAINING),
         "Train accuracy is the running one over the last epoch, with augmentation and dropout on, "
         "so that a test accuracy above it is no contradiction. The published difference is that of "
         "its train figure and its final test figure. Points are percentage points.",
@@ -182,39 +148,39 @@ def results_block(rungs: Sequence[Rung], recipes: Sequence[Rung] = ()) -> str:
         "Most steps change more than one thing: the figures are those of the whole step. "
         + STEPS_LEGEND,
         "## What the original claims",
-        _claims(comparisons),
+        _table(comparisons, CLAIMS),
         "The original's steps are those between its best epochs, one run each; ours beside them "
         "are the mean differences of best epochs. The verdict is on the direction alone, by final "
         f"epochs, at a corrected p of {stats.LEVEL}.",
         "## What it costs",
-        _costs(rungs),
+        _table(networks, COSTS),
         "MFLOP: additions and multiplications of the convolutions' forward pass for one image. "
         "Seconds: the median over all epochs of all seeds, without evaluation, on the given number "
         "of cores for each seed. Seeds train side by side on a shared machine; its other work is "
         "part of these seconds.",
         "## Where it was run",
-        _conditions([*rungs, *recipes]),
+        _conditions([*networks, *recipes]),
     ]
     return "\n\n".join(parts)
 
 
-def ablation_block(rungs: Sequence[Rung]) -> str:
+def ablation_block(networks: Sequence[VariantResults]) -> str:
     """Return the tables and sentences of docs/ablation.md.
 
     Args:
-        rungs: the unchanged network, then the networks with one change each.
+        networks: the unchanged network, then the networks with one change each.
     """
-    whole, *changed = rungs
-    comparisons = compare([(whole, rung) for rung in changed])
+    whole, *changed = networks
+    comparisons = compare([(whole, network) for network in changed])
     parts = [
         _changes(comparisons),
         _least(comparisons),
         "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
         "## All that is known of each",
         steps_table(comparisons),
-        _accuracies(rungs),
+        _table(networks, ACCURACIES),
         "## Where it was run",
-        _conditions(rungs),
+        _conditions(networks),
     ]
     return "\n\n".join(parts)
 
@@ -241,163 +207,48 @@ BEGIN = "<!-- results: written by scripts/drilldown.py -->"
 END = "<!-- end of results -->"
 
 
-def _accuracies(rungs: Sequence[Rung]) -> str:
-    header = [
-        "variant",
-        "n",
-        "test %, final epoch",
-        "95 % interval",
-        "min to max",
-        "test loss",
-        "best epoch",
-        "min to max",
-        "published",
-        "inside",
-    ]
-    rows = []
-    for rung in rungs:
-        final, best = _of(rung, "final_test_accuracy"), _of(rung, "best_test_accuracy")
-        rows.append(
-            [
-                f"`{rung.name}`",
-                str(final.n),
-                f"**{_mean(final)}**",
-                _interval(final),
-                _range(final),
-                _mean(_of(rung, "final_test_loss"), ".4f"),
-                _mean(best),
-                _range(best),
-                _published(rung),
-                _inside(rung, best),
-            ]
-        )
-    return _table(header, rows)
+def _table(items: Iterable[Item], columns: Columns[Item], left: int = 1) -> str:
+    """Return a Markdown table with a row for each item; the first `left` columns are texts."""
+    header = [title for title, _ in columns]
+    rule = ["---" if place < left else "---:" for place in range(len(columns))]
+    rows = ([cell(item) for _, cell in columns] for item in items)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
 def _changes(comparisons: Sequence[Comparison]) -> str:
     """Return the table of an ablation's changes and their effects, the greatest loss first."""
-    header = ["what is changed", "name", "test %, final epoch", "n", "points", "95 % interval", "p"]
+    by_loss = sorted(comparisons, key=lambda both: both.final.summary.mean)
+    header, rule, *rows = _table(by_loss, CHANGES, left=2).splitlines()
     whole = comparisons[0].first
-    final = _of(whole, "final_test_accuracy")
-    rows = [["nothing", f"`{whole.name}`", _mean(final), str(final.n), "", "", ""]]
-    for comparison in sorted(comparisons, key=lambda each: each.final.spread.mean):
-        spread = comparison.final.spread
-        rows.append(
-            [
-                IDEAS[comparison.second.name],
-                f"`{comparison.second.name}`",
-                _mean(_of(comparison.second, "final_test_accuracy")),
-                str(spread.n),
-                _number(spread.mean, "+.2f"),
-                _interval(spread, "+.2f"),
-                "-" if comparison.p is None else _p(comparison.p).removeprefix("= "),
-            ]
-        )
-    return _table(header, rows, left=2)
+    final = whole.summary("final_test_accuracy")
+    unchanged = f"| nothing | `{whole.name}` | {_mean(final)} | {final.n} |  |  |  |"
+    return "\n".join([header, rule, unchanged, *rows])
 
 
 def _least(comparisons: Sequence[Comparison]) -> str:
     """Return a paragraph on the smallest difference that these comparisons can show."""
-    found = [(stats.least_to_show(c.final.values, c.together), c) for c in comparisons]
+    found = [(stats.least_to_show(c.final.values, c.tested), c) for c in comparisons]
     least = sorted((points, c.second.name) for points, c in found if points is not None)
     if not least:
-        needed = stats.seeds_to_show(comparisons[0].together)
+        needed = stats.seeds_to_show(comparisons[0].tested)
         return f"No difference at all can be shown with fewer than {needed} seeds."
     (low, first), (high, last) = least[0], least[-1]
     return (
-        f"With this test, these seeds and the correction for {comparisons[0].together} "
+        f"With this test, these seeds and the correction for {comparisons[0].tested} "
         f"comparisons, the smallest mean difference that can be shown is {low:.2f} points "
         f"(`{first}`) to {high:.2f} (`{last}`), {median(points for points, _ in least):.2f} in the "
         "median over all changes: the more the differences of a change scatter, the larger it is."
     )
 
 
-def _training(rungs: Sequence[Rung]) -> str:
-    header = ["variant", "train %, last epoch", "published", "train less test", "published"]
-    rows = []
-    for rung in rungs:
-        published = rung.published
-        rows.append(
-            [
-                f"`{rung.name}`",
-                _mean(_of(rung, "final_train_accuracy")),
-                "-" if published is None else f"{published.train:.2f}",
-                _mean(_of(rung, "train_test_gap"), "+.2f"),
-                "-" if published is None else _number(published.train - published.final, "+.2f"),
-            ]
-        )
-    return _table(header, rows)
-
-
 def steps_table(comparisons: Sequence[Comparison]) -> str:
     """Return a table with all statistics of each comparison, one row each."""
-    header = [
-        "step",
-        "n",
-        "points",
-        "95 % interval",
-        "d",
-        "p",
-        "order",
-        "train less test",
-        f"seeds for {SMALL}",
-    ]
-    rows = []
-    for comparison in comparisons:
-        final, gap = comparison.final, comparison.gap.spread
-        sd = final.spread.sd
-        rows.append(
-            [
-                _step(comparison),
-                str(final.spread.n),
-                _number(final.spread.mean, "+.2f"),
-                _interval(final.spread, "+.2f"),
-                "-" if final.effect is None else _number(final.effect, "+.1f"),
-                "-" if comparison.p is None else _p(comparison.p).removeprefix("= "),
-                f"{final.order:.0%}",
-                _mean(gap, "+.2f"),
-                "-" if sd is None else _seeds(sd),
-            ]
-        )
-    return _table(header, rows)
+    return _table(comparisons, STEPS)
 
 
-def _claims(comparisons: Sequence[Comparison]) -> str:
-    header = ["step", "the original", "here, best epochs", "here, final epochs", "verdict"]
-    rows = []
-    for comparison in comparisons:
-        step = _published_step(comparison)
-        rows.append(
-            [
-                _step(comparison),
-                "-" if step is None else _number(step, "+.2f"),
-                _mean(comparison.best.spread, "+.2f"),
-                _mean(comparison.final.spread, "+.2f"),
-                verdict(comparison),
-            ]
-        )
-    return _table(header, rows)
-
-
-def _costs(rungs: Sequence[Rung]) -> str:
-    header = ["variant", "parameters", "MFLOP an image", "s an epoch", "cores", "epochs"]
-    rows = [
-        [
-            f"`{rung.name}`",
-            f"{rung.parameters:,}",
-            f"{rung.mflop_per_image:.2f}",
-            f"{rung.seconds_per_epoch:.1f}",
-            str(rung.cores),
-            str(rung.epochs),
-        ]
-        for rung in rungs
-    ]
-    return _table(header, rows)
-
-
-def _conditions(rungs: Sequence[Rung]) -> str:
+def _conditions(networks: Sequence[VariantResults]) -> str:
     """Return a list of the data, devices, versions and commits of all runs, each value once."""
-    runs = [run for rung in rungs for run in rung.runs]
+    runs = [run for network in networks for run in network.runs]
     counts = (f"{run['test_count']:,}" for run in runs)
     steps = (f"{run['steps']:,} of {run['config']['batch_size']}" for run in runs)
     versions = (", ".join(f"{k} {v}" for k, v in run["versions"].items() if v) for run in runs)
@@ -423,29 +274,13 @@ def _by_numbers(text: str) -> list[str | int]:
     return [int(part.replace(",", "")) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def _of(rung: Rung, figure: str) -> Spread:
-    return stats.describe(list(rung.by_seed(figure).values()))
-
-
-def _published(rung: Rung) -> str:
-    return "-" if rung.published is None else f"{rung.published.headline:.2f}"
-
-
-def _headlines() -> str:
-    """Return sentences on the published figures that are not those of a best epoch."""
-    return " ".join(
-        f"The published figure of `{name}` is not that of its best epoch, which has {of.best:.2f}."
-        for name, of in PUBLISHED.items()
-        if of.headline != of.best
-    )
-
-
-def _inside(rung: Rung, best: Spread) -> str:
-    if rung.published is None or best.n == 1:
+def _inside(network: VariantResults) -> str:
+    published, best = network.published, network.summary("best_test_accuracy")
+    if published is None or best.n == 1:
         return "-"
-    if best.min <= rung.published.best <= best.max:
+    if best.min <= published.best <= best.max:
         return "yes"
-    return "**below**" if rung.published.best < best.min else "**above**"
+    return "**below**" if published.best < best.min else "**above**"
 
 
 def _published_step(comparison: Comparison) -> float | None:
@@ -453,47 +288,129 @@ def _published_step(comparison: Comparison) -> float | None:
     return None if before is None or after is None else after.best - before.best
 
 
-def _options(rung: Rung) -> str:
-    """Return the command-line options after `--variant`."""
-    config = by_name(rung.name)
-    plain = config.recipe == TrainConfig.recipe
-    return config.variant if plain else f"{config.variant} --recipe {config.recipe}"
+def _mean(summary: Summary, form: str = ".2f") -> str:
+    mean = _number(summary.mean, form)
+    return mean if summary.sd is None else f"{mean} ± {format(summary.sd, form.lstrip('+'))}"
 
 
-def _step(comparison: Comparison) -> str:
-    return f"`{comparison.first.name}` → `{comparison.second.name}`"
-
-
-def _mean(spread: Spread, form: str = ".2f") -> str:
-    mean = _number(spread.mean, form)
-    return mean if spread.sd is None else f"{mean} ± {format(spread.sd, form.lstrip('+'))}"
-
-
-def _interval(spread: Spread, form: str = ".2f") -> str:
-    if spread.low is None or spread.high is None:
+def _interval(summary: Summary, form: str = ".2f") -> str:
+    if summary.low is None:
         return "-"
-    return f"{_number(spread.low, form)} to {_number(spread.high, form)}"
+    return f"{_number(summary.low, form)} to {_number(summary.high, form)}"
 
 
-def _range(spread: Spread) -> str:
-    return f"{spread.min:.2f} to {spread.max:.2f}"
+def _range(summary: Summary, form: str = ".2f") -> str:
+    return f"{_number(summary.min, form)} to {_number(summary.max, form)}"
 
 
-def _number(value: float, form: str) -> str:
-    return format(value, form).replace("-", "\N{MINUS SIGN}")
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+def _p(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else _number(value, ".3f")
 
 
-def _seeds(sd: float) -> str:
+def _seeds(sd: float | None) -> str:
     """Return the number of seeds that resolve `SMALL`, given a standard deviation."""
+    if sd is None:
+        return "-"
     count = stats.seeds_to_resolve(SMALL, sd)
     return f"{count:,}" if count < stats.MAX_SEEDS else f"over {count:,}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return a Markdown table; the first `left` columns are left-aligned, the others right."""
-    rule = ["---" if column < left else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+def _of(
+    metric: str, show: Callable[[Summary, str], str] = _mean, form: str = ".2f"
+) -> Callable[[VariantResults], str]:
+    """Return the cell of a metric over all seeds."""
+    return lambda network: show(network.summary(metric), form)
+
+
+def _published(name: str, form: str = ".2f") -> Callable[[VariantResults], str]:
+    """Return the cell of one of the original's accuracies."""
+    return lambda network: _number(getattr(network.published, name, None), form)
+
+
+# The columns of the tables.
+NAME: Column[VariantResults] = "variant", lambda network: f"`{network.name}`"
+FINAL: Column[VariantResults] = (
+    "test %, final epoch",
+    lambda network: f"**{_mean(network.summary('final_test_accuracy'))}**",
+)
+BEST = "best epoch", _of("best_test_accuracy")
+PUBLISHED_TEST = "published", _published("headline")
+PARAMETERS: Column[VariantResults] = "parameters", lambda network: f"{network.parameters:,}"
+OVERVIEW: Columns[VariantResults] = [
+    # "gap/fast" is trained by `--variant gap --recipe fast`.
+    ("`--variant`", lambda network: f"`{network.name.replace('/', ' --recipe ')}`"),
+    ("adds", lambda network: IDEAS[network.name]),
+    PARAMETERS,
+    ("MFLOP", lambda network: f"{network.mflop_per_image:.2f}"),
+    (
+        "s an epoch, median (cores)",
+        lambda network: f"{network.seconds_per_epoch:.1f} ({network.place[1]})",
+    ),
+    ("seeds", lambda network: str(len(network.seeds))),
+    FINAL,
+    BEST,
+    PUBLISHED_TEST,
+]
+ACCURACIES: Columns[VariantResults] = [
+    NAME,
+    ("n", lambda network: str(len(network.seeds))),
+    FINAL,
+    ("95 % interval", _of("final_test_accuracy", _interval)),
+    ("min to max", _of("final_test_accuracy", _range)),
+    ("test loss", _of("final_test_loss", form=".4f")),
+    BEST,
+    ("min to max", _of("best_test_accuracy", _range)),
+    PUBLISHED_TEST,
+    ("inside", _inside),
+]
+TRAINING: Columns[VariantResults] = [
+    NAME,
+    ("train %, last epoch", _of("final_train_accuracy")),
+    ("published", _published("train")),
+    ("train less test", _of("train_test_gap", form="+.2f")),
+    ("published", _published("gap", "+.2f")),
+]
+COSTS: Columns[VariantResults] = [
+    NAME,
+    PARAMETERS,
+    ("MFLOP an image", lambda network: f"{network.mflop_per_image:.2f}"),
+    ("s an epoch", lambda network: f"{network.seconds_per_epoch:.1f}"),
+    ("cores", lambda network: str(network.place[1])),
+    ("epochs", lambda network: str(network.config.epochs)),
+]
+STEP: Column[Comparison] = "step", lambda both: f"`{both.first.name}` → `{both.second.name}`"
+N: Column[Comparison] = "n", lambda both: str(both.final.summary.n)
+POINTS: Column[Comparison] = "points", lambda both: _number(both.final.summary.mean, "+.2f")
+INTERVAL: Column[Comparison] = "95 % interval", lambda both: _interval(both.final.summary, "+.2f")
+P: Column[Comparison] = "p", lambda both: _p(both.p)
+STEPS: Columns[Comparison] = [
+    STEP,
+    N,
+    POINTS,
+    INTERVAL,
+    ("d", lambda both: _number(both.final.cohens_dz, "+.1f")),
+    P,
+    ("order", lambda both: f"{both.final.prob_superiority:.0%}"),
+    ("train less test", lambda both: _mean(both.gap.summary, "+.2f")),
+    (f"seeds for {SMALL}", lambda both: _seeds(both.final.summary.sd)),
+]
+CLAIMS: Columns[Comparison] = [
+    STEP,
+    ("the original", lambda both: _number(_published_step(both), "+.2f")),
+    ("here, best epochs", lambda both: _mean(both.best.summary, "+.2f")),
+    ("here, final epochs", lambda both: _mean(both.final.summary, "+.2f")),
+    ("verdict", verdict),
+]
+CHANGES: Columns[Comparison] = [
+    ("what is changed", lambda both: IDEAS[both.second.name]),
+    ("name", lambda both: f"`{both.second.name}`"),
+    ("test %, final epoch", lambda both: _mean(both.second.summary("final_test_accuracy"))),
+    N,
+    POINTS,
+    INTERVAL,
+    P,
+]

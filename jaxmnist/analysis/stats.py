@@ -1,4 +1,4 @@
-"""Statistics over seeds: the spread of a figure and the difference between two networks."""
+"""Statistics over seeds: the spread of a metric and the difference between two networks."""
 
 import bisect
 import itertools
@@ -18,8 +18,8 @@ MAX_EXACT = 20  # largest n for which all 2^n sign flips are tried; beyond it, a
 RESAMPLES = 99_999
 
 
-class Spread(NamedTuple):
-    """A figure over seeds; a single seed has no standard deviation and no interval."""
+class Summary(NamedTuple):
+    """A metric over seeds; a single seed has no standard deviation and no interval."""
 
     n: int
     mean: float
@@ -31,18 +31,18 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The figure of a second network minus that of a first, seed by seed."""
+    """A metric of a second network minus that of a first, seed by seed."""
 
-    spread: Spread  # of the differences
+    summary: Summary  # of the differences
     values: list[float]  # the differences, one per seed
     gains: int  # seeds where the second is higher
     losses: int  # seeds where the second is lower
-    effect: float | None  # mean over standard deviation; None without one
+    cohens_dz: float | None  # mean over standard deviation; None without one
     p: float | None  # two-sided, of the sign-flip test; None for a single seed
-    order: float  # share of all pairs of one run each in which the second is higher
+    prob_superiority: float  # share of all pairs of one run each in which the second is higher
 
 
-def describe(values: Sequence[float]) -> Spread:
+def summarize(values: Sequence[float]) -> Summary:
     """Return the mean, standard deviation and 95 % interval of the mean, by Student's t.
 
     The interval assumes that values are normally distributed over seeds. It is a rough guide for
@@ -58,40 +58,39 @@ def describe(values: Sequence[float]) -> Spread:
         raise ValueError("no values; expected at least one seed")
     n, mean = len(values), fmean(values)
     if n == 1:
-        return Spread(n, mean, None, None, None, mean, mean)
+        return Summary(n, mean, None, None, None, mean, mean)
     sd = stdev(values)
     half = float(t.isf(LEVEL / 2, n - 1)) * sd / math.sqrt(n)
-    return Spread(n, mean, sd, mean - half, mean + half, min(values), max(values))
+    return Summary(n, mean, sd, mean - half, mean + half, min(values), max(values))
 
 
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """Compare two networks over the seeds that both were trained with.
 
     A seed gives both the same order of images and, where layers agree, the same initial weights.
-    The effect size is Cohen's d_z, the mean over the standard deviation of the differences (Lakens,
-    Frontiers in Psychology 4, 2013, equation 6). `order` is the probability of superiority over the
-    runs of all seeds; ties count half.
+    `cohens_dz` is an effect size (Lakens, Frontiers in Psychology 4, 2013, equation 6).
+    `prob_superiority` compares the runs of all seeds; ties count half.
 
     Args:
-        first: the figure of one network, by seed.
-        second: the figure of the other, by seed.
+        first: the metric of one network, by seed.
+        second: the metric of the other, by seed.
 
     Raises:
         ValueError: the networks have no seed in common.
     """
     # Percentages have few decimals: rounding removes the error of the subtraction.
     differences = [round(second[seed] - first[seed], DECIMALS) for seed in first if seed in second]
-    spread = describe(differences)
+    summary = summarize(differences)
     pairs = list(itertools.product(first.values(), second.values()))
     wins = sum((after > before) + (after == before) / 2 for before, after in pairs)
     return Difference(
-        spread=spread,
+        summary=summary,
         values=differences,
         gains=sum(difference > 0 for difference in differences),
         losses=sum(difference < 0 for difference in differences),
-        effect=spread.mean / spread.sd if spread.sd else None,
-        p=sign_flip_test(differences) if spread.n > 1 else None,
-        order=wins / len(pairs),
+        cohens_dz=summary.mean / summary.sd if summary.sd else None,
+        p=sign_flip_test(differences) if summary.n > 1 else None,
+        prob_superiority=wins / len(pairs),
     )
 
 
@@ -119,34 +118,16 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     return float(np.mean(np.abs(sums) >= abs(units.sum())))
 
 
-def paired_t_test(spread: Spread) -> float | None:
-    """Return the two-sided p-value of the paired t-test.
-
-    Unlike `sign_flip_test`, the test can reach any value with two pairs, because it assumes
-    normally distributed differences.
-
-    Args:
-        spread: the spread of the differences.
-
-    Returns:
-        The p-value; None if there is one difference, or all are equal.
-    """
-    if not spread.sd:
-        return None
-    statistic = abs(spread.mean) / spread.sd * math.sqrt(spread.n)
-    return float(2 * t.sf(statistic, spread.n - 1))
-
-
-def seeds_to_show(together: int = 1) -> int:
+def seeds_to_show(comparisons: int = 1) -> int:
     """Return the smallest number of seeds with which the sign-flip test can show any difference.
 
     Args:
-        together: the number of comparisons that `correct` corrects for.
+        comparisons: the number of comparisons that `holm` corrects for.
     """
-    return next(n for n in itertools.count(2) if 2.0 ** (1 - n) * together < LEVEL)
+    return next(n for n in itertools.count(2) if 2.0 ** (1 - n) * comparisons < LEVEL)
 
 
-def least_to_show(differences: Sequence[float], together: int = 1) -> float | None:
+def least_to_show(differences: Sequence[float], comparisons: int = 1) -> float | None:
     """Return the smallest mean difference, in its own direction, that the sign-flip test shows.
 
     All differences are shifted by the same amount, which keeps their scatter, until the test's
@@ -154,25 +135,25 @@ def least_to_show(differences: Sequence[float], together: int = 1) -> float | No
 
     Args:
         differences: the differences of pairs.
-        together: the number of comparisons that `correct` corrects for.
+        comparisons: the number of comparisons that `holm` corrects for.
 
     Returns:
         The size of the mean, rounded up to a thousandth; None if there are too few differences.
     """
-    if len(differences) < seeds_to_show(together):
+    if len(differences) < seeds_to_show(comparisons):
         return None
     mean = fmean(differences)
     scatter = math.copysign(1, mean) * (np.asarray(differences, float) - mean)
 
     def shows(thousandths: int) -> bool:
-        return sign_flip_test(list(scatter + thousandths / 1000)) * together < LEVEL
+        return sign_flip_test(list(scatter + thousandths / 1000)) * comparisons < LEVEL
 
     # Beyond the largest deviation all differences have one sign.
     end = math.ceil(1000 * np.abs(scatter).max()) + 1
     return bisect.bisect_left(range(end), True, key=shows) / 1000
 
 
-def correct(p_values: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct p-values for their number, by Holm's method (Scand. J. Statistics 6, 1979).
 
     Args:

@@ -1,6 +1,6 @@
 """Printed tables of a run's epochs and seeds, and of a network's parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,52 +11,74 @@ from jaxmnist.config import TrainConfig
 from jaxmnist.runs.setup import count_parameters
 from jaxmnist.runs.summary import Row
 
+# The columns of a table: the header, the key of the value, and its format.
+EPOCHS = (
+    ("epoch", "epoch", "d"),
+    ("train loss", "train_loss", ".4f"),
+    ("train %", "train_accuracy", ".2f"),
+    ("test loss", "test_loss", ".4f"),
+    ("test %", "test_accuracy", ".2f"),
+    ("rate", "learning_rate", ".3g"),
+    ("images/s", "images_per_second", ",.0f"),
+)
+SEEDS = (
+    ("seed", "seeds", "d"),
+    ("train %", "final_train_accuracy", ".2f"),
+    ("test loss", "final_test_loss", ".4f"),
+    ("test %", "final_test_accuracy", ".2f"),
+    ("best epoch %", "best_test_accuracy", ".2f"),
+)
+
+
+def make_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 0, **options: Any
+) -> Table:
+    """Return a table to print.
+
+    Args:
+        columns: the headers.
+        rows: the cells of each row.
+        texts: the number of first columns with texts, which are left-aligned and give way on a
+            narrow terminal; the others have numbers.
+        options: more arguments of rich's `Table`, such as the title.
+    """
+    table = Table(title_justify="left", caption_justify="left", **options)
+    for place, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if place < texts else "right",
+            overflow="fold",
+            no_wrap=0 < texts <= place,
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
 
 def epochs_table(rows: Sequence[Row]) -> Table:
     """Return a table with a line per epoch; accuracies are in percent."""
-    columns = ("epoch", "train loss", "train %", "test loss", "test %", "rate", "images/s")
-    table = _table("Epochs", columns)
-    for row in rows:
-        table.add_row(
-            str(row["epoch"]),
-            _number(row["train_loss"], ".4f"),
-            _number(row["train_accuracy"], ".2f"),
-            _number(row["test_loss"], ".4f"),
-            _number(row["test_accuracy"], ".2f"),
-            _number(row["learning_rate"], ".3g"),
-            _number(row["images_per_second"], ",.0f"),
-        )
-    return table
+    lines = [[number(row[key], form) for _, key, form in EPOCHS] for row in rows]
+    return make_table([header for header, _, _ in EPOCHS], lines, title="Epochs")
 
 
 def seeds_table(summary: dict[str, Any]) -> Table:
     """Return a summary.json's table with a line per seed; accuracies are in percent."""
-    table = _table("Seeds", ("seed", "train %", "test loss", "test %", "best epoch %"))
-    columns = zip(
-        summary["seeds"],
-        summary["final_train_accuracy"],
-        summary["final_test_loss"],
-        summary["final_test_accuracy"],
-        summary["best_test_accuracy"],
-        strict=True,
-    )
-    for seed, train_accuracy, test_loss, test_accuracy, best in columns:
-        table.add_row(
-            str(seed),
-            _number(train_accuracy, ".2f"),
-            _number(test_loss, ".4f"),
-            _number(test_accuracy, ".2f"),
-            _number(best, ".2f"),
-        )
-    return table
+    columns = [[number(value, form) for value in summary[key]] for _, key, form in SEEDS]
+    headers = [header for header, _, _ in SEEDS]
+    return make_table(headers, zip(*columns, strict=True), title="Seeds")
 
 
 def parameters_table(params: Any) -> Table:
     """Return a table with a line per array: name, shape and size; and the total size."""
-    table = _table("Parameters", ("array", "shape", "numbers"))
-    for path, leaf in jax.tree.leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        table.add_row(name, " x ".join(map(str, leaf.shape)), f"{leaf.size:,}")
+    rows = [
+        (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            " x ".join(map(str, leaf.shape)),
+            f"{leaf.size:,}",
+        )
+        for path, leaf in jax.tree.leaves_with_path(params)
+    ]
+    table = make_table(("array", "shape", "numbers"), rows, texts=1, title="Parameters")
     table.add_section()
     table.add_row("all", "", f"{count_parameters(params):,}")
     return table
@@ -75,12 +97,6 @@ def evaluated_images(config: TrainConfig, count: int) -> str:
     return f"{count:,} {kind} images"
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "array" else "right")
-    return table
-
-
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str = ".2f") -> str:
+    """Return a number as text, or - for None."""
     return "-" if value is None else format(value, form)

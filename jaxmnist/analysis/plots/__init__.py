@@ -1,10 +1,10 @@
-"""Figures, readable in black and white and with colour blindness."""
+"""Plots, readable in black and white and with colour blindness."""
 
 import contextlib
 import os
 
 # Matplotlib cannot be imported while MPLBACKEND names a backend that is not installed, such as a
-# notebook's. These figures need no backend.
+# notebook's. These plots need no backend.
 backend = os.environ.pop("MPLBACKEND", None)
 import matplotlib  # noqa: E402
 

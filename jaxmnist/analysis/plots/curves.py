@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
 
-from jaxmnist.analysis.plots.style import PALETTE
+from jaxmnist.analysis.plots.style import PALETTE, log_by_epoch
 from jaxmnist.runs.summary import Row
 
 # The marker changes each time all colours are used.
@@ -43,13 +42,8 @@ def curves(runs: Mapping[str, Sequence[Row]], held_out: Collection[str] = ()) ->
     error.set_ylabel("error, %")
     loss.set_ylabel("loss, nats an image")
     for axes in (error, loss):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        log_by_epoch(axes)
         axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
     # Folder names may contain characters that matplotlib would parse as math.
     legend = error.legend(error.lines, names, fontsize=8)
     for text in legend.get_texts():
@@ -57,12 +51,12 @@ def curves(runs: Mapping[str, Sequence[Row]], held_out: Collection[str] = ()) ->
     return figure
 
 
-def by_epoch(rows: Sequence[Row], figure: str) -> dict[int, np.ndarray]:
-    """Return the values of a figure over seeds, by epoch; None values are skipped."""
+def by_epoch(rows: Sequence[Row], metric: str) -> dict[int, np.ndarray]:
+    """Return the values of a metric over seeds, by epoch; None values are skipped."""
     values = defaultdict(list)
     for row in rows:
-        if row[figure] is not None:
-            values[row["epoch"]].append(row[figure])
+        if row[metric] is not None:
+            values[row["epoch"]].append(row[metric])
     return {epoch: np.array(values[epoch]) for epoch in sorted(values)}
 
 

@@ -1,5 +1,6 @@
-"""Figures of an evaluation: reliability, confusion, most confident mistakes."""
+"""Plots of an evaluation: reliability, confusion, most confident mistakes."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +34,15 @@ def reliability(evaluation: Evaluation) -> Figure:
     """Draw accuracy against confidence, and the number of predictions by confidence."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    filled = [one for one in evaluation.bins if one.count]
+    filled = [dataclasses.astuple(one) for one in evaluation.bins if one.count]
+    edges, _, counts, confidences, accuracies, lows, highs = zip(*filled, strict=True)
     above.plot([0, 1], [0, 100], "--", color=BLACK, lw=0.8, label="as sure as right")
-    above.plot(
-        [one.confidence for one in filled],
-        [one.accuracy for one in filled],
-        "o",
-        color=BLUE,
-        label=f"this network, off by {evaluation.calibration_error:.2f} points on average",
-    )
-    above.vlines(
-        [one.confidence for one in filled],
-        [one.low_accuracy for one in filled],
-        [one.high_accuracy for one in filled],
-        color=BLUE,
-        label="95 % interval",
-    )
+    error = f"this network, off by {evaluation.calibration_error:.2f} points on average"
+    above.plot(confidences, accuracies, "o", color=BLUE, label=error)
+    above.vlines(confidences, lows, highs, color=BLUE, label="95 % interval")
     above.set_ylabel("right, %")
     above.legend(loc="lower right", fontsize=8)
-    width = 1 / len(evaluation.bins)
-    below.bar(
-        [one.low for one in filled], [one.count for one in filled], width, align="edge", color=BLUE
-    )
+    below.bar(edges, counts, 1 / len(evaluation.bins), align="edge", color=BLUE)
     below.set_yscale("log")
     below.set_ylabel("images")
     below.set_xlabel("confidence: the probability given to what was said")

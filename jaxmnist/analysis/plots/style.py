@@ -1,4 +1,4 @@
-"""Shared style of the figures: colours, sizes, saving."""
+"""Shared style of the plots: colours, sizes, saving."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import rc_context, rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 # Okabe and Ito's palette (Color Universal Design, 2008), safe for colour blindness and greyscale.
 BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"
@@ -44,6 +45,16 @@ def with_grid(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def log_by_epoch(axes: Axes) -> None:
+    """Give axes a logarithmic scale for errors or losses, whole numbers of epochs, and a grid."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
 
 
 def digits_in_rows(
