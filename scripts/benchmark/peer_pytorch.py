@@ -1,22 +1,24 @@
-"""A peer: the same networks and recipes in PyTorch, in every form an expert would try."""
+"""Participant: the same networks and recipes in PyTorch, in every form an expert would try."""
 # pyright: reportMissingImports=false
 
 import importlib.util
 import itertools
 import math
-import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from protocol import Job, Offer, serve
+from participant import Job, Prepared
 
 try:
     import torch
     import torch.nn.functional as F  # noqa: N812
     from torch import nn
-except ImportError:
-    sys.exit('there is no PyTorch: pip install -e ".[bench]", or --peer-python of where it is')
+except ImportError as error:
+    raise ImportError(
+        'there is no PyTorch: pip install -e ".[bench]", or name its interpreter by --peer-python'
+    ) from error
 
 MOMENTUM = 0.9
 # Long enough for any benchmark's schedule: rounds may take more steps than a run has.
@@ -36,38 +38,73 @@ FORMS = {
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
-def prepare(work: dict[str, Any]) -> Offer:
+def prepare(spec: dict[str, Any]) -> Prepared:
     """Return jobs for training, with three kinds of input, and for evaluation, in all forms."""
     torch.manual_seed(0)
-    with np.load(work["images"]) as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    batch_size = work["batch_size"]
+    arrays, batch_size = load_images(spec), spec["config"]["batch_size"]
     jobs: dict[str, Job] = {}
     for form, (compiled, memory_format) in FORMS.items():
-        trainer = Trainer(work, compiled, memory_format)
+        trainer = Trainer(spec, compiled, memory_format)
         jobs[f"step: {form}"] = trainer.training(batches(arrays, batch_size))
         jobs[f"augmented step: {form}"] = trainer.training(batches(arrays, batch_size, augment))
         jobs[f"evaluation: {form}"] = trainer.evaluation(arrays)
     if importlib.util.find_spec("torchvision") is not None:
-        trainer = Trainer(work, False, torch.contiguous_format)
+        trainer = Trainer(spec, False, torch.contiguous_format)
         for workers in WORKERS:
             pipeline = notebook_batches(arrays, batch_size, workers)
             jobs[f"notebook step: {workers} workers"] = trainer.training(pipeline)
-    return Offer(jobs, {"version": torch.__version__, "threads": torch.get_num_threads()})
+    return jobs, {"version": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def train(spec: dict[str, Any]) -> dict[str, Any]:
+    """Train by a spec to the end, in the best form for `gap`, with the fastest input pipeline.
+
+    Whole batches of tensors are augmented: as strongly as in the notebook, but with both maps in
+    one, and brightness always before contrast.
+
+    Returns:
+        The seconds from `begin` in the spec to the end of each epoch, with its test accuracy in
+        percent.
+    """
+    config, arrays = spec["config"], load_images(spec)
+    torch.manual_seed(config["seed"])
+    steps = len(arrays["train_images"]) // config["batch_size"]
+    trainer = Trainer(spec, False, torch.contiguous_format, steps * config["epochs"])
+    change = augment if config["augment"] else unchanged
+    train_steps = trainer.training(batches(arrays, config["batch_size"], change))
+    evaluate = trainer.evaluation(arrays)
+    epochs = []
+    for _ in range(config["epochs"]):
+        train_steps(steps)
+        accuracy = evaluate(1)
+        epochs.append((time.monotonic() - spec["begin"], accuracy))
+    return {"epochs": epochs}
+
+
+def load_images(spec: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Load the arrays that `bench.write_images` wrote."""
+    with np.load(spec["images"]) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
 class Trainer:
     """A network in training."""
 
-    def __init__(self, work: dict[str, Any], compiled: bool, memory_format: torch.memory_format):
-        network = make_network(work["layers"]).to(memory_format=memory_format)
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        compiled: bool,
+        memory_format: torch.memory_format,
+        total_steps: int = TOTAL_STEPS,
+    ):
+        network = make_network(spec["layers"]).to(memory_format=memory_format)
         self._memory_format = memory_format
         self._network = torch.compile(network) if compiled else network
         self._optimizer = torch.optim.SGD(
-            network.parameters(), work["learning_rate"], momentum=MOMENTUM, fused=True
+            network.parameters(), spec["config"]["learning_rate"], momentum=MOMENTUM, fused=True
         )
-        self._one_cycle = work["schedule"] == "one_cycle"
-        self._total_steps = work.get("total_steps", TOTAL_STEPS)
+        self._one_cycle = spec["config"]["schedule"] == "one_cycle"
+        self._total_steps = total_steps
 
     def training(self, stream: Batches) -> Job:
         """Return a job that trains on a stream's batches and sums loss and hits, as in jaxmnist."""
@@ -240,7 +277,3 @@ def notebook_batches(arrays: dict[str, torch.Tensor], batch_size: int, workers: 
     )
     while True:
         yield from loader
-
-
-if __name__ == "__main__":
-    serve(prepare)
