@@ -1,4 +1,4 @@
-"""Kills and damages small runs, and checks that they resume: `python scripts/torture.py`.
+"""Kills and damages small runs, and checks that they resume: `python scripts/fault_injection.py`.
 
 Every run trains on real images, as a separate process of the training command. After each fault,
 the run continues with `--resume`. It must end with the bytes and rows of a run without faults
@@ -35,24 +35,19 @@ from jaxmnist.runs.checkpoint import CheckpointError
 TRAIN = Path(__file__).parent / "train.py"
 # Two runs of one seed, and one of several seeds in processes, which is only killed.
 RUNS = {
-    "gap": ["--variant", "gap"],
-    "less_params": ["--variant", "less_params"],
-    "seeds": ["--variant", "gap", "--seeds", "3", "--seed-mapping", "processes"],
+    "gap": "--variant gap",
+    "less_params": "--variant less_params",
+    "seeds": "--variant gap --seeds 3 --seed-mapping processes",
 }
-RUN = [
-    "--limit-train",
-    "3000",
-    "--epochs",
-    "6",
-    "--checkpoint-every",
-    "1",
-    "--out",
-    "run",
-    "--quiet",
-]
+OPTIONS = "--limit-train 3000 --epochs 6 --checkpoint-every 1 --out run --quiet"
 HANGS_AFTER = 120  # seconds
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TIMES = ("train_seconds", "images_per_second")
+OUTCOMES = ("survived", "refused", "lost", "not possible here")
+
+
+class Lost(Exception):  # noqa: N818 - an outcome
+    """A run that ended neither as one without faults nor in a one-line error, with the reason."""
 
 
 class Reference(NamedTuple):
@@ -64,159 +59,169 @@ class Reference(NamedTuple):
     half: Path  # its folder when stopped half-way
 
 
-# Injects a fault into a run in an empty folder, and returns the outcome.
-Inflict = Callable[[Reference, Path, random.Random], str]
-
-
 class Done(NamedTuple):
     """A finished process."""
 
-    status: int | None  # None: the process hung
+    status: int
     err: str
+
+    @property
+    def is_refused(self) -> bool:
+        """True for a one-line error."""
+        is_a_line = self.err.startswith("error: ") and self.err.count("\n") == 1
+        return self.status in (1, 2) and is_a_line
+
+    def expect(self, *statuses: int) -> None:
+        """Raise `Lost` unless the status is one of these."""
+        if self.status not in statuses:
+            raise Lost(f"status {self.status}, not {statuses}: {self.err}")
+
+
+# Injects a fault into a run in an empty folder, resumes it, and returns "survived" or "refused".
+Inflict = Callable[[Reference, Path, random.Random], str]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return 1 if a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=30, help="runs stopped at random moments")
-    parser.add_argument("--corruptions", type=int, default=60, help="files and folders damaged")
-    parser.add_argument("--seed", type=int, default=0, help="decides moments and damages")
+    parser.add_argument("--kills", type=int, default=30, help="number of runs to kill")
+    parser.add_argument("--corruptions", type=int, default=60, help="number of runs to damage")
+    parser.add_argument("--seed", type=int, default=0, help="decides when and what")
     arguments = parser.parse_args(argv)
     # A background process ignores SIGINT, and so would every process started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     chance = random.Random(arguments.seed)
     results: dict[str, Counter[str]] = {}
-    with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="fault-injection-") as scratch:
         references = {name: make_reference(name, Path(scratch)) for name in RUNS}
-        damages = itertools.islice(itertools.cycle(DAMAGES.items()), arguments.corruptions)
         killed = itertools.islice(itertools.cycle(references.items()), arguments.kills)
-        alone = itertools.cycle([references["gap"], references["less_params"]])
+        damages = itertools.islice(itertools.cycle(DAMAGES.items()), arguments.corruptions)
+        of_one_seed = itertools.cycle([references["gap"], references["less_params"]])
         trials: list[tuple[str, Inflict, Reference]] = [
             *((f"{name}: killed or interrupted, again and again", kill, of) for name, of in killed),
-            *((fault, inflict, next(alone)) for fault, inflict in damages),
-            *((fault, inflict, next(alone)) for fault, inflict in list(DISKS.items()) * 2),
+            *((*fault, next(of_one_seed)) for fault in [*damages, *DISKS.items(), *DISKS.items()]),
         ]
-        for number, (fault, inflict, reference) in enumerate(trials):
+        for number, (fault, inflict, reference) in enumerate(trials, 1):
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                outcome = inflict(reference, Path(folder), chance)
+                outcome = outcome_of(inflict, reference, Path(folder), chance)
             results.setdefault(fault, Counter())[outcome] += 1
-            print(f"{number + 1}/{len(trials)} {fault}: {outcome}", file=sys.stderr)
+            print(f"{number}/{len(trials)} {fault}: {outcome}", file=sys.stderr)
     print_table(make_console(), table(results))
     return int(any(counts["lost"] for counts in results.values()))
 
 
-def make_reference(name: str, scratch: Path) -> Reference:
-    """Train a run of `RUNS` twice: to the end, and until it is stopped half-way."""
-    words = [*RUNS[name], *RUN]
-    (scratch / name / "half").mkdir(parents=True)
-    expect(finish(start(words, scratch / name)), 0)  # compiles for later runs
-    shutil.rmtree(scratch / name / "run")
-    begin = time.monotonic()
-    expect(finish(start(words, scratch / name)), 0)
-    seconds = time.monotonic() - begin
-    process = start(words, scratch / name / "half")
-    half = scratch / name / "half" / "run"
-    seed0 = run_folder.checkpoint_folder(half, 0)
-    while process.poll() is None:
-        if len(list(seed0.glob("*/_CHECKPOINT_METADATA"))) >= 2:
-            break
-        time.sleep(0.01)
-    process.terminate()
-    expect(finish(process), 143)
-    return Reference(words, jaxmnist.load_run(scratch / name / "run").split(), seconds, half)
-
-
-def start(
-    words: Sequence[str], folder: Path, words_before: Sequence[str] = ()
-) -> subprocess.Popen[str]:
-    """Start the training command in a folder."""
-    return subprocess.Popen(
-        [sys.executable, *words_before, str(TRAIN.absolute()), *words],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> Done:
-    """Wait for a process; kill it if it hangs."""
+def outcome_of(inflict: Inflict, reference: Reference, folder: Path, chance: random.Random) -> str:
+    """Inflict a fault; return the outcome. Only damage may lead to a refusal."""
     try:
-        _, err = process.communicate(timeout=HANGS_AFTER)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return Done(None, "")
+        outcome = inflict(reference, folder, chance)
+        if outcome == "refused" and inflict not in DAMAGES.values():
+            raise Lost("refused, but nothing is damaged")
+    except Lost as reason:
+        print(reason, file=sys.stderr)
+        return "lost"
+    return outcome
+
+
+def make_reference(name: str, scratch: Path) -> Reference:
+    """Train a run of `RUNS` until it is stopped half-way, and another one to the end."""
+    words, folder = [*RUNS[name].split(), *OPTIONS.split()], scratch / name
+    half = folder / "half"
+    half.mkdir(parents=True)
+    seed0 = run_folder.checkpoint_folder(half / "run", 0)
+
+    def stop_half_way(process: subprocess.Popen) -> None:
+        while process.poll() is None and len(list(seed0.glob("*/_CHECKPOINT_METADATA"))) < 2:
+            time.sleep(0.01)
+        process.terminate()
+
+    train(words, half, stop_half_way).expect(143)  # compiles, too
+    begin = time.monotonic()
+    train(words, folder).expect(0)
+    seconds = time.monotonic() - begin
+    return Reference(words, jaxmnist.load_run(folder / "run").split(), seconds, half / "run")
+
+
+def train(
+    words: Sequence[str],
+    folder: Path,
+    stop: Callable[[subprocess.Popen], None] = lambda process: None,
+    python: Sequence[str] = (sys.executable,),
+) -> Done:
+    """Run the training command in a folder; call `stop` when its process has started.
+
+    Raises:
+        Lost: the process hangs.
+    """
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*python, TRAIN.absolute(), *words], cwd=folder, **pipes) as process:
+        stop(process)
+        try:
+            _, err = process.communicate(timeout=HANGS_AFTER)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise Lost("it hangs") from error
     return Done(process.returncode, err)
 
 
-def expect(done: Done, status: int) -> None:
-    """Stop the whole test if a run without faults fails."""
-    if done.status != status:
-        raise RuntimeError(f"a run ended with {done.status}, not {status}: {done.err}")
+def resume(words: Sequence[str], reference: Reference, folder: Path) -> str:
+    """Resume a run, and compare it with one without faults.
 
-
-def outcome_of(words: Sequence[str], reference: Reference, folder: Path) -> str:
-    """Continue a run; return its outcome."""
-    done = finish(start(words, folder))
-    if is_refused(done, 1) or is_refused(done, 2):
+    Raises:
+        Lost: it ended in another way.
+    """
+    done = train([*words, "--resume"], folder)
+    if done.is_refused:
         return "refused"
-    return "survived" if done.status == 0 and is_same(folder / "run", reference.runs) else "lost"
-
-
-def is_refused(done: Done, status: int) -> bool:
-    """Return whether a process ended with this status and a one-line error."""
-    is_a_line = done.err.startswith("error: ") and done.err.count("\n") == 1
-    return done.status == status and is_a_line
-
-
-def is_same(folder: Path, expected: list[jaxmnist.Run]) -> bool:
-    """Return whether a run of one or more seeds ended with the expected bytes and rows."""
+    done.expect(0)
     try:
-        found = jaxmnist.load_run(folder).split()
-    except (ConfigError, CheckpointError, OSError):
-        return False
+        found = jaxmnist.load_run(folder / "run").split()
+    except (ConfigError, CheckpointError, OSError) as error:
+        raise Lost(f"it cannot be read: {error}") from error
+    lines = (folder / "run" / "metrics.jsonl").read_text().count("\n")
+    is_whole = lines == sum(len(run.rows) for run in reference.runs)
+    if not is_whole or list(map(content, found)) != list(map(content, reference.runs)):
+        raise Lost("its numbers differ")
+    return "survived"
 
-    def content(run: jaxmnist.Run) -> list[object]:
-        state = run.state.replace(key=jax.random.key_data(run.state.key))
-        arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
-        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in run.rows]
-        return [arrays, rows, run.summary["final_test_accuracy"]]
 
-    lines = (folder / "metrics.jsonl").read_text().count("\n")
-    is_whole = lines == sum(len(run.rows) for run in expected)
-    return is_whole and list(map(content, found)) == list(map(content, expected))
+def content(run: jaxmnist.Run) -> list[object]:
+    """Return the bytes and rows of a run of one seed, without times."""
+    state = run.state.replace(key=jax.random.key_data(run.state.key))
+    arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in run.rows]
+    return [arrays, rows, run.summary["final_test_accuracy"]]
 
 
 def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
     """Stop a run at a random moment, and half of the time its continuation too."""
     words, kills = reference.words, 0
     while kills == 0 or chance.random() < 0.5:
-        process = start(words, folder)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0, reference.seconds))
-        number = chance.choice(SIGNALS)
-        process.send_signal(number)
-        done = finish(process)
-        if done.status in (-number, 128 + number):
-            kills += 1
-        elif done.status != 0:  # 0: the run ended first
-            return "lost"
+        number, seconds = chance.choice(SIGNALS), chance.uniform(0, reference.seconds)
+
+        def stop(process: subprocess.Popen, number=number, seconds=seconds) -> None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.send_signal(number)
+
+        done = train(words, folder, stop)
+        done.expect(-number, 128 + number, 0)  # 0: the run ended first
         if done.err.count("\n") > 1:
-            return "lost"
+            raise Lost(done.err)
+        kills += done.status != 0
         words = [*reference.words, "--resume"]
-    outcome = outcome_of([*reference.words, "--resume"], reference, folder)
-    return "lost" if outcome == "refused" else outcome
+    return resume(reference.words, reference, folder)
 
 
-def damaged(damage: Callable[[Path, random.Random], None]) -> Inflict:
-    """Return a fault that damages a run stopped half-way."""
+def damaged(
+    choose: Callable[[Path], Sequence[Path]], damage: Callable[[Path, random.Random], None]
+) -> Inflict:
+    """Return a fault that damages one of the chosen paths in a run stopped half-way."""
 
     def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
         shutil.copytree(reference.half, folder / "run")
-        damage(folder / "run", chance)
-        words = chance.choice([[], reference.words])  # the original arguments are optional
-        return outcome_of([*words, "--resume", "--out", "run"], reference, folder)
+        damage(chance.choice(choose(folder / "run")), chance)
+        words = chance.choice([["--out", "run"], reference.words])  # the others are optional
+        return resume(words, reference, folder)
 
     return inflict
 
@@ -226,10 +231,9 @@ def newest(run: Path) -> Path:
     return max(run_folder.checkpoint_folder(run, 0).glob("[0-9]*"), key=lambda path: int(path.name))
 
 
-def any_file(folder: Path, chance: random.Random) -> Path:
-    """Return a random file that is not empty."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    return chance.choice(files)
+def files(folder: Path) -> list[Path]:
+    """Return the files in a folder that are not empty."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
 def flip_bit(file: Path, chance: random.Random) -> None:
@@ -239,12 +243,18 @@ def flip_bit(file: Path, chance: random.Random) -> None:
     file.write_bytes(content)
 
 
+def flip_in_all(checkpoints: Path, chance: random.Random) -> None:
+    """Flip one bit of the arrays in every checkpoint."""
+    for checkpoint in checkpoints.glob("[0-9]*"):
+        flip_bit(max(files(checkpoint / "arrays"), key=lambda path: path.stat().st_size), chance)
+
+
 def cut(file: Path, chance: random.Random) -> None:
     """Cut a file at a random place."""
     os.truncate(file, chance.randrange(file.stat().st_size))
 
 
-def scribble(file: Path, chance: random.Random) -> None:
+def overwrite(file: Path, chance: random.Random) -> None:
     """Overwrite up to 4,096 bytes with noise."""
     content = bytearray(file.read_bytes())
     begin = chance.randrange(len(content))
@@ -253,60 +263,51 @@ def scribble(file: Path, chance: random.Random) -> None:
     file.write_bytes(content)
 
 
-def remove_folder(run: Path, chance: random.Random) -> None:
-    """Remove a random folder."""
-    shutil.rmtree(chance.choice(sorted(path for path in run.rglob("*") if path.is_dir())))
-
-
-def flip_in_every_checkpoint(run: Path, chance: random.Random) -> None:
-    """Flip one bit of the arrays in every checkpoint."""
-    for checkpoint in run_folder.checkpoint_folder(run, 0).glob("[0-9]*"):
-        files = (path for path in (checkpoint / "arrays").rglob("*") if path.is_file())
-        flip_bit(max(files, key=lambda path: path.stat().st_size), chance)
-
-
 DAMAGES: dict[str, Inflict] = {
-    "a bit flipped in the newest checkpoint": damaged(
-        lambda run, chance: flip_bit(any_file(newest(run), chance), chance)
+    "a bit flipped in the newest checkpoint": damaged(lambda run: files(newest(run)), flip_bit),
+    "a bit flipped in its arrays": damaged(lambda run: files(newest(run) / "arrays"), flip_bit),
+    "a bit flipped in any file": damaged(files, flip_bit),
+    "a bit flipped in the arrays of all checkpoints": damaged(
+        lambda run: [run_folder.checkpoint_folder(run, 0)], flip_in_all
     ),
-    "a bit flipped in its arrays": damaged(
-        lambda run, chance: flip_bit(any_file(newest(run) / "arrays", chance), chance)
+    "a file cut": damaged(files, cut),
+    "noise in a file": damaged(files, overwrite),
+    "a file removed": damaged(files, lambda file, chance: file.unlink()),
+    "a folder removed": damaged(
+        lambda run: sorted(path for path in run.rglob("*") if path.is_dir()),
+        lambda folder, chance: shutil.rmtree(folder),
     ),
-    "a bit flipped in any file": damaged(
-        lambda run, chance: flip_bit(any_file(run, chance), chance)
-    ),
-    "a bit flipped in the arrays of all checkpoints": damaged(flip_in_every_checkpoint),
-    "a file cut": damaged(lambda run, chance: cut(any_file(run, chance), chance)),
-    "noise in a file": damaged(lambda run, chance: scribble(any_file(run, chance), chance)),
-    "a file removed": damaged(lambda run, chance: any_file(run, chance).unlink()),
-    "a folder removed": damaged(remove_folder),
-    "a line of metrics.jsonl torn": damaged(lambda run, chance: cut(run / "metrics.jsonl", chance)),
+    "a line of metrics.jsonl torn": damaged(lambda run: [run / "metrics.jsonl"], cut),
 }
 
 
 # Skips the check for disk space before a checkpoint, as if the disk filled up after it.
-UNCHECKED = [
-    "-c",
+UNCHECKED = (
     "import os, runpy, sys; from jaxmnist.runs import checkpoint; del sys.argv[0]; "
     "checkpoint._check_room = lambda *_: None; sys.path[0] = os.path.dirname(sys.argv[0]); "
-    "runpy.run_path(sys.argv[0], run_name='__main__')",
-]
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
-def disk_filled(words_before: Sequence[str], sizes: range) -> Inflict:
-    """Return a fault that fills a run's disk, then adds space and continues the run."""
+def disk_filled(sizes: range, *options: str) -> Inflict:
+    """Return a fault that fills a run's disk, then adds space and continues the run.
+
+    Args:
+        sizes: of the disk, in KB.
+        options: of the interpreter.
+    """
 
     def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
         size = chance.choice(sizes)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "torture", str(folder)]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "fault-injection", str(folder)]
         if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
             return "not possible here"
         try:
-            if not is_refused(finish(start(reference.words, folder, words_before)), 1):
-                return "lost"
+            done = train(reference.words, folder, python=[sys.executable, *options])
+            if not done.is_refused:
+                raise Lost(f"status {done.status} on a full disk: {done.err}")
             subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
-            outcome = outcome_of([*reference.words, "--resume"], reference, folder)
-            return "lost" if outcome == "refused" else outcome
+            return resume(reference.words, reference, folder)
         finally:
             subprocess.run(["umount", str(folder)], check=True)
 
@@ -314,21 +315,17 @@ def disk_filled(words_before: Sequence[str], sizes: range) -> Inflict:
 
 
 DISKS: dict[str, Inflict] = {
-    "the disk is full before a checkpoint": disk_filled([], range(300, 1300)),
-    "the disk fills up during a checkpoint": disk_filled(UNCHECKED, range(60, 400)),
+    "the disk is full before a checkpoint": disk_filled(range(300, 1300)),
+    "the disk fills up during a checkpoint": disk_filled(range(60, 400), "-c", UNCHECKED),
 }
 
 
 def table(results: dict[str, Counter[str]]) -> Table:
-    """Return a table with one line per fault."""
-    outcomes = ["survived", "refused", "lost"]
-    outcomes += sorted({name for counts in results.values() for name in counts} - {*outcomes})
-    shown = Table("fault", "injected", *outcomes)
-    for fault, counts in results.items():
-        shown.add_row(fault, str(counts.total()), *(str(counts[outcome]) for outcome in outcomes))
+    """Return a table with a line for each fault, and the sums."""
+    shown = Table("fault", "injected", *OUTCOMES)
     total = sum(results.values(), Counter())
-    shown.add_section()
-    shown.add_row("all", str(total.total()), *(str(total[outcome]) for outcome in outcomes))
+    for fault, counts in [*results.items(), ("all", total)]:
+        shown.add_row(fault, str(counts.total()), *(str(counts[outcome]) for outcome in OUTCOMES))
     return shown
 
 

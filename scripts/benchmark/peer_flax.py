@@ -36,13 +36,8 @@ class PlainNetwork(nn.Module):
         for layer in self.layers:
             match layer["kind"]:
                 case "conv":
-                    window = (layer["kernel_size"], layer["kernel_size"])
-                    x = nn.Conv(
-                        layer["features"],
-                        window,
-                        padding=layer["padding"],
-                        use_bias=layer["use_bias"],
-                    )(x)
+                    size, padding, bias = layer["kernel_size"], layer["padding"], layer["use_bias"]
+                    x = nn.Conv(layer["features"], (size, size), padding=padding, use_bias=bias)(x)
                 case "norm":
                     x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
                 case "dropout":
@@ -88,21 +83,19 @@ def evaluation(model: nn.Module, setup: Setup) -> Job:
     """Return a job that evaluates all test images, one batch per call."""
     images, state = setup.test_images, initial_state(model, setup.tx, 0)
     size = math.gcd(len(images.pixels), EVAL_BATCH)  # every image counts once
+    pixels, labels = images.pixels.reshape(-1, size, 28, 28), images.labels.reshape(-1, size)
+    batches = list(zip(pixels, labels, strict=True))
 
     @jax.jit
-    def evaluate_batch(metrics, start, images):
-        pixels, labels = (
-            jax.lax.dynamic_slice_in_dim(array, start, size)
-            for array in (images.pixels, images.labels)
-        )
+    def evaluate_batch(metrics, pixels, labels):
         batch = Batch(normalise(pixels, images.mean, images.std), labels)
         return metrics.merge(eval_step(state, batch, jnp.ones(size, bool), model=model))
 
     def job(times: int) -> None:
         for _ in range(times):
             metrics = Metrics.zero()
-            for start in range(0, len(images.pixels), size):
-                metrics = evaluate_batch(metrics, start, images)
+            for pixels, labels in batches:
+                metrics = evaluate_batch(metrics, pixels, labels)
             jax.block_until_ready(metrics)
 
     return job

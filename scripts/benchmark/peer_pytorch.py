@@ -69,9 +69,10 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     config, arrays = spec["config"], load_images(spec)
     torch.manual_seed(config["seed"])
     steps = len(arrays["train_images"]) // config["batch_size"]
-    trainer = Trainer(spec, False, torch.contiguous_format, steps * config["epochs"])
+    trainer = Trainer(spec, False, torch.contiguous_format)
     change = augment if config["augment"] else unchanged
-    train_steps = trainer.training(batches(arrays, config["batch_size"], change))
+    stream = batches(arrays, config["batch_size"], change)
+    train_steps = trainer.training(stream, steps * config["epochs"])
     evaluate = trainer.evaluation(arrays)
     epochs = []
     for _ in range(config["epochs"]):
@@ -90,25 +91,22 @@ def load_images(spec: dict[str, Any]) -> dict[str, torch.Tensor]:
 class Trainer:
     """A network in training."""
 
-    def __init__(
-        self,
-        spec: dict[str, Any],
-        compiled: bool,
-        memory_format: torch.memory_format,
-        total_steps: int = TOTAL_STEPS,
-    ):
+    def __init__(self, spec: dict[str, Any], compiled: bool, memory_format: torch.memory_format):
+        self._config = spec["config"]
         network = make_network(spec["layers"]).to(memory_format=memory_format)
         self._memory_format = memory_format
         self._network = torch.compile(network) if compiled else network
         self._optimizer = torch.optim.SGD(
-            network.parameters(), spec["config"]["learning_rate"], momentum=MOMENTUM, fused=True
+            network.parameters(), self._config["learning_rate"], momentum=MOMENTUM, fused=True
         )
-        self._one_cycle = spec["config"]["schedule"] == "one_cycle"
-        self._total_steps = total_steps
 
-    def training(self, stream: Batches) -> Job:
+    def training(self, stream: Batches, total_steps: int = TOTAL_STEPS) -> Job:
         """Return a job that trains on a stream's batches and sums loss and hits, as in jaxmnist."""
-        schedule = self._schedule()
+        schedule = lambda: None  # noqa: E731 - at a constant rate
+        if self._config["schedule"] == "one_cycle":
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self._optimizer, self._config["learning_rate"], total_steps=total_steps
+            ).step
         loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
 
         def job(times: int) -> None:
@@ -147,14 +145,6 @@ class Trainer:
 
         return job
 
-    def _schedule(self) -> Callable[[], None]:
-        if not self._one_cycle:
-            return lambda: None
-        peak = self._optimizer.param_groups[0]["lr"]
-        return torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, peak, total_steps=self._total_steps
-        ).step
-
 
 def make_network(layers: list[dict[str, Any]]) -> nn.Sequential:
     """Return a network of `description.describe`."""
@@ -163,17 +153,13 @@ def make_network(layers: list[dict[str, Any]]) -> nn.Sequential:
 
 def make_layer(layer: dict[str, Any]) -> nn.Module:
     """Return a layer of `description.describe`."""
+    inputs, features = layer["inputs"], layer["features"]
     match layer["kind"]:
         case "conv":
-            return nn.Conv2d(
-                layer["inputs"],
-                layer["features"],
-                layer["kernel_size"],
-                padding=layer["padding"],
-                bias=layer["use_bias"],
-            )
+            size, padding, bias = layer["kernel_size"], layer["padding"], layer["use_bias"]
+            return nn.Conv2d(inputs, features, size, padding=padding, bias=bias)
         case "norm":
-            return nn.BatchNorm2d(layer["features"])
+            return nn.BatchNorm2d(features)
         case "dropout":
             return nn.Dropout(layer["rate"])
         case "relu":
