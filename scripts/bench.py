@@ -23,6 +23,7 @@ from jaxmnist import VARIANTS, TrainConfig, data
 from jaxmnist.config import ConfigError
 from jaxmnist.models.description import describe, step_flop
 
+PEERS = ("pytorch", "flax")
 # The participants' modules, by their names in the results.
 MODULES = {
     "ours": "ours",
@@ -59,40 +60,18 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--variant", choices=[*VARIANTS, "all"], default="gap")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5, help="the number of timings of each job")
-    parser.add_argument("--layers", action="store_true", help="also measure every layer alone")
-    parser.add_argument(
-        "--seeds",
-        type=counts,
-        metavar="1,2,4,8",
-        help="also measure training these numbers of seeds, with each seed mapping",
-    )
-    parser.add_argument(
-        "--whole",
-        type=lambda words: words.split(","),
-        metavar="notebook,fast",
-        default=[],
-        help="also train to the end by these recipes, and by the notebook's in PyTorch if it is a "
-        "peer",
-    )
-    parser.add_argument(
-        "--peer",
-        choices=("pytorch", "flax"),
-        nargs="?",
-        const="pytorch",
-        action="append",
-        default=[],
-        help="measure the same work in PyTorch (the default) or plain flax; may be repeated",
-    )
-    parser.add_argument(
-        "--peer-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="the interpreter of an environment with PyTorch",
-    )
-    parser.add_argument("--out", type=user_path, help="write all results to this file, as JSON")
+    add = parser.add_argument
+    add("--variant", choices=[*VARIANTS, "all"], default="gap")
+    add("--batch-size", type=int, default=128)
+    add("--rounds", type=int, default=5, help="the number of timings of each job")
+    add("--layers", action="store_true", help="also measure every layer alone")
+    add("--seeds", type=counts, metavar="1,2,4,8", help="also train several seeds at a time")
+    add("--whole", type=lambda words: words.split(","), metavar="notebook,fast", default=[],
+        help="also train to the end by these recipes (a PyTorch peer: by notebook)")  # fmt: skip
+    add("--peer", choices=PEERS, nargs="?", const="pytorch", action="append", default=[],
+        help="also measure PyTorch (the default) or plain flax; may be repeated")  # fmt: skip
+    add("--peer-python", default=sys.executable, help="the interpreter that has PyTorch")
+    add("--out", type=user_path, help="write all results to this file, as JSON")
     add_common_options(parser)
     return parser.parse_args(argv)
 
@@ -145,16 +124,11 @@ def measure(arguments: argparse.Namespace, config: TrainConfig, scratch: Path) -
         "rounds": arguments.rounds,
         **alternate(names, spec, arguments.rounds),
         "step_flop": step_flop(layers) * config.batch_size,
+        "layers": layers,
         "start": measure_start(spec, arguments.rounds),
+        "whole": measure_whole(arguments, config, spec),
     }
-    result["ratios"] = ratios(result["seconds"], arguments.peer)
-    if arguments.layers:
-        result["layers"] = layers
-    if arguments.seeds:
-        result["seeds"] = list(arguments.seeds)
-    if arguments.whole:
-        result["whole"] = measure_whole(arguments, config, spec)
-    return result
+    return result | {"ratios": ratios(result["seconds"], arguments.peer)}
 
 
 def write_images(arguments: argparse.Namespace, config: TrainConfig, scratch: Path) -> Path:

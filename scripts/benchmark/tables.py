@@ -11,15 +11,16 @@ from jaxmnist.models.description import forward_bytes, forward_flop
 
 def tables(variant: str, result: dict[str, Any]) -> list[Table]:
     """Return the tables of a result, one per subject."""
-    makers = {
-        "ratios": peers_table,
-        "layers": layers_table,
-        "seeds": seeds_table,
-        "whole": whole_table,
-        "failed": failed_table,
+    seconds = result["seconds"]
+    found = {
+        own_table: True,
+        peers_table: result["ratios"],
+        layers_table: seconds.get("layers"),
+        seeds_table: seconds.get("seeds"),
+        whole_table: result["whole"],
+        failed_table: result["failed"],
     }
-    wanted = [make for name, make in makers.items() if result.get(name)]
-    return [make(variant, result) for make in (own_table, *wanted)]
+    return [make(variant, result) for make, figures in found.items() if figures]
 
 
 def own_table(variant: str, result: dict[str, Any]) -> Table:
