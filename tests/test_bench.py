@@ -1,11 +1,13 @@
 """The benchmark gives every participant the same work, and reports what one cannot do."""
 
 import argparse
-import importlib.util
+import contextlib
+import importlib
 import json
 import re
 import sys
 import textwrap
+from importlib.util import find_spec
 
 import chex
 import pytest
@@ -40,22 +42,19 @@ def bench(parts):
 
 
 @pytest.fixture
-def participant(parts, tmp_path, monkeypatch):
+def participant(bench, tmp_path, monkeypatch):
     """Starts a participant whose module has this content."""
-    started = []
+    with contextlib.ExitStack() as stack:
 
-    def start(content):
-        (tmp_path / "written_here.py").write_text(textwrap.dedent(content))
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        started.append(parts("benchmark.participant").Participant("written_here"))
-        return started[-1]
+        def start(content):
+            (tmp_path / "written_here.py").write_text(textwrap.dedent(content))
+            monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+            return stack.enter_context(bench.Participant("written_here"))
 
-    yield start
-    for each in started:
-        each.__exit__()
+        yield start
 
 
-def test_a_participant_does_its_jobs_and_one_that_fails_does_not_end_the_others(parts, participant):
+def test_a_failing_job_does_not_end_the_others(bench, participant):
     ours = participant(
         """
         import time
@@ -70,9 +69,7 @@ def test_a_participant_does_its_jobs_and_one_that_fails_does_not_end_the_others(
         """
     )
     assert ours.ask("prepare", {"word": "yes"}) == [["bad", "good"], {"word": "yes"}]
-    with pytest.raises(
-        parts("benchmark.participant").ParticipantError, match=r"^ValueError: no compiler$"
-    ):
+    with pytest.raises(bench.ParticipantError, match=r"^ValueError: no compiler$"):
         ours.seconds("bad")
     assert ours.seconds("good") >= 0.01
 
@@ -84,8 +81,8 @@ def test_a_participant_does_its_jobs_and_one_that_fails_does_not_end_the_others(
         ("import os; os._exit(3)", "^its process ended with status 3$"),
     ],
 )
-def test_a_participant_that_cannot_start_is_an_error(parts, participant, content, reason):
-    with pytest.raises(parts("benchmark.participant").ParticipantError, match=reason):
+def test_a_participant_that_cannot_start_is_an_error(bench, participant, content, reason):
+    with pytest.raises(bench.ParticipantError, match=reason):
         participant(content).ask("prepare", {})
 
 
@@ -185,16 +182,20 @@ def test_what_cannot_be_measured_is_refused_at_once(bench, monkeypatch, capsys, 
     assert f"error: {error}" in capsys.readouterr().err
 
 
-def test_a_peer_that_is_not_there_is_named(bench):
-    spec = {"peer_python": "nowhere/python"}
-    with pytest.raises(bench.ParticipantError, match=r"pytorch cannot be measured: .*nowhere"):
-        bench.alternate(["pytorch"], spec, 1)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is here")
-def test_an_error_without_pytorch_names_the_extra(bench):
-    with pytest.raises(bench.ParticipantError, match=r'no PyTorch: pip install -e "\.\[bench\]"'):
-        bench.alternate(["pytorch"], {"peer_python": sys.executable}, 1)
+@pytest.mark.parametrize(
+    ("python", "reason"),
+    [
+        ("nowhere/python", "pytorch cannot be measured: .*nowhere"),
+        pytest.param(
+            sys.executable,
+            r'no PyTorch: pip install -e "\.\[bench\]"',
+            marks=pytest.mark.skipif(bool(find_spec("torch")), reason="PyTorch is here"),
+        ),
+    ],
+)
+def test_a_peer_that_is_not_there_is_an_error(bench, python, reason):
+    with pytest.raises(bench.ParticipantError, match=reason):
+        bench.alternate(["pytorch"], {"peer_python": python}, 1)
 
 
 @pytest.fixture(scope="module")
