@@ -4,11 +4,13 @@ Prints the lines of the project's functions that run, by file, and the calls fro
 `train_step`. The options are those of `scripts/train.py`; one epoch of a few images is enough.
 """
 
-import ast
+import inspect
 import sys
 import threading
+import traceback
+from collections import defaultdict
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent.parent
@@ -17,48 +19,35 @@ FOLDERS = (str(ROOT / "jaxmnist"), str(SCRIPTS))
 
 
 class Tracer:
-    """Profile function that records every definition of the project that runs."""
+    """Profile function that records every function of the project that runs."""
 
     def __init__(self):
-        self.ran: set[tuple[str, int]] = set()  # file and first line
+        self.ran: set[CodeType] = set()
         self.way: list[str] = []  # from `main` to `train_step`
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Record a call."""
+        """Record a call; bodies of modules and classes are none."""
         code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(FOLDERS):
-            return
-        self.ran.add((code.co_filename, code.co_firstlineno))
-        if code.co_name == "train_step" and not self.way:
-            self.way = way_from_main(frame)
+        if event == "call" and is_ours(code) and code.co_flags & inspect.CO_OPTIMIZED:
+            self.ran.add(code)
+            if code.co_name == "train_step" and not self.way:
+                stack = [each.f_code for each, _ in traceback.walk_stack(frame)]
+                names = [each.co_name for each in stack if is_ours(each)]
+                self.way = names[names.index("main") :: -1]
 
 
-def way_from_main(frame: FrameType | None) -> list[str]:
-    """Return the names of the project's functions on the stack, `main` first."""
-    names = []
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(FOLDERS):
-            names.append(frame.f_code.co_name)
-        if names and names[-1] == "main":
-            break
-        frame = frame.f_back
-    return names[::-1]
+def is_ours(code: CodeType) -> bool:
+    """Return whether code is the project's."""
+    return code.co_filename.startswith(FOLDERS)
 
 
-def lines_of(ran: set[tuple[str, int]]) -> dict[str, int]:
-    """Count the lines of the functions and methods that ran, by file, each line once."""
-    found: dict[str, int] = {}
-    for file in sorted({file for file, _ in ran}):
-        first_lines = {line for of, line in ran if of == file}
-        lines: set[int] = set()
-        for node in ast.walk(ast.parse(Path(file).read_text())):
-            if isinstance(node, ast.FunctionDef):
-                start = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-                if start in first_lines:
-                    lines.update(range(start, (node.end_lineno or start) + 1))
-        if lines:
-            found[str(Path(file).relative_to(ROOT))] = len(lines)
-    return found
+def count_lines(ran: set[CodeType]) -> dict[str, int]:
+    """Count the lines of the functions that ran, by file, each line once."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for code in ran:
+        lines, first = inspect.getsourcelines(code)
+        found[code.co_filename].update(range(first, first + len(lines)))
+    return {str(Path(file).relative_to(ROOT)): len(lines) for file, lines in found.items()}
 
 
 def main() -> None:
@@ -71,7 +60,7 @@ def main() -> None:
 
     train.main(sys.argv[1:])
     sys.setprofile(None)
-    lines = lines_of(tracer.ran)
+    lines = count_lines(tracer.ran)
     for file, count in sorted(lines.items(), key=lambda item: -item[1]):
         print(f"{count:5} {file}")
     print(f"{sum(lines.values()):5} lines of functions in {len(lines)} files")

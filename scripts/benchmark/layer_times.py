@@ -1,54 +1,45 @@
-"""Times every layer of a jaxmnist network alone: forward, and forward with backward."""
+"""Participant: every layer of a jaxmnist network alone, forward, and forward with backward."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from protocol import Job, Offer, serve
+from participant import Job, Prepared
 
 from jaxmnist.models import create_model, layers
 
 
-def prepare(work: dict[str, Any]) -> Offer:
+def prepare(spec: dict[str, Any]) -> Prepared:
     """Return two jobs per layer, named by its number from 0."""
-    x = layers.from_images(jnp.ones((work["batch_size"], 28, 28, 1)))
+    config, key = spec["config"], jax.random.key(0)
+    x = layers.from_images(jnp.ones((config["batch_size"], 28, 28, 1)))
     jobs: dict[str, Job] = {}
-    for number, layer in enumerate(create_model(work["variant"]).layers()):
-        module = layer if isinstance(layer, nn.Module) else Function(layer)
-        forward, both, x = programs(module, x, is_main_process=number == 0)
-        jobs |= {f"{number} forward": forward, f"{number} both": both}
-    return Offer(jobs)
+    for number, layer in enumerate(create_model(config["variant"]).layers()):
+        variables = layer.init(key, x) if isinstance(layer, nn.Module) else {}
+        forward, both = programs(layer, is_first=number == 0)
+        y = forward(variables, x, key)
+        jobs[f"{number} forward"] = repeat(forward, variables, x, key)
+        jobs[f"{number} both"] = repeat(both, variables, x, key, y)
+        x = y
+    return jobs, {}
 
 
-class Function(nn.Module):
-    """A layer without weights."""
+def programs(layer: Any, is_first: bool) -> tuple[Any, Any]:
+    """Return a layer's compiled forward pass, and the same with the backward pass."""
 
-    function: Any
+    def forward(variables, x, key):
+        if not isinstance(layer, nn.Module):
+            return layer(x)
+        return layer.apply(variables, x, True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
 
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Apply the function; ignore `train`."""
-        return self.function(x)
+    def both(variables, x, key, cotangent):
+        y, backward = jax.vjp(lambda variables, x: forward(variables, x, key), variables, x)
+        of_variables, of_x = backward(cotangent)
+        # The images need no gradient: the compiler removes what is not returned.
+        return (y, of_variables) if is_first else (y, of_variables, of_x)
 
-
-def programs(module: nn.Module, x: jax.Array, is_main_process: bool) -> tuple[Job, Job, jax.Array]:
-    """Return the layer's two jobs and its output."""
-    key = jax.random.key(0)
-    variables = module.init(key, x)
-
-    def forward(x, variables, key):
-        return module.apply(variables, x, True, rngs={"dropout": key}, mutable=["batch_stats"])[0]
-
-    def both(x, variables, key, cotangent):
-        if is_main_process:  # the images need no gradient
-            y, backward = jax.vjp(lambda variables: forward(x, variables, key), variables)
-        else:
-            y, backward = jax.vjp(lambda x, variables: forward(x, variables, key), x, variables)
-        return y, backward(cotangent)
-
-    forward, both = jax.jit(forward), jax.jit(both)
-    y = forward(x, variables, key)
-    return repeat(forward, x, variables, key), repeat(both, x, variables, key, y), y
+    return jax.jit(forward), jax.jit(both)
 
 
 def repeat(function: Any, *arguments: Any) -> Job:
@@ -61,5 +52,14 @@ def repeat(function: Any, *arguments: Any) -> Job:
     return job
 
 
-if __name__ == "__main__":
-    serve(prepare)
+def iterate(step: Any, *carry: Any) -> Job:
+    """Return a job that calls a function repeatedly with what it returned last."""
+    latest = carry
+
+    def job(times: int) -> None:
+        nonlocal latest
+        for _ in range(times):
+            latest = step(*latest)
+        jax.block_until_ready(latest)
+
+    return job

@@ -1,102 +1,79 @@
-"""Times jaxmnist, with the programs that `scripts/train.py` runs, and the machine's limits."""
+"""Participant: jaxmnist with the programs of `scripts/train.py`, and the machine's limits."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from inputs import load_images
-from layer_times import repeat
-from protocol import Job, Offer, serve
+from layer_times import iterate, repeat
+from participant import Prepared
 
-from jaxmnist.config import TrainConfig, steps_per_epoch
+from jaxmnist.config import TrainConfig
 from jaxmnist.metrics import Metrics
-from jaxmnist.models import create_model
-from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.programs import compile_programs, stack
+from jaxmnist.runs.setup import RunOptions, Setup, make_setup
 from jaxmnist.runs.summary import environment
 from jaxmnist.state import initial_state
-from jaxmnist.steps import Images
 
 MATMUL_SIZE = 2048
 COPY_NUMBERS = 2**26  # 256 MB of float32
 
 
-def prepare(work: dict[str, Any]) -> Offer:
+def prepare(spec: dict[str, Any]) -> Prepared:
     """Return jobs for training with and without augmentation, and for evaluation."""
-    train_images, test_images = load_images(work)
-    jobs: dict[str, Job] = {}
-    facts = {}
-    for job in ("step", "augmented step"):
-        config = TrainConfig(
-            work["variant"], batch_size=work["batch_size"], augment=job == "augmented step"
-        )
-        trainer = Trainer(config, train_images, test_images)
-        jobs |= {job: trainer.train, "evaluation": trainer.evaluate}
-        facts[f"{job} compile seconds"] = trainer.programs.compile_seconds
+    plain, augmented = (
+        Trainer(setup_of(spec, augment=is_augmented)) for is_augmented in (False, True)
+    )
     matrix, numbers = jnp.ones((MATMUL_SIZE, MATMUL_SIZE)), jnp.ones(COPY_NUMBERS)
-    jobs["matmul"] = repeat(jax.jit(jnp.matmul), matrix, matrix)
-    jobs["copy"] = negation(numbers)
-    facts |= {"matmul flop": 2 * MATMUL_SIZE**3, "copy bytes": 2 * numbers.nbytes}
-    return Offer(jobs, facts | environment())
+    # In place: otherwise the time would be that of allocating new memory.
+    negate = jax.jit(lambda numbers: (-numbers,), donate_argnums=0)
+    jobs = {
+        "step": plain.train,
+        "evaluation": plain.evaluate,
+        "augmented step": augmented.train,
+        "matmul": repeat(jax.jit(jnp.matmul), matrix, matrix),
+        "copy": iterate(negate, numbers),
+    }
+    facts = {
+        "compile seconds": augmented.programs.compile_seconds,
+        "matmul flop": 2 * MATMUL_SIZE**3,
+        "copy bytes": 2 * 4 * COPY_NUMBERS,
+        **environment(),
+    }
+    return jobs, facts
 
 
-def negation(numbers: jax.Array) -> Job:
-    """Return a job that negates the numbers in place: each is read and written.
-
-    Otherwise the time would be that of allocating new memory.
-    """
-    negate = jax.jit(jnp.negative, donate_argnums=0)
-    carry = [numbers]
-
-    def job(times: int) -> None:
-        for _ in range(times):
-            carry[0] = negate(carry[0])
-        jax.block_until_ready(carry)
-
-    return job
+def setup_of(spec: dict[str, Any], **changes: Any) -> Setup:
+    """Return the setup of a spec's config with some values changed."""
+    options = RunOptions(data_dir=spec["data_dir"], idx_dir=spec["idx_dir"])
+    return make_setup(TrainConfig(**spec["config"] | changes), options)
 
 
 class Trainer:
     """A network in training, by the programs of `jaxmnist.train`; several seeds side by side."""
 
-    def __init__(
-        self, config: TrainConfig, train_images: Images, test_images: Images, seeds: int = 1
-    ):
-        self._train_images, self._test_images = train_images, test_images
-        model = create_model(config.variant, config.dropout)
-        self._steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
-        tx, _ = make_optimizer(config, config.epochs * self._steps)
-        states = [initial_state(model, tx, config.seed + number) for number in range(seeds)]
-        self.programs = compile_programs(config, model, tx, train_images, test_images, seeds)
+    def __init__(self, setup: Setup, seeds: int = 1):
+        self._setup, self._step = setup, 0
+        images = setup.train_images, setup.test_images
+        self.programs = compile_programs(setup.config, setup.model, setup.tx, *images, seeds)
+        states = [initial_state(setup.model, setup.tx, seed) for seed in range(seeds)]
         self._state = self.programs.put(stack(states))
         self._zero = stack([Metrics.zero()] * seeds)
 
     def train(self, steps: int) -> None:
-        """Train for more steps."""
-        stop = self._step + steps
+        """Train for more steps, with a call for each epoch."""
+        images, stop = self._setup.train_images, self._step + steps
         while self._step < stop:
-            if self._step % self._steps == 0:
-                self._order = self.programs.epoch_permutation(self._state, self._train_images)
+            if self._step % self._setup.steps == 0:
+                self._order = self.programs.epoch_permutation(self._state, images)
             self._state, metrics = self.programs.train_chunk(
-                self._state,
-                self.programs.put(self._zero),
-                self._train_images,
-                self._order,
-                np.int32(stop),
+                self._state, self.programs.put(self._zero), images, self._order, np.int32(stop)
             )
+            self._step = int(self.programs.get(self._state.step)[0])
             if not np.isfinite(metrics.loss_sum).all():
                 raise RuntimeError(f"the loss is not finite at step {self._step}")
-
-    @property
-    def _step(self) -> int:
-        return int(self.programs.get(self._state.step)[0])
 
     def evaluate(self, times: int) -> None:
         """Evaluate all test images a number of times."""
         for _ in range(times):
-            jax.block_until_ready(self.programs.evaluate(self._state, self._test_images))
-
-
-if __name__ == "__main__":
-    serve(prepare)
+            jax.block_until_ready(self.programs.evaluate(self._state, self._setup.test_images))

@@ -1,4 +1,4 @@
-"""A peer: the same networks in flax's own layers, NHWC, one jitted call per step.
+"""Participant: the same networks in flax's own layers, NHWC, one jitted call per step.
 
 A JAX user would write this version first. Only the network and the loop differ from jaxmnist:
 batches, augmentation, optimiser and metrics are those of jaxmnist.
@@ -12,22 +12,14 @@ import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from inputs import load_images
-from protocol import Job, Offer, serve
+from layer_times import iterate
+from ours import setup_of
+from participant import Job, Prepared
 
-from jaxmnist.config import TrainConfig, steps_per_epoch
 from jaxmnist.metrics import Metrics
-from jaxmnist.optim import make_optimizer
+from jaxmnist.runs.setup import Setup
 from jaxmnist.state import initial_state
-from jaxmnist.steps import (
-    Batch,
-    Images,
-    batch_at,
-    epoch_permutation,
-    eval_step,
-    normalise,
-    train_step,
-)
+from jaxmnist.steps import Batch, batch_at, epoch_permutation, eval_step, normalise, train_step
 
 EVAL_BATCH = 1000
 
@@ -44,13 +36,8 @@ class PlainNetwork(nn.Module):
         for layer in self.layers:
             match layer["kind"]:
                 case "conv":
-                    window = (layer["kernel_size"], layer["kernel_size"])
-                    x = nn.Conv(
-                        layer["features"],
-                        window,
-                        padding=layer["padding"],
-                        use_bias=layer["use_bias"],
-                    )(x)
+                    size, padding, bias = layer["kernel_size"], layer["padding"], layer["use_bias"]
+                    x = nn.Conv(layer["features"], (size, size), padding=padding, use_bias=bias)(x)
                 case "norm":
                     x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
                 case "dropout":
@@ -64,64 +51,51 @@ class PlainNetwork(nn.Module):
         return x.reshape(len(x), -1)
 
 
-def prepare(work: dict[str, Any]) -> Offer:
+def prepare(spec: dict[str, Any]) -> Prepared:
     """Return jobs for training with and without augmentation, and for evaluation."""
-    train_images, test_images = load_images(work)
-    model = PlainNetwork(tuple(flax.core.FrozenDict(layer) for layer in work["layers"]))
-    jobs: dict[str, Job] = {"evaluation": evaluation(model, work, test_images)}
-    for job in ("step", "augmented step"):
-        jobs[job] = training(model, work, train_images, augmented=job == "augmented step")
-    return Offer(jobs)
+    model = PlainNetwork(tuple(flax.core.FrozenDict(layer) for layer in spec["layers"]))
+    plain, augmented = (setup_of(spec, augment=is_augmented) for is_augmented in (False, True))
+    jobs = {
+        "evaluation": evaluation(model, plain),
+        "step": training(model, plain),
+        "augmented step": training(model, augmented),
+    }
+    return jobs, {}
 
 
-def training(model: nn.Module, work: dict[str, Any], images: Images, augmented: bool) -> Job:
+def training(model: nn.Module, setup: Setup) -> Job:
     """Return a job that trains, one batch per call."""
-    config = TrainConfig(work["variant"], batch_size=work["batch_size"], augment=augmented)
-    steps = steps_per_epoch(len(images.pixels), config.batch_size)
-    tx, _ = make_optimizer(config, config.epochs * steps)
+    config, tx, images = setup.config, setup.tx, setup.train_images
 
     def step(state, metrics, images, order):
-        batch = batch_at(state, images, order, state.step % steps, config=config)
+        batch = batch_at(state, images, order, state.step % setup.steps, config=config)
         state, latest = train_step(state, batch, model=model, tx=tx)
         return state, metrics.merge(latest)
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
     state = initial_state(model, tx, config.seed)
     order = epoch_permutation(state, images, batch_size=config.batch_size)
-    carry = [state, jax.device_put(Metrics.zero())]
-
-    def job(times: int) -> None:
-        for _ in range(times):
-            carry[:] = jitted(*carry, images, order)
-        jax.block_until_ready(carry)
-
-    return job
+    metrics = jax.device_put(Metrics.zero())
+    return iterate(lambda *carry: jitted(*carry, images, order), state, metrics)
 
 
-def evaluation(model: nn.Module, work: dict[str, Any], images: Images) -> Job:
+def evaluation(model: nn.Module, setup: Setup) -> Job:
     """Return a job that evaluates all test images, one batch per call."""
-    tx, _ = make_optimizer(TrainConfig(work["variant"]), 100)
-    state = initial_state(model, tx, 0)
+    images, state = setup.test_images, initial_state(model, setup.tx, 0)
     size = math.gcd(len(images.pixels), EVAL_BATCH)  # every image counts once
+    pixels, labels = images.pixels.reshape(-1, size, 28, 28), images.labels.reshape(-1, size)
+    batches = list(zip(pixels, labels, strict=True))
 
     @jax.jit
-    def evaluate_batch(metrics, start, images):
-        pixels, labels = (
-            jax.lax.dynamic_slice_in_dim(array, start, size)
-            for array in (images.pixels, images.labels)
-        )
+    def evaluate_batch(metrics, pixels, labels):
         batch = Batch(normalise(pixels, images.mean, images.std), labels)
         return metrics.merge(eval_step(state, batch, jnp.ones(size, bool), model=model))
 
     def job(times: int) -> None:
         for _ in range(times):
             metrics = Metrics.zero()
-            for start in range(0, len(images.pixels), size):
-                metrics = evaluate_batch(metrics, start, images)
+            for pixels, labels in batches:
+                metrics = evaluate_batch(metrics, pixels, labels)
             jax.block_until_ready(metrics)
 
     return job
-
-
-if __name__ == "__main__":
-    serve(prepare)
