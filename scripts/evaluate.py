@@ -139,7 +139,7 @@ def check_each_once(runs: Sequence[Run]) -> None:
     Raises:
         ConfigError: a network is named twice.
     """
-    places = [(run.path.resolve(), run.seed) for run in runs]
+    places = [(run.path.resolve(), run.config.seed) for run in runs]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise ConfigError(f"{runs[number].name} is named twice; each network counts once")

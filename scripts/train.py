@@ -34,15 +34,15 @@ from support.output import make_console, print_line, print_table
 from support.tables import epochs_table, evaluated_images, parameters_table, seeds_table, spread
 from support.watchers import Profile, TensorBoard, guarded
 
-from jaxmnist import Callbacks, Run, RunOptions, TrainConfig, create_model, data, train
+from jaxmnist import Callbacks, Run, RunOptions, TrainConfig, data, train
 from jaxmnist.config import ConfigError, check_seeds, format_seeds, parse_seeds
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.devices import check_platform, idle_devices
 from jaxmnist.runs.loop import Stopped
 from jaxmnist.runs.run import begun_config
 from jaxmnist.runs.run_folder import format_config, parse_config
-from jaxmnist.runs.setup import make_plan, state_shapes
-from jaxmnist.runs.train import check_continues, check_options, choose_parallelism
+from jaxmnist.runs.setup import set_up
+from jaxmnist.runs.train import check_options, choose_parallelism
 
 
 def main(argv: Sequence[str]) -> int:
@@ -213,24 +213,21 @@ def dry_run(
     console: Console,
 ) -> None:
     """Run a training's checks and print what would be trained; fetch nothing."""
-    check_options(out, options)
+    config = dataclasses.replace(config, seed=seeds[0])
+    check_options(config, seeds, out, options)
     devices, mapping = choose_parallelism(config, seeds, options)
-    if options.resume and out is not None and out.is_dir():
-        check_continues(dataclasses.replace(config, seed=seeds[0]), seeds, out)
     if options.idx_dir is not None:
         dataset = data.load(config.dataset, idx_dir=options.idx_dir)
     else:  # the same number of images, without pixels
         images, labels = np.zeros((data.TRAIN_COUNT, 0, 0), np.uint8), np.zeros(data.TRAIN_COUNT)
         dataset = data.Dataset(images, labels, images[:0], labels[:0], mean=0.0, std=1.0)
-    plan = make_plan(config, dataset)
-    state = state_shapes(config, create_model(config.variant, config.dropout), plan.tx)
+    setup = set_up(config, dataset, options, devices, facts={})
     console.print_json(config.to_json())
-    print_table(console, parameters_table(state.params))
-    total = config.epochs * plan.steps
+    print_table(console, parameters_table(setup.state_shapes.params))
     print_line(
         console,
-        f"{config.epochs} epochs of {plan.steps} steps of {config.batch_size} images: "
-        f"{total} steps over {plan.train_count:,} training images",
+        f"{config.epochs} epochs of {setup.steps} steps of {config.batch_size} images: "
+        f"{setup.total_steps} steps over {len(setup.train_images.pixels):,} training images",
     )
     if len(seeds) > 1:
         print_line(console, f"seeds {format_seeds(seeds)} ({mapping})")
