@@ -123,7 +123,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     config, seeds = TrainConfig(**given), None
     if options.resume and arguments.out is not None:
         text = distributed.broadcast_from_main(functools.partial(read_begun, arguments.out))
-        begun = parse_config(text.decode()) if text else None
+        begun = parse_config(text) if text else None
         # Another network or recipe is refused later, in an error that names both values.
         if begun and all(
             given.get(name, getattr(begun.config, name)) == getattr(begun.config, name)
@@ -139,13 +139,13 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     return config, seeds, options
 
 
-def read_begun(out: Path) -> bytes:
+def read_begun(out: Path) -> str:
     """Return the config of the run in a folder, as JSON; empty if there is none."""
     # The training itself reports errors in the folder.
     with contextlib.suppress(ConfigError, OSError):
         begun = begun_config(out)
-        return format_config(begun.config, begun.seeds).encode() if begun else b""
-    return b""
+        return format_config(begun.config, begun.seeds) if begun else ""
+    return ""
 
 
 def describe_stop(argv: Sequence[str], stop: BaseException) -> str:
@@ -198,11 +198,10 @@ def make_watchers(arguments: argparse.Namespace) -> list[TensorBoard | Profile]:
     return watchers
 
 
-def find_tensorboard() -> bytes:
+def find_tensorboard() -> None:
     """Raise an error early, in all processes, if tensorboardX is missing."""
     with require_extra("tensorboard"):
         importlib.import_module("tensorboardX")
-    return b""
 
 
 def dry_run(

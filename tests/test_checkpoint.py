@@ -18,6 +18,7 @@ from jaxmnist.runs import checkpoint
 from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, save
 from jaxmnist.runs.summary import make_row
 from jaxmnist.state import create_state, initial_state
+from tests.test_runs import plain
 
 METRICS = Metrics(np.float32(12.5), np.int32(90), np.int32(128))
 NOTES = {"rows": [{"loss": 0.1}], "of": "no importance"}
@@ -59,10 +60,6 @@ def saved(original, tmp_path):
 def template(variant="batch_norm"):
     _, shapes = functions(variant)
     return lambda notes: shapes
-
-
-def plain(state):
-    return state.replace(key=jax.random.key_data(state.key))
 
 
 def test_what_was_saved_comes_back_to_the_bit(state, original):

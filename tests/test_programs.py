@@ -24,6 +24,7 @@ from jaxmnist.parallel.programs import (
 from jaxmnist.parallel.seed_mapping import choose_mapping, shares_of_cores
 from jaxmnist.runs.setup import to_devices
 from jaxmnist.state import initial_state
+from tests.test_runs import plain
 
 SEEDS = 3
 
@@ -54,10 +55,6 @@ class Block:
         tested = programs.evaluate(state, self.test_images)
         found = programs.get((state, metrics, tested))
         return [(plain(state), *sums) for state, *sums in unstack(found, len(seeds))]
-
-
-def plain(state):
-    return state.replace(key=jax.random.key_data(state.key))
 
 
 @pytest.fixture(scope="module")

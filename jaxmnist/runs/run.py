@@ -277,11 +277,8 @@ def save(setup: Setup, seed: int, snapshot: Snapshot, path: Path) -> None:
     content = Checkpoint(snapshot.state, snapshot.metrics, metadata)
     folder = run_folder.checkpoint_folder(path, seed)
 
-    def write() -> bytes:
-        checkpoint.save(folder, content, setup.options.keep)
-        return b""
-
-    distributed.broadcast_from_main(write)
+    keep = setup.options.keep
+    distributed.broadcast_from_main(lambda: checkpoint.save(folder, content, keep))
 
 
 def _to_snapshot(found: Checkpoint) -> Snapshot:

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -117,13 +117,12 @@ def check_options(
     if options.resume and out is None:
         raise ConfigError("resume needs to know the folder of the run: pass --out")
 
-    def check_folder() -> bytes:
+    def check_folder() -> None:
         if out is not None and not options.resume:
             run_folder.check_free(Path(out), options.overwrite)
         elif out is not None and Path(out).exists():
             run_folder.check_links(Path(out))
             _check_continues(config, seeds, Path(out))
-        return b""
 
     distributed.broadcast_from_main(check_folder)
 
@@ -204,11 +203,11 @@ def open_run(
     run = OpenRun(setup, seeds, callbacks)
     with contextlib.ExitStack() as stack:
 
-        def begin() -> bytes:
+        def begin() -> list[Any]:
             stack.enter_context(run.open(out))
-            return json.dumps([str(run.path.absolute()), str(run.requested), run.warnings]).encode()
+            return [str(run.path.absolute()), str(run.requested), run.warnings]
 
-        path, requested, warnings = json.loads(distributed.broadcast_from_main(begin))
+        path, requested, warnings = distributed.broadcast_from_main(begin)
         if not distributed.is_main_process():
             if not Path(path).is_dir():
                 raise ConfigError(
