@@ -36,7 +36,7 @@ def saving(folder):
 
 
 @pytest.mark.parametrize("moment", ["at the start", "compiling", "in an epoch", "saving"])
-def test_killed_at_any_moment_it_goes_on(start, whole, tmp_path, moment):
+def test_a_run_killed_at_any_moment_resumes(start, whole, tmp_path, moment):
     process = start(*WORDS)
     if moment == "at the start":
         wait_until((tmp_path / "run").exists, process)
@@ -59,7 +59,7 @@ def test_killed_at_any_moment_it_goes_on(start, whole, tmp_path, moment):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
-def test_a_signal_saves_stops_and_says_how_to_go_on(start, whole, tmp_path, number, status):
+def test_a_signal_saves_stops_and_prints_how_to_resume(start, whole, tmp_path, number, status):
     process = start(*WORDS)
     wait_for_line(process, "epoch 5/20")
     process.send_signal(number)
@@ -77,7 +77,7 @@ def test_a_signal_saves_stops_and_says_how_to_go_on(start, whole, tmp_path, numb
     assert_same_run(load_run(tmp_path / "run"), whole)
 
 
-def test_nobody_reads_what_it_prints(start, whole, tmp_path):
+def test_a_closed_pipe_does_not_end_a_run(start, whole, tmp_path):
     process = start(*WORDS, script_errors=subprocess.STDOUT)
     wait_for_line(process, "epoch 2/20")
     process.stdout.close()
@@ -85,7 +85,7 @@ def test_nobody_reads_what_it_prints(start, whole, tmp_path):
     assert_same_run(load_run(tmp_path / "run"), whole)
 
 
-def test_a_second_interrupt_ends_it_at_once_and_leaves_a_good_checkpoint(start, whole, tmp_path):
+def test_a_second_interrupt_ends_a_run_and_leaves_a_good_checkpoint(start, whole, tmp_path):
     process = start(*WORDS)
     wait_for_line(process, "epoch 5/20")
     wait_until(lambda: saving(tmp_path / "run"), process)
@@ -111,7 +111,7 @@ def test_a_removed_folder_ends_the_run_in_a_line(start, tmp_path):
     assert list((tmp_path / "run").glob("*.json*")) == []
 
 
-def test_a_second_process_is_refused_and_the_first_goes_on(start, whole, tmp_path):
+def test_a_second_process_is_refused_and_the_first_continues(start, whole, tmp_path):
     first = start(*WORDS)
     wait_for_line(first, "epoch 2/20")
     first.send_signal(signal.SIGSTOP)  # or it may be at its end before the others begin
@@ -121,12 +121,4 @@ def test_a_second_process_is_refused_and_the_first_goes_on(start, whole, tmp_pat
         assert err.startswith("error: another process is training into run; wait for it")
     first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
-    assert_same_run(load_run(tmp_path / "run"), whole)
-
-
-def test_a_finished_run_says_so(start, tmp_path, whole):
-    assert finish(start(*WORDS, "--quiet"))[0] == 0
-    status, out, err = finish(start("--resume", "--out", "run"))
-    assert (status, err) == (0, "")
-    assert out.splitlines()[0] == "the run in run is finished: 360 steps"
     assert_same_run(load_run(tmp_path / "run"), whole)

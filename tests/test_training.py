@@ -61,7 +61,7 @@ def watched(small_config, small_idx_dir, tmp_path_factory):
     return run, events, compiled
 
 
-def test_events_tell_of_everything_in_order(watched):
+def test_order_of_events(watched):
     run, events, _ = watched
     assert events[0] == Started(run.path, run.path, 600, {0: 0}, 54, "loop", [])
     assert [event.rows for event in events if isinstance(event, EpochDone)] == [
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, small_idx_dir, tm
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_last_step_that_breaks_the_network_is_noticed(small_config, small_idx_dir, tmp_path):
+def test_a_last_step_that_breaks_the_network_is_an_error(small_config, small_idx_dir, tmp_path):
     """Its own loss is finite; that of the evaluation after it is not."""
     config = TrainConfig(
         "less_params", "fashion_mnist", epochs=1, batch_size=600, learning_rate=1e30
