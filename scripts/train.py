@@ -72,13 +72,13 @@ def make_parser() -> Parser:
                         "default the next free runs/VARIANT-seedSEED")  # fmt: skip
     parser.add_argument("--seeds", metavar="N", help="train several: their number, as 8, from "
                         "--seed on, or a list, as 3,7,11")  # fmt: skip
-    what = parser.add_argument_group("what is trained (by default as the recipe has it)")
+    what = parser.add_argument_group("what is trained (defaults: those of the recipe)")
     add_fields(what, TrainConfig, unset=True)
     add_fields(parser.add_argument_group("how it is trained and kept"), RunOptions)
     together = parser.add_argument_group("several processes (found on TPU pods and under SLURM)")
     together.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
     together.add_argument("--num-processes", type=int, metavar="N", help="their number; 1: this "
-                          "one trains alone, whatever JAX would find")  # fmt: skip
+                          "one trains alone, even in a cluster")  # fmt: skip
     together.add_argument("--process-id", type=int, metavar="N", help="of this process, from 0")
     shown = parser.add_argument_group("what is shown")
     flag = functools.partial(shown.add_argument, action="store_true")

@@ -395,7 +395,7 @@ def test_normalisation_of_a_run(small_run, small_idx_dir):
     summary = {key: value for key, value in small_run.summary.items() if key != "normalisation"}
     mnist = small_run._replace(config=jaxmnist.TrainConfig("gap"), summary=summary)
     assert mnist.normalisation == (0.1307, 0.3081)
-    with pytest.raises(ConfigError, match="does not say how its images were normalised; train it"):
+    with pytest.raises(ConfigError, match="has no normalisation of its images; train it again"):
         _ = small_run._replace(summary=summary).normalisation
 
 

@@ -88,8 +88,7 @@ class Run(NamedTuple):
         kept = self.summary.get("normalisation") or data.NORMALISATION.get(self.config.dataset)
         if kept is None:
             raise ConfigError(
-                f"the run in {self.path} does not say how its images were normalised; "
-                "train it again"
+                f"the run in {self.path} has no normalisation of its images; train it again"
             )
         mean, std = kept
         return mean, std
@@ -234,8 +233,8 @@ def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[s
         before = snapshot.summary or {}
         if IMPORTED in before:
             raise ConfigError(
-                f"the network comes from {before[IMPORTED]}; it cannot go on with an optimiser "
-                "that nobody has kept"
+                f"the network comes from {before[IMPORTED]}; it cannot go on training without the "
+                "state of an optimiser"
             )
         # A finished run that goes on with more epochs is no longer finished.
         snapshot = snapshot._replace(summary=None)

@@ -141,7 +141,7 @@ def choose_parallelism(
     if len(seeds) > 1 and jax.process_count() > 1:
         raise ConfigError(
             f"there are {jax.process_count()} processes that train one seed together; train "
-            "several seeds in processes that know nothing of each other, some --seeds in each"
+            "several seeds in separate processes, with some of the --seeds each"
         )
     if len(seeds) == 1 and options.seed_mapping == "auto":
         devices = choose_devices(options.devices, options.parallel, config.batch_size)
