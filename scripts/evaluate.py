@@ -140,7 +140,7 @@ def check_each_once(runs: Sequence[Run]) -> None:
     Raises:
         ConfigError: a network is named twice.
     """
-    places = [(run.path.resolve(), run.seed) for run in runs]
+    places = [(run.path.resolve(), run.config.seed) for run in runs]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise ConfigError(f"{run.name} is named twice; each network counts once")

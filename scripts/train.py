@@ -34,15 +34,15 @@ from support.output import make_console, print_line, print_table
 from support.tables import epochs_table, evaluated_images, parameters_table, seeds_table, spread
 from support.watchers import Profile, TensorBoard, guarded
 
-from jaxmnist import Callbacks, Run, RunOptions, TrainConfig, create_model, data, train
+from jaxmnist import Callbacks, Run, RunOptions, TrainConfig, data, train
 from jaxmnist.config import ConfigError, check_seeds, format_seeds, parse_seeds
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.devices import check_platform, idle_devices
 from jaxmnist.runs.loop import Stopped
 from jaxmnist.runs.run import begun_config
 from jaxmnist.runs.run_folder import format_config, parse_config
-from jaxmnist.runs.setup import make_plan, state_shapes
-from jaxmnist.runs.train import check_continues, check_options, choose_parallelism
+from jaxmnist.runs.setup import set_up
+from jaxmnist.runs.train import check_options, choose_parallelism
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,13 +72,13 @@ def make_parser() -> Parser:
                         "default the next free runs/VARIANT-seedSEED")  # fmt: skip
     parser.add_argument("--seeds", metavar="N", help="train several: their number, as 8, from "
                         "--seed on, or a list, as 3,7,11")  # fmt: skip
-    what = parser.add_argument_group("what is trained (by default as the recipe has it)")
+    what = parser.add_argument_group("what is trained (defaults: those of the recipe)")
     add_fields(what, TrainConfig, unset=True)
     add_fields(parser.add_argument_group("how it is trained and kept"), RunOptions)
     together = parser.add_argument_group("several processes (found on TPU pods and under SLURM)")
     together.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
     together.add_argument("--num-processes", type=int, metavar="N", help="their number; 1: this "
-                          "one trains alone, whatever JAX would find")  # fmt: skip
+                          "one trains alone, even in a cluster")  # fmt: skip
     together.add_argument("--process-id", type=int, metavar="N", help="of this process, from 0")
     shown = parser.add_argument_group("what is shown")
     flag = functools.partial(shown.add_argument, action="store_true")
@@ -123,7 +123,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     config, seeds = TrainConfig(**given), None
     if options.resume and arguments.out is not None:
         text = distributed.broadcast_from_main(functools.partial(read_begun, arguments.out))
-        begun = parse_config(text.decode()) if text else None
+        begun = parse_config(text) if text else None
         # Another network or recipe is refused later, in an error that names both values.
         if begun and all(
             given.get(name, getattr(begun.config, name)) == getattr(begun.config, name)
@@ -139,13 +139,13 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     return config, seeds, options
 
 
-def read_begun(out: Path) -> bytes:
+def read_begun(out: Path) -> str:
     """Return the config of the run in a folder, as JSON; empty if there is none."""
     # The training itself reports errors in the folder.
     with contextlib.suppress(ConfigError, OSError):
         begun = begun_config(out)
-        return format_config(begun.config, begun.seeds).encode() if begun else b""
-    return b""
+        return format_config(begun.config, begun.seeds) if begun else ""
+    return ""
 
 
 def describe_stop(argv: Sequence[str], stop: BaseException) -> str:
@@ -198,11 +198,10 @@ def make_watchers(arguments: argparse.Namespace) -> list[TensorBoard | Profile]:
     return watchers
 
 
-def find_tensorboard() -> bytes:
+def find_tensorboard() -> None:
     """Raise an error early, in all processes, if tensorboardX is missing."""
     with require_extra("tensorboard"):
         importlib.import_module("tensorboardX")
-    return b""
 
 
 def dry_run(
@@ -213,24 +212,21 @@ def dry_run(
     console: Console,
 ) -> None:
     """Run a training's checks and print what would be trained; fetch nothing."""
-    check_options(out, options)
+    config = dataclasses.replace(config, seed=seeds[0])
+    check_options(config, seeds, out, options)
     devices, mapping = choose_parallelism(config, seeds, options)
-    if options.resume and out is not None and out.is_dir():
-        check_continues(dataclasses.replace(config, seed=seeds[0]), seeds, out)
     if options.idx_dir is not None:
         dataset = data.load(config.dataset, idx_dir=options.idx_dir)
     else:  # the same number of images, without pixels
         images, labels = np.zeros((data.TRAIN_COUNT, 0, 0), np.uint8), np.zeros(data.TRAIN_COUNT)
         dataset = data.Dataset(images, labels, images[:0], labels[:0], mean=0.0, std=1.0)
-    plan = make_plan(config, dataset)
-    state = state_shapes(config, create_model(config.variant, config.dropout), plan.tx)
+    setup = set_up(config, dataset, options, devices, facts={})
     console.print_json(config.to_json())
-    print_table(console, parameters_table(state.params))
-    total = config.epochs * plan.steps
+    print_table(console, parameters_table(setup.state_shapes.params))
     print_line(
         console,
-        f"{config.epochs} epochs of {plan.steps} steps of {config.batch_size} images: "
-        f"{total} steps over {plan.train_count:,} training images",
+        f"{config.epochs} epochs of {setup.steps} steps of {config.batch_size} images: "
+        f"{setup.total_steps} steps over {len(setup.train_images.pixels):,} training images",
     )
     if len(seeds) > 1:
         print_line(console, f"seeds {format_seeds(seeds)} ({mapping})")

@@ -28,7 +28,7 @@ from jaxmnist.parallel.programs import compile_programs, stack
 from jaxmnist.state import create_state
 from jaxmnist.steps import Images, epoch_permutation
 
-# What devices tell each other, in a compiled program.
+# Communication between devices, in a compiled program.
 EXCHANGE = re.compile(r" (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 BATCH, COUNT, STEPS = 8, 8 * 20, 20
 
@@ -43,7 +43,7 @@ def created(config: TrainConfig, seed: int):
 
 
 class Case:
-    """A variant in training, on so many devices."""
+    """A variant in training on some devices."""
 
     def __init__(self, config: TrainConfig, devices: Devices, seeds: tuple[int, ...] = (0,)):
         model = create_model(config.variant, config.dropout)
@@ -63,7 +63,7 @@ class Case:
         )
 
     def train(self, train_chunk, stop: int):
-        """The states and metrics after so many steps."""
+        """Return the states and metrics at step `stop`."""
         done = train_chunk(self.states, self.metrics, self.images, self.orders, np.int32(stop))
         states, metrics = self.layout.get(done)
         return states.replace(key=jax.random.key_data(states.key)), metrics
@@ -85,7 +85,7 @@ def one_seed(config: TrainConfig, stop: int, many: list[Devices]) -> None:
         cost = train_chunk.cost_analysis()["flops"]
         expected, flops = expected or found, flops or cost
         exchanges = EXCHANGE.findall(train_chunk.as_text())
-        say(devices, found, expected, share=cost / flops, exchanges=exchanges)
+        print_line(devices, found, expected, share=cost / flops, exchanges=exchanges)
 
 
 def many_seeds(config: TrainConfig, seeds: tuple[int, ...], many: list[Devices]) -> None:
@@ -103,10 +103,10 @@ def many_seeds(config: TrainConfig, seeds: tuple[int, ...], many: list[Devices])
         assert (tested.count == COUNT).all()
         found = (states, metrics, tested)
         expected = expected or found
-        say(devices, found, expected, shape=devices.shape(len(seeds), BATCH))
+        print_line(devices, found, expected, shape=devices.shape(len(seeds), BATCH))
 
 
-def say(devices: Devices, found, expected, **more) -> None:
+def print_line(devices: Devices, found, expected, **more) -> None:
     """Prints a line; the sums of the loss, in float32 and of up to 400, are compared apart."""
     states, *sums = found
     other_states, *other_sums = expected

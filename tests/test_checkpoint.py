@@ -18,6 +18,7 @@ from jaxmnist.runs import checkpoint
 from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, save
 from jaxmnist.runs.summary import make_row
 from jaxmnist.state import create_state, initial_state
+from tests.test_runs import plain
 
 METRICS = Metrics(np.float32(12.5), np.int32(90), np.int32(128))
 NOTES = {"rows": [{"loss": 0.1}], "of": "no importance"}
@@ -61,11 +62,7 @@ def template(variant="batch_norm"):
     return lambda notes: shapes
 
 
-def plain(state):
-    return state.replace(key=jax.random.key_data(state.key))
-
-
-def test_what_was_saved_comes_back_to_the_bit(state, original):
+def test_a_checkpoint_is_restored_bit_by_bit(state, original):
     found, skipped = checkpoint.newest_whole(original, template())
     chex.assert_trees_all_equal_structs(found.state, state)
     chex.assert_trees_all_equal_dtypes(plain(found.state), plain(state))
@@ -93,7 +90,7 @@ def test_another_dtype_is_refused_not_cast(original):
         checkpoint.newest_whole(original, lambda notes: shapes)
 
 
-def test_what_the_template_raises_ends_the_search(original):
+def test_an_error_of_the_template_ends_the_search(original):
     def refuse(notes):
         raise ConfigError(f"not {notes['of']}")
 
@@ -119,7 +116,7 @@ def flip(file, place, bit=0):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_every_flipped_bit_of_the_arrays_is_noticed(saved, state):
+def test_flipped_bits_of_the_arrays_are_detected(saved, state):
     """Sixteen places over the largest file, which holds the arrays."""
     file, reasons = largest_file(saved / "20" / "arrays"), []
     whole = file.read_bytes()
@@ -155,7 +152,7 @@ def test_a_changed_array_is_named(saved, state, tmp_path):
         (lambda record: record.pop("sha256_of_record"), "KeyError 'sha256_of_record'"),
     ],
 )
-def test_a_changed_record_is_noticed(saved, change, message):
+def test_a_changed_record_is_detected(saved, change, message):
     file = saved / "20" / "record" / "metadata"
     record = json.loads(file.read_text())
     change(record)
@@ -185,13 +182,13 @@ def test_the_newest_metadata(saved, tmp_path):
     assert checkpoint.newest_metadata(saved) is None
 
 
-def test_what_is_no_file_is_not_opened(saved):
+def test_a_pipe_in_a_checkpoint_is_not_opened(saved):
     os.mkfifo(saved / "20" / "record" / "pipe")  # whoever reads it waits for ever
     _, (reason,) = checkpoint.newest_whole(saved, template())
     assert reason.endswith("pipe is no file")
 
 
-def test_a_record_too_large_to_be_one_is_not_read(saved):
+def test_an_oversized_record_is_not_read(saved):
     file = saved / "20" / "record" / "metadata"
     with file.open("ab") as opened:
         opened.truncate(1 << 40)
@@ -210,7 +207,7 @@ def test_the_rows_of_the_longest_run_can_be_read_again():
     assert rows + 100_000 < checkpoint.MAX_RECORD_BYTES
 
 
-def test_an_array_too_large_to_be_one_is_not_read(saved):
+def test_an_oversized_array_is_not_read(saved):
     """Ten gigabytes of zeros take a few kilobytes on disk, and must take none in memory."""
     arrays = {"state": {"step": np.zeros(25_000_000, np.int32)}}
     shutil.rmtree(saved / "20" / "arrays")
@@ -223,7 +220,7 @@ def test_an_array_too_large_to_be_one_is_not_read(saved):
 # TensorStore's threads still report to a loop that Orbax closed when the first array failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["empty", "no arrays", "no record", "cut", "in another's place"])
-def test_what_is_not_whole_is_passed_over(saved, damage):
+def test_a_damaged_checkpoint_is_skipped(saved, damage):
     newest = saved / "20"
     if damage == "empty":
         shutil.rmtree(newest)
@@ -245,7 +242,7 @@ def test_what_is_not_whole_is_passed_over(saved, damage):
     assert checkpoint.steps(saved) == [10]
 
 
-def test_if_none_is_whole_every_reason_is_given_and_nothing_is_touched(saved):
+def test_without_a_whole_checkpoint_every_reason_is_given(saved):
     for step in ("10", "20"):
         shutil.rmtree(saved / step / "record")
     before = sorted(saved.rglob("*"))
@@ -254,7 +251,7 @@ def test_if_none_is_whole_every_reason_is_given_and_nothing_is_touched(saved):
     assert sorted(saved.rglob("*")) == before
 
 
-def test_what_a_killed_process_left_is_cleaned(saved):
+def test_half_written_checkpoints_are_removed(saved):
     half = saved / "30.orbax-checkpoint-tmp"
     shutil.copytree(saved / "20", half)
     assert checkpoint.steps(saved) == [20, 10]

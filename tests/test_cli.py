@@ -63,7 +63,7 @@ def run(script, command, capsys, tmp_path, monkeypatch):
     return run
 
 
-def test_trains_and_says_what_came_of_it(run, small_idx_dir):
+def test_output_of_a_training(run, small_idx_dir):
     status, out, err = run(*TINY, "--idx-dir", small_idx_dir)
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -78,7 +78,7 @@ def test_trains_and_says_what_came_of_it(run, small_idx_dir):
     assert f"{summary['final_test_accuracy'][0]:.2f} %" in lines[-1]
 
 
-def test_quiet_says_the_result_only_and_a_second_run_takes_the_next_name(run, small_idx_dir):
+def test_quiet_prints_the_result_only_and_a_second_run_takes_the_next_name(run, small_idx_dir):
     quiet = (*TINY, "--idx-dir", small_idx_dir, "--quiet", "--limit-train", "200")
     for name in ("tiny-kmnist-seed0", "tiny-kmnist-seed0-2"):
         status, out, _ = run(*quiet)
@@ -111,7 +111,9 @@ def test_dry_run_prints_and_trains_nothing(run):
     assert list(Path().iterdir()) == []
 
 
-def test_dry_run_counts_the_images_of_idx_dir(run, small_idx_dir):
+def test_dry_run_counts_images(run, small_idx_dir):
+    _, out, _ = run("--dry-run", "--holdout", "5000")
+    assert "15 epochs of 429 steps of 128 images: 6435 steps over 55,000 training images" in out
     _, out, _ = run(*TINY, "--idx-dir", small_idx_dir, "--dry-run", "--limit-train", "450")
     assert "1 epochs of 4 steps of 100 images: 4 steps over 450 training images" in out
 
@@ -220,7 +222,7 @@ def test_a_wrong_command_line_is_named_and_exits_2(run, words, message):
     assert list(Path().iterdir()) == []
 
 
-def test_what_goes_wrong_is_one_line_and_exits_1(run, tmp_path, small_idx_dir):
+def test_an_error_is_one_line_and_exits_1(run, tmp_path, small_idx_dir):
     status, _, err = run(*TINY, "--idx-dir", "nowhere")
     assert (status, len(err.splitlines())) == (1, 1)
     assert err.startswith("error: nowhere has no train-images-idx3-ubyte")
@@ -231,7 +233,7 @@ def test_what_goes_wrong_is_one_line_and_exits_1(run, tmp_path, small_idx_dir):
     assert "file/below" in err
 
 
-def test_no_network_and_no_copy_is_one_line_that_says_what_to_do(run, monkeypatch):
+def test_missing_images_are_one_line_with_the_remedy(run, monkeypatch):
     def no_connection(url):
         raise requests.ConnectionError("a long story")
         yield
@@ -263,7 +265,7 @@ def test_debug_adds_the_traceback(run):
     assert err.splitlines()[-1].startswith("error: nowhere has no")
 
 
-def test_an_unforeseen_error_is_one_line_too(run, script, monkeypatch):
+def test_an_unexpected_error_is_one_line(run, script, monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError("never\nmind")
 
@@ -283,7 +285,7 @@ def test_compiled_programs_are_kept(command, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", ["full", "a file in its place"])
-def test_a_cache_that_cannot_be_kept_is_one_line_and_no_obstacle(
+def test_an_unusable_compilation_cache_is_a_note(
     script, command, monkeypatch, tmp_path, capsys, small_idx_dir, trouble
 ):
     set_options = {}
@@ -314,7 +316,7 @@ def test_the_compilation_cache_is_the_users(command, monkeypatch, run, tmp_path)
 
 
 @pytest.mark.parametrize(("words", "kept"), [((), 1), (("--no-compilation-cache",), 0)])
-def test_the_compilation_cache_can_be_refused(command, monkeypatch, run, words, kept):
+def test_no_compilation_cache(command, monkeypatch, run, words, kept):
     calls = []
     monkeypatch.setattr(command, "keep_compiled_programs", calls.append)
     run(*TINY, "--idx-dir", "nowhere", *words)
@@ -352,7 +354,7 @@ def test_a_signal_before_the_training_stops_at_once(run, script, monkeypatch, nu
     assert signal.signal(number, before) == before
 
 
-def test_the_command_that_goes_on(script):
+def test_the_command_line_that_resumes(script):
     path = Path("runs/gap-seed0")
     assert script.words_to_resume(["--variant", "gap"], path) == [
         *("--variant", "gap", "--resume", "--out", "runs/gap-seed0")
@@ -361,7 +363,7 @@ def test_the_command_that_goes_on(script):
     assert script.words_to_resume(words, path) == ["--out=here", "--quiet", "--resume"]
 
 
-def test_a_run_that_goes_on_need_not_be_described_again(run, script, small_idx_dir):
+def test_resume_needs_no_options_of_the_config(run, script, small_idx_dir):
     tiny = (*TINY, "--idx-dir", small_idx_dir, "--out", "here")
     assert run(*tiny)[0] == 0
     begun = TrainConfig("tiny", "kmnist", epochs=1, batch_size=100, schedule="constant")
@@ -387,7 +389,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("seeds", [(), ("--seeds", "2", "--seed", "3", "--seed-mapping", "loop")])
 @pytest.mark.parametrize("there", [None, "", ".DS_Store", ".config.json.new", "config.json"])
-def test_one_command_line_begins_goes_on_and_finishes(run, small_idx_dir, seeds, there):
+def test_one_command_line_begins_and_resumes_a_run(run, small_idx_dir, seeds, there):
     if there is not None:
         Path("below/here").mkdir(parents=True)
         if there:  # an empty config.json is what a power cut may leave
@@ -406,7 +408,7 @@ def test_one_command_line_begins_goes_on_and_finishes(run, small_idx_dir, seeds,
     assert files_of("below/here") == before
 
 
-def test_resume_takes_over_nothing_else(run, small_idx_dir):
+def test_resume_refuses_other_folders(run, small_idx_dir):
     Path("thesis").mkdir()
     Path("thesis/chapter1.tex").write_text("years of work")
     words = (*TINY, "--idx-dir", small_idx_dir, "--resume", "--out", "thesis")
@@ -431,12 +433,7 @@ def test_the_home_directory_is_expanded_in_every_path(script, monkeypatch, tmp_p
     assert resolved(script, "--resume", "--out=~/x")[:2] == (begun, (3,))
 
 
-def test_dry_run_counts_what_is_held_out(run):
-    _, out, _ = run("--dry-run", "--holdout", "5000")
-    assert "15 epochs of 429 steps of 128 images: 6435 steps over 55,000 training images" in out
-
-
-def test_dry_run_refuses_what_the_folder_refuses(run):
+def test_dry_run_checks_the_folder(run):
     Path("here").mkdir()
     run_folder.write_config(Path("here"), TrainConfig("less_params"), [0])
     status, _, err = run("--dry-run", "--out", "here")
@@ -453,7 +450,7 @@ SEEDS = (*TINY, "--limit-train", "200", "--seed-mapping", "loop")
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_a_run_of_one_seed_takes_more(run, small_idx_dir, seed):
+def test_seeds_are_added_to_a_run_of_one(run, small_idx_dir, seed):
     images = ("--idx-dir", small_idx_dir)
     assert run(*SEEDS, *images, "--seed", seed, "--seeds", "1", "--out", "one")[0] == 0
     status, out, err = run("--resume", "--out", "one", *images)
@@ -466,7 +463,7 @@ def test_a_run_of_one_seed_takes_more(run, small_idx_dir, seed):
 
 
 @pytest.mark.parametrize(("seeds", "others"), [("3", "3 to 5"), ("1", "3"), ("3,9", "3, 9")])
-def test_a_seed_that_the_folder_does_not_have_is_refused(run, script, tmp_path, seeds, others):
+def test_resume_with_other_seeds_is_refused(run, script, tmp_path, seeds, others):
     begun = parse_seeds(seeds, 3)
     run_folder.write_config(tmp_path, TrainConfig("gap", seed=3), begun)
     words = ["--resume", "--out", str(tmp_path)]
@@ -479,7 +476,7 @@ def test_a_seed_that_the_folder_does_not_have_is_refused(run, script, tmp_path, 
     )
 
 
-def test_many_seeds_and_what_came_of_them(run, small_idx_dir):
+def test_output_of_several_seeds(run, small_idx_dir):
     status, out, err = run(*SEEDS, "--idx-dir", small_idx_dir, "--seeds", "2", "--seed", "5")
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -498,7 +495,7 @@ def test_many_seeds_and_what_came_of_them(run, small_idx_dir):
     assert cells[3] == f"{first:.2f}"
 
 
-def test_many_seeds_go_on_without_being_said_again(run, script, small_idx_dir):
+def test_resume_needs_no_seeds(run, script, small_idx_dir):
     words = (*SEEDS, "--idx-dir", small_idx_dir, "--out", "here", "--quiet")
     status, out, _ = run(*words, "--seeds", "3,1")
     assert (status, len(out.splitlines())) == (0, 1)
@@ -522,7 +519,7 @@ def test_a_seed_that_fails_is_an_error_line_and_exits_1(run, small_idx_dir, monk
     assert run(*words, "--seed", "1") == (1, "", "error: the loss became nan\n")
 
 
-def test_dry_run_says_how_seeds_would_be_trained(run):
+def test_dry_run_prints_the_seed_mapping(run):
     _, out, _ = run("--dry-run", "--seeds", "8", "--seed-mapping", "vmap")
     assert out.splitlines()[-1] == "seeds 0 to 7 (vmap)"
     assert list(Path().iterdir()) == []

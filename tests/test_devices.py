@@ -50,14 +50,14 @@ def assert_shared_out(line):
 @pytest.mark.parametrize(
     ("variant", "recipe"), [*((name, "notebook") for name in VARIANTS), ("gap", "record")]
 )
-def test_eight_devices_train_as_one_does(variant, recipe):
+def test_eight_devices_train_as_one(variant, recipe):
     (line,) = measured("steps", variant, recipe)
     assert (line["devices"], line["parallel"]) == (8, "jit")
     assert_shared_out(line)
 
 
 @pytest.mark.slow
-def test_any_number_of_devices_trains_as_one_does():
+def test_any_number_of_devices_trains_as_one():
     lines = measured("forms", "gap", "notebook")
     found = [(line["devices"], line["parallel"]) for line in lines]
     assert found == [(2, "jit"), (4, "jit"), (8, "pmap")]
@@ -90,14 +90,14 @@ def with_eight(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
 
 
-def test_all_devices_are_chosen_unless_fewer_are_wished_for(with_eight):
+def test_all_devices_are_chosen_unless_fewer_are_requested(with_eight):
     assert choose_devices(None, "jit") == Devices(8)
     assert choose_devices(3, "pmap") == Devices(3, "pmap")
     assert Devices(3).all == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(128, 8), (100, 5), (7, 7), (13, 1)])
-def test_without_a_wish_as_many_devices_as_divide_the_batch(with_eight, batch_size, count):
+def test_the_default_number_of_devices_divides_the_batch(with_eight, batch_size, count):
     chosen = choose_devices(None, "jit", batch_size)
     assert chosen == Devices(count)
     idle = devices.idle_devices(chosen, batch_size)
@@ -119,12 +119,12 @@ def test_without_a_wish_as_many_devices_as_divide_the_batch(with_eight, batch_si
         (2, "pmpa", r"parallel is 'pmpa'; expected one of jit, pmap. Did you mean pmap\?"),
     ],
 )
-def test_devices_that_cannot_be_had(with_eight, count, parallel, message):
+def test_unavailable_devices_are_refused(with_eight, count, parallel, message):
     with pytest.raises(ConfigError, match=message):
         choose_devices(count, parallel)
 
 
-def test_several_processes_leave_no_device_without_work(with_eight, monkeypatch):
+def test_several_processes_use_all_devices(with_eight, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert choose_devices(8, "jit") == Devices(8)
     with pytest.raises(ConfigError, match=r"devices is 4, but the 2 processes have 8"):
@@ -134,27 +134,24 @@ def test_several_processes_leave_no_device_without_work(with_eight, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("count", "parallel", "seeds", "shape"),
+    ("devices", "seeds", "batch_size", "shape"),
     [
-        (8, "jit", 1, (1, 8)),
-        (8, "jit", 8, (8, 1)),
-        (8, "jit", 16, (8, 1)),
-        (8, "jit", 4, (4, 2)),
-        (8, "jit", 3, (4, 2)),
-        (8, "jit", 5, (8, 1)),
-        (8, "jit", 9, (8, 1)),
-        (6, "jit", 2, (2, 3)),
-        (8, "pmap", 8, (1, 8)),
+        (Devices(8), 1, 120, (1, 8)),
+        (Devices(8), 8, 120, (8, 1)),
+        (Devices(8), 16, 120, (8, 1)),
+        (Devices(8), 4, 120, (4, 2)),
+        (Devices(8), 3, 120, (4, 2)),
+        (Devices(8), 5, 120, (8, 1)),
+        (Devices(8), 9, 120, (8, 1)),
+        (Devices(6), 2, 120, (2, 3)),
+        (Devices(8, "pmap"), 8, 120, (1, 8)),
+        (Devices(8), 3, 100, (4, 2)),
+        (Devices(8), 3, 101, (8, 1)),  # 101 is prime: each device has whole batches
+        (Devices(8), 1, 100, (2, 4)),  # one seed of several remains
     ],
 )
-def test_how_devices_lie_along_seeds_and_batch(count, parallel, seeds, shape):
-    assert Devices(count, parallel).shape(seeds, 120) == shape
-
-
-def test_a_batch_that_cannot_be_shared_out_is_whole_on_each_device():
-    assert Devices(8).shape(3, 100) == (4, 2)
-    assert Devices(8).shape(3, 101) == (8, 1)
-    assert Devices(8).shape(1, 100) == (2, 4)  # one that is left of several
+def test_shape_of_the_mesh(devices, seeds, batch_size, shape):
+    assert devices.shape(seeds, batch_size) == shape
 
 
 @pytest.mark.parametrize(
@@ -165,13 +162,13 @@ def test_a_batch_that_cannot_be_shared_out_is_whole_on_each_device():
         (8, 4, "among 8 devices; use --devices 4, or --batch-size 8"),
     ],
 )
-def test_what_cannot_be_shared_out_names_what_can(with_eight, count, batch_size, choices):
+def test_an_indivisible_batch_names_sizes_that_work(with_eight, count, batch_size, choices):
     with pytest.raises(ConfigError, match=f"^{batch_size} images cannot .* {re.escape(choices)}$"):
         Devices(count).check_divides(batch_size)
 
 
 @pytest.mark.parametrize(("count", "batch_size", "seeds"), [(8, 128, 1), (3, 128, 2), (1, 7, 1)])
-def test_what_can_be_shared_out(with_eight, count, batch_size, seeds):
+def test_divisible_batches(with_eight, count, batch_size, seeds):
     Devices(count).check_divides(batch_size, seeds)
 
 
@@ -207,14 +204,14 @@ def test_the_command_trains_on_many(start, tmp_path, words, device):
     assert last["test_loss"] == pytest.approx(alone.rows[-1]["test_loss"], rel=1e-4)
 
 
-def test_a_run_asks_before_it_does_anything(with_eight, tmp_path):
+def test_an_indivisible_batch_makes_no_folder(with_eight, tmp_path):
     config = TrainConfig(batch_size=100)
     with pytest.raises(ConfigError, match="100 images cannot be shared out equally among 8"):
         train(config, tmp_path / "run", options=RunOptions(devices=8))
     assert not (tmp_path / "run").exists()
 
 
-def test_what_was_laid_over_devices_comes_back():
+def test_fetch_reverses_lay():
     mesh = jax.make_mesh((1,), (devices.DATA,), axis_types=(jax.sharding.AxisType.Auto,))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     tree = {"key": jax.random.key(3), "numbers": np.arange(5)}

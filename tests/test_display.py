@@ -91,7 +91,7 @@ def test_seeds_side_by_side_share_a_line(display):
         ({0: 7020, 1: 7020}, "the runs in runs/a are finished: 2 of 2 seeds"),
     ],
 )
-def test_seeds_that_go_on(display, steps, line):
+def test_resumed_seeds(display, steps, line):
     start = seeds_started(steps, warnings=["device was an abacus"])
     assert printed(display, list(steps), start) == [line, "note: device was an abacus"]
 
@@ -104,7 +104,7 @@ def test_the_spread_is_over_the_seeds_that_are_furthest(display):
     assert tracker.accuracy() == "test 99.10 ± 0.14 % (2 seeds, epoch 2)"
 
 
-def test_the_time_left_is_at_the_speed_of_so_far(display, monkeypatch):
+def test_time_left(display, monkeypatch):
     now = iter([100.0, 130.0, 130.0, 130.0])
     monkeypatch.setattr(display.time, "monotonic", lambda: next(now))
     tracker = display.ProgressTracker((0, 1), 15)
@@ -119,7 +119,7 @@ def test_the_time_left_is_at_the_speed_of_so_far(display, monkeypatch):
     assert tracker.time_left() == "5 s left"
 
 
-def test_a_seed_that_failed_is_not_waited_for(display):
+def test_a_failed_seed_does_not_count(display):
     tracker = display.ProgressTracker((0, 1), 15)
     tracker.take(seeds_started({0: 100, 1: 200}))
     tracker.take(EpochDone([row(1, 1, 10.0)]))

@@ -76,9 +76,7 @@ def assert_same_state(folder, other, steps):
     chex.assert_trees_all_close(one.opt_state, two.opt_state, atol=1e-4)
 
 
-def test_two_processes_train_what_one_does_and_go_on_with_each_others_runs(
-    start, start_two, tmp_path
-):
+def test_one_and_two_processes_train_alike_and_resume_each_others_runs(start, start_two, tmp_path):
     (status, said, _), other = both(start_two("--epochs", "1", "--out", "two"))
     assert (status, other) == (0, (0, "", ""))
     assert said.splitlines()[-1].startswith("augmentation, seed 0:")
@@ -98,7 +96,7 @@ def test_two_processes_train_what_one_does_and_go_on_with_each_others_runs(
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(start, start_two, tmp_path, victim):
+def test_if_one_process_is_killed_the_other_ends(start, start_two, tmp_path, victim):
     processes = start_two("--epochs", "80", "--checkpoint-every", "1", "--out", "run")
     wait_for_line(processes[0], "epoch 3/80")
     processes[victim].kill()
@@ -114,7 +112,7 @@ def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(start, start_two,
     assert len(load_run(tmp_path / "run").rows) == 80
 
 
-def test_when_one_is_asked_to_stop_all_save_and_stop(start_two, tmp_path):
+def test_if_one_process_gets_a_signal_all_save_and_stop(start_two, tmp_path):
     processes = start_two("--epochs", "80", "--out", "run")
     wait_for_line(processes[0], "epoch 2/80")
     processes[1].send_signal(signal.SIGTERM)
@@ -126,7 +124,7 @@ def test_when_one_is_asked_to_stop_all_save_and_stop(start_two, tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints" / "seed0").iterdir()] == step
 
 
-def test_what_the_first_refuses_all_refuse(start_two, tmp_path):
+def test_an_error_of_the_main_process_is_raised_in_all(start_two, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
     for status, said, errors in both(start_two("--out", "run")):
@@ -134,7 +132,7 @@ def test_what_the_first_refuses_all_refuse(start_two, tmp_path):
         assert errors.startswith("error: run is not empty; pass another --out")
 
 
-def test_processes_that_train_different_things_do_not_train_together(start_two, tmp_path):
+def test_processes_with_different_options_are_refused(start_two, tmp_path):
     for status, said, errors in both(start_two("--out", "run", each=lambda n: ("--seed", str(n)))):
         assert (status, said) == (2, "")
         assert errors.startswith("error: the 2 processes that train together were given different")
@@ -152,12 +150,12 @@ def test_processes_that_train_different_things_do_not_train_together(start_two, 
         (("a:1", 2, 2), r"process_id is 2; expected a whole number from 0 to 1"),
     ],
 )
-def test_processes_that_cannot_be_joined(words, message):
+def test_invalid_processes_are_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         distributed.join(*words)
 
 
-def test_processes_of_which_one_alone_goes_on_do_not_wait_for_ever(start_two):
+def test_resume_in_one_process_only_is_refused(start_two):
     for status, said, errors in both(
         start_two("--out", "run", each=lambda number: ["--resume"] if number else [])
     ):
@@ -165,7 +163,7 @@ def test_processes_of_which_one_alone_goes_on_do_not_wait_for_ever(start_two):
         assert errors.startswith("error: the 2 processes that train together were given different")
 
 
-def test_what_fails_in_one_ends_both(start_two):
+def test_an_error_of_one_process_ends_both(start_two):
     (first, _, words), (second, _, others) = both(
         start_two("--epochs", "1", each=lambda number: ["--idx-dir", "nowhere"] if number else [])
     )
@@ -186,7 +184,7 @@ def test_what_fails_in_one_ends_both(start_two):
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
     ],
 )
-def test_jax_is_asked_for_others_where_there_are_some(monkeypatch, environment, found):
+def test_detection_of_a_cluster(monkeypatch, environment, found):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: asked.append(True))
     for name, value in environment.items():
@@ -196,7 +194,7 @@ def test_jax_is_asked_for_others_where_there_are_some(monkeypatch, environment, 
     assert asked == [True] * found
 
 
-def test_a_process_alone_decides_alone():
+def test_a_single_process_needs_no_agreement():
     distributed.join(None, None, None)
     distributed.join(None, 1, None)
     distributed.assert_equal_across_processes("anything")
@@ -211,7 +209,7 @@ def failing():
     raise OSError("broken")
 
 
-def test_an_error_of_the_device_is_its_own_where_there_are_no_others(monkeypatch):
+def test_a_runtime_error_is_a_host_error_with_several_processes_only(monkeypatch):
     error = jax.errors.JaxRuntimeError("INTERNAL: broken\nand more")
     with pytest.raises(jax.errors.JaxRuntimeError), distributed.as_host_error():
         raise error
@@ -223,7 +221,7 @@ def test_an_error_of_the_device_is_its_own_where_there_are_no_others(monkeypatch
         raise error
 
 
-def test_several_seeds_are_not_for_processes_that_train_together(monkeypatch, tmp_path):
+def test_several_seeds_in_several_processes_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "broadcast_from_main", lambda action: action())
     with pytest.raises(ConfigError, match="there are 2 processes that train one seed together"):

@@ -45,7 +45,7 @@ def test_a_run_is_read_and_used_under_other_flags(small_run, other_flags):
     assert make_predict(same)(pixels).dtype == np.float32
 
 
-def test_the_key_has_its_own_kind(other_flags):
+def test_the_key_has_a_fixed_implementation(other_flags):
     config = jaxmnist.TrainConfig("gap")
     tx, _ = make_optimizer(config, 10)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

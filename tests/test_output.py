@@ -49,7 +49,7 @@ def prints(stdout, text="", environment=(), shell="", **options):
     )
 
 
-def test_a_pipe_that_nobody_reads_any_more():
+def test_a_closed_pipe():
     process = prints(subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     assert process.stdout.readline() == b"a line of this many characters 0 \n"
@@ -84,7 +84,7 @@ def test_a_pipe_that_does_not_block_loses_nothing():
     ("encoding", "expected"),
     [("ascii", "+- - ? ?"), ("latin-1", "± - ? ?"), ("utf-8", "± \u2212 数 ?")],
 )
-def test_what_a_stream_cannot_encode(encoding, expected):
+def test_characters_that_a_stream_cannot_encode(encoding, expected):
     text = "± \u2212 数 \udcff"
     process = prints(subprocess.PIPE, text, {"PYTHONIOENCODING": encoding}.items())
     out, _ = process.communicate(timeout=60)
@@ -127,7 +127,7 @@ NAMES = ["r[/x]", "runs/gap[fast]", "[bold]", "[red]a[/red]", ":smile:", "100%",
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_names_are_shown_as_they_are(name, is_terminal):
+def test_names_are_printed_literally(name, is_terminal):
     from support import display
 
     console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal, color_system=None)

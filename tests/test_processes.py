@@ -1,7 +1,7 @@
-"""Seeds in processes of their own: who gets which, and what becomes of them when one dies."""
+"""Seeds in processes of their own: their distribution, and the failure of a process."""
 
-import io
 import json
+import multiprocessing
 import os
 import queue
 import re
@@ -17,10 +17,12 @@ import psutil
 import pytest
 
 import jaxmnist
+from jaxmnist import RunOptions
 from jaxmnist.parallel import devices
 from jaxmnist.parallel.seed_mapping import shares_of_cores
 from jaxmnist.runs import processes, worker
-from jaxmnist.runs.loop import Stopped, TrainingError
+from jaxmnist.runs.loop import Stopped
+from jaxmnist.runs.processes import STOP, STOPPED, Finished, Task
 from jaxmnist.runs.setup import Callbacks, EpochDone, Failed, Progress
 from tests import conftest
 from tests.conftest import SCRIPT, finish, wait_for_line
@@ -34,197 +36,166 @@ WORDS = (
 
 
 class Worker:
-    """Notes what it is told."""
+    """Records the messages that it is sent, and sends those of the test."""
 
     def __init__(self):
-        self.seed = None
-        self.told = []
+        self.pipe, self.seed, self.has_ended = object(), None, False
+        self.received, self.messages = [], []
 
     def train(self, seed):
         self.seed = seed
-        self.told.append(seed)
+        self.received.append(seed)
 
     def send(self, message):
-        self.told.append(message)
+        self.received.append(message)
 
-    def exit_reason(self):
-        return "it died"
+    def receive(self):
+        message = self.messages.pop(0)
+        if message is not None:
+            return message
+        self.has_ended = True
+        return None if self.seed is None else Failed(self.seed, "it died")
 
 
 @pytest.fixture
-def lead(monkeypatch, tmp_path):
-    """Leads two workers, who say what the test says, over four seeds."""
-    monkeypatch.setattr(processes, "POLL_SECONDS", 0)
-    monkeypatch.setattr(
-        processes, "read_snapshot", lambda setup, path, seed: (f"end of {seed}", [])
-    )
-    events, inbox, team = [], queue.SimpleQueue(), [Worker(), Worker()]
+def schedule(monkeypatch, tmp_path):
+    """Schedules four seeds on two workers, whose messages come in the order of the test."""
+    events, team = [], [Worker(), Worker()]
 
-    def train(*messages, should_stop=lambda: False):
+    def schedule(*messages, should_stop=lambda: False):
+        order = iter([team[number] for number, _ in messages])
         for number, message in messages:
-            inbox.put((team[number], message))
+            team[number].messages.append(message)
+        monkeypatch.setattr(processes, "wait", lambda pipes, timeout: [next(order).pipe])
         callbacks = Callbacks(report=events.append, should_stop=should_stop)
-        waiting = [4, 5, 6, 7]
-        scheduler = processes._Scheduler(None, list(team), waiting, tmp_path, callbacks, inbox)  # type: ignore[arg-type]
-        yield from scheduler.run()
+        return processes._schedule(team, [4, 5, 6, 7], tmp_path, callbacks)  # type: ignore[arg-type]
 
-    return train, team, events
+    return schedule, team, events
 
 
-def said(seed, step=4):
-    return ["Progress", [seed], 1, step, 0.5, 90.0, 0.1, 1000.0]
+def progress(seed, step=4):
+    return Progress((seed,), 1, step, 0.5, 90.0, 0.1, 1000.0)
 
 
-def test_the_others_begin_when_the_first_has_compiled(lead):
-    train, team, events = lead
-    ends = train((0, said(4)), (0, ["done", 4, None]), (1, ["done", 5, None]))
-    next(ends)
-    assert (team[0].told, team[1].told) == ([4], [5])
-    assert events == [Progress((4,), 1, 4, 0.5, 90.0, 0.1, 1000.0)]
+def test_other_workers_start_when_the_first_has_compiled(schedule):
+    train, team, events = schedule
+    next(train((0, progress(4)), (0, Finished(4)), (1, Finished(5))))
+    assert [worker.received for worker in team] == [[4], [5]]
+    assert events == [progress(4)]
 
 
-def test_who_is_done_gets_the_next_seed(lead):
-    train, team, events = lead
-    row = {"seed": 4, "epoch": 1}
-    ends = train(
-        (0, said(4)),
-        (0, ["EpochDone", [row]]),
-        (0, ["done", 4, None]),
-        (0, ["Failed", 6, "the loss became nan"]),
-        (0, ["done", 6, "the loss became nan"]),
-        (1, ["done", 5, None]),
-        (0, ["done", 7, None]),
-    )
-    found = dict(ends)
-    assert (team[0].told, team[1].told) == ([4, 6, 7], [5])
-    assert [found[seed] for seed in (4, 5, 7)] == ["end of 4", "end of 5", "end of 7"]
-    assert str(found[6]) == "the loss became nan"
-    assert events[1:] == [EpochDone([row]), Failed(6, "the loss became nan")]
+def test_a_worker_that_is_done_gets_the_next_seed(schedule):
+    train, team, events = schedule
+    epoch, failed = EpochDone([{"seed": 4, "epoch": 1}]), Failed(6, "the loss became nan")
+    messages = (progress(4), epoch, Finished(4), failed)
+    ends = train(*((0, each) for each in messages), (1, Finished(5)), (0, Finished(7)))
+    assert list(ends) == [(4, None), (6, failed.reason), (5, None), (7, None)]
+    assert [worker.received for worker in team] == [[4, 6, 7], [5]]
+    assert events[1:] == [epoch, failed]
 
 
-def test_a_process_that_dies_takes_its_seed_with_it_and_no_other(lead):
-    train, _, events = lead
-    ends = train(
-        (0, said(4)),
-        (1, None),
-        (0, ["done", 4, None]),
-        (0, ["done", 6, None]),
-        (0, ["done", 7, None]),
-    )
-    found = dict(ends)
-    assert isinstance(found[5], TrainingError)
-    assert str(found[5]) == "it died"
+def test_a_process_that_dies_fails_its_own_seed_only(schedule):
+    train, _, events = schedule
+    finished = [(0, Finished(seed)) for seed in (4, 6, 7)]
+    ends = train((0, progress(4)), (1, None), *finished)
+    assert dict(ends) == {4: None, 5: "it died", 6: None, 7: None}
     assert events[-1] == Failed(5, "it died")
-    assert found.keys() == {4, 5, 6, 7}
 
 
-def test_if_the_first_dies_before_it_has_compiled_another_begins(lead):
-    train, team, _ = lead
-    ends = train((0, None), *((1, ["done", seed, None]) for seed in (5, 6, 7)))
+def test_if_the_first_dies_before_it_has_compiled_another_starts(schedule):
+    train, team, _ = schedule
+    ends = train((0, None), *((1, Finished(seed)) for seed in (5, 6, 7)))
     assert [seed for seed, _ in ends] == [4, 5, 6, 7]
-    assert team[1].told == [5, 6, 7]
+    assert team[1].received == [5, 6, 7]
 
 
-def test_without_any_process_the_rest_fails(lead):
-    train, _, events = lead
+def test_without_any_process_the_remaining_seeds_fail(schedule):
+    train, _, events = schedule
     found = dict(train((0, None), (1, None)))
-    assert str(found[7]) == "no process is left to train it"
+    assert found[7] == "no process is left to train it"
     assert [event.seed for event in events] == [4, 5, 6, 7]
 
 
-def test_all_are_told_to_stop_once_and_get_nothing_more(lead):
-    train, team, _ = lead
+def test_a_stop_is_sent_to_all_once_and_no_seed_after_it(schedule):
+    train, team, _ = schedule
     ends = train(
-        (0, said(4)),
-        (0, said(4, 5)),
-        (1, ["stopped"]),
-        (0, ["done", 4, None]),
-        should_stop=lambda: team[1].seed is not None or "stop" in team[0].told,
+        (0, progress(4)),
+        (0, progress(4, 5)),
+        (1, STOPPED),
+        (0, Finished(4)),
+        should_stop=lambda: team[1].seed is not None or STOP in team[0].received,
     )
-    assert next(ends) == (4, "end of 4")
+    assert next(ends) == (4, None)
     with pytest.raises(Stopped):
         next(ends)
-    assert (team[0].told, team[1].told) == ([4, "stop"], [5, "stop"])
+    assert [worker.received for worker in team] == [[4, STOP], [5, STOP]]
 
 
-def test_a_first_seed_that_fails_before_it_was_compiled_lets_nobody_else_begin(lead):
-    train, team, _ = lead
-    ends = train(
-        (0, ["Failed", 4, "no checkpoint is whole"]),
-        (0, ["done", 4, "no checkpoint is whole"]),
-        (0, said(5)),
-        (0, ["done", 5, None]),
-    )
+def test_a_first_seed_that_fails_before_compilation_starts_no_other_worker(schedule):
+    train, team, _ = schedule
+    failed = Failed(4, "no checkpoint is whole")
+    ends = train((0, failed), (0, progress(5)), (0, Finished(5)))
     next(ends)
-    assert (team[0].told, team[1].told) == ([4], [])
+    assert [worker.received for worker in team] == [[4], []]
     next(ends)
-    assert (team[0].told, team[1].told) == ([4, 5], [6])
+    assert [worker.received for worker in team] == [[4, 5], [6]]
 
 
-def test_a_stop_that_comes_when_all_are_done_is_none(lead):
-    train, team, _ = lead
-    messages = [(0, said(4)), *((0, ["done", seed, None]) for seed in (4, 6, 7))]
-    ends = dict(
-        train(*messages, (1, ["done", 5, None]), should_stop=lambda: team[0].told[-1:] == [7])
-    )
-    assert ends.keys() == {4, 5, 6, 7}
+def test_a_stop_after_the_last_seed_was_started_may_find_all_finished(schedule):
+    train, team, _ = schedule
+    messages = [(0, progress(4)), *((0, Finished(seed)) for seed in (4, 6, 7)), (1, Finished(5))]
+    ends = train(*messages, should_stop=lambda: team[0].received[-1:] == [7])
+    assert [seed for seed, _ in ends] == [4, 6, 7, 5]
 
 
-def test_a_stop_that_comes_first_lets_nobody_begin(lead):
-    train, team, _ = lead
+def test_a_stop_before_the_start_starts_no_seed(schedule):
+    train, team, _ = schedule
     with pytest.raises(Stopped):
         next(train(should_stop=lambda: True))
-    assert team[0].told == []
+    assert team[0].received == []
 
 
 @pytest.fixture
 def process(monkeypatch):
-    """Starts a worker that runs this code, and takes what it says until it ends."""
-    inbox = queue.SimpleQueue()
+    """Starts a worker that runs this code."""
 
     def process(code):
         monkeypatch.setattr(processes, "_WORKER", ("-c", code))
-        return processes._Worker({}, [0], inbox), inbox
+        return processes._Worker(Task(jaxmnist.TrainConfig(), RunOptions(), Path(), [0], ""))
 
     return process
 
 
-def test_what_a_library_prints_is_no_message(process):
-    one, inbox = process("print('hello'); print('[\"stopped\"]'); print('[\"torn')")
-    with one:
-        assert inbox.get(timeout=30) == (one, ["stopped"])
-        assert inbox.get(timeout=30) == (one, None)
-        assert one.exit_reason() == "its process ended with status 0"
-
-
-def test_the_last_words_of_a_process(process):
-    one, inbox = process(
-        "import sys; sys.stderr.buffer.write(b'Traceback\\nMemoryError: \\xff\\n'); sys.exit(3)"
+def test_printed_text_is_no_message(process):
+    code = (
+        "import sys; from multiprocessing.connection import Connection; print('hello'); "
+        "Connection(int(sys.argv[1])).send('stopped')"
     )
-    with one:
-        assert inbox.get(timeout=30) == (one, None)
-        assert one.exit_reason() == "its process ended with status 3: MemoryError: \ufffd"
+    with process(code) as one:
+        assert one.receive() == STOPPED
+        assert (one.receive(), one.has_ended) == (None, True)
+
+
+def test_the_last_error_line_of_a_process_is_its_reason(process):
+    code = "import sys; sys.stderr.buffer.write(b'Traceback\\nMemoryError: \\xff\\n'); sys.exit(3)"
+    with process(code) as one:
+        one.train(5)
+        assert one.receive() == Failed(5, "its process ended with status 3: MemoryError: \ufffd")
 
 
 def test_a_process_that_does_not_end_is_killed(process, monkeypatch):
     monkeypatch.setattr(processes, "END_SECONDS", 0.1)
-    one, inbox = process("import time; time.sleep(1000)")
-    with one:
+    with process("import time; time.sleep(1000)") as one:
         one.train(3)
-    assert inbox.get(timeout=30) == (one, None)
+    assert one._process.returncode == -signal.SIGKILL
 
 
-def test_a_worker_shares_what_was_compiled_for_as_many_cores(monkeypatch):
+def test_workers_share_programs_compiled_for_the_same_number_of_cores(monkeypatch):
     flags, cores = {}, []
     monkeypatch.setattr(jax.config, "update", flags.__setitem__)
     monkeypatch.setattr(worker.os, "sched_setaffinity", lambda _, mine: cores.append(mine))
-    monkeypatch.setattr(worker, "make_setup", lambda *arguments, mapping: (*arguments, mapping))
-    config = jaxmnist.TrainConfig("gap", epochs=2)
-    task = {"cores": [1, 3], "cache": "kept", "config": config.to_json()}
-    task |= {"data_dir": "d", "idx_dir": None, "checkpoint_every": "1", "keep": 3}
-    setup, options = worker.prepare(task)
-    assert (setup, cores) == ((config, options, "processes"), [[1, 3]])
-    assert options == jaxmnist.RunOptions(data_dir="d", checkpoint_every="1", keep=3)
+    worker.use_cores([1, 3], "kept")
+    assert cores == [[1, 3]]
     assert flags == {
         **{f"jax_{name}": value for name, value in devices._FLAGS.items()},
         "jax_compilation_cache_dir": "kept/2-cores",
@@ -233,19 +204,24 @@ def test_a_worker_shares_what_was_compiled_for_as_many_cores(monkeypatch):
     }
 
 
-def test_a_worker_ends_when_nobody_can_ask_it_any_more(monkeypatch):
-    """At once, also if it is compiling; what it says next would end it only then."""
+def test_a_worker_ends_when_its_pipe_is_closed(monkeypatch):
+    """At once, also while it compiles; its next message would end it only then."""
     ended, requests, stop = [], queue.SimpleQueue(), threading.Event()
     monkeypatch.setattr(worker.os, "_exit", ended.append)
-    monkeypatch.setattr(worker.sys, "stdin", io.StringIO('{"config": 1}\n3\n"stop"\n'))
-    worker._listen(requests, stop)
-    assert (requests.get_nowait(), requests.get_nowait()) == ({"config": 1}, 3)
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        with ours:
+            for message in ("task", 3, STOP):
+                ours.send(message)
+        with pytest.raises(EOFError):
+            worker.listen(theirs, requests, stop)
+    assert (requests.get_nowait(), requests.get_nowait()) == ("task", 3)
     assert (stop.is_set(), ended) == (True, [0])
 
 
 @pytest.fixture(scope="module")
 def whole(small_idx_dir, tmp_path_factory):
-    """The seeds that nothing happened to, one after another in this process."""
+    """Uninterrupted runs of the seeds, one after another in this process."""
     config = jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
     out = tmp_path_factory.mktemp("runs") / "whole"
     return conftest.train(config, out, small_idx_dir, seeds=(0, 1, 2), seed_mapping="loop")
@@ -263,7 +239,7 @@ def workers_of(process):
     ]
 
 
-def test_in_processes_each_seed_is_the_run_it_would_be_alone(start, whole, tmp_path):
+def test_each_seed_in_a_process_equals_its_own_run(start, whole, tmp_path):
     process = start(*WORDS)
     wait_for_line(process, "seed 1, epoch 1/12")
     if hasattr(os, "sched_getaffinity"):
@@ -282,7 +258,7 @@ def test_in_processes_each_seed_is_the_run_it_would_be_alone(start, whole, tmp_p
     assert summary["seed_mapping"] == "processes"
 
 
-def test_a_signal_stops_all_and_says_how_to_go_on(start, whole, tmp_path):
+def test_a_signal_stops_all_and_prints_how_to_resume(start, whole, tmp_path):
     process = start(*WORDS)
     wait_for_line(process, "seed 1, epoch 2/12")
     workers = workers_of(process)
@@ -302,14 +278,14 @@ def test_a_signal_stops_all_and_says_how_to_go_on(start, whole, tmp_path):
     assert_same_runs(tmp_path / "runs", whole)
 
 
-def test_killed_it_leaves_no_orphan_and_goes_on(start, whole, tmp_path):
+def test_a_killed_run_leaves_no_orphan_and_resumes(start, whole, tmp_path):
     process = start(*WORDS)
     wait_for_line(process, "seed 1, epoch 2/12")
     workers = workers_of(process)
     assert len(workers) == len(shares_of_cores(3))
     process.kill()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
-    # The seeds need not be said again, and may go on in another way.
+    # The seeds come from the run, and may resume with another mapping.
     status, out, err = finish(start("--resume", "--out", "runs", "--seed-mapping", "loop"))
     assert (status, err) == (0, "")
     assert "training seeds 0 to 2 (loop), " in out.splitlines()[0]

@@ -24,11 +24,12 @@ from jaxmnist.parallel.programs import (
 from jaxmnist.parallel.seed_mapping import choose_mapping, shares_of_cores
 from jaxmnist.runs.setup import to_devices
 from jaxmnist.state import initial_state
+from tests.test_runs import plain
 
 SEEDS = 3
 
 
-class Block:
+class Group:
     """`gap` on the small images, in programs for one seed and for three."""
 
     def __init__(self, idx_dir):
@@ -56,34 +57,30 @@ class Block:
         return [(plain(state), *sums) for state, *sums in unstack(found, len(seeds))]
 
 
-def plain(state):
-    return state.replace(key=jax.random.key_data(state.key))
-
-
 @pytest.fixture(scope="module")
-def block(small_idx_dir):
-    return Block(small_idx_dir)
+def group(small_idx_dir):
+    return Group(small_idx_dir)
 
 
-def test_a_seed_in_a_block_is_the_seed_alone(block):
+def test_a_seed_in_a_group_equals_the_seed_alone(group):
     """After four steps, within 1e-5: sums are taken in another order."""
-    for seed, found in zip((7, 3, 5), block.train((7, 3, 5), 4), strict=True):
-        (alone,) = block.train((seed,), 4)
+    for seed, found in zip((7, 3, 5), group.train((7, 3, 5), 4), strict=True):
+        (alone,) = group.train((seed,), 4)
         chex.assert_trees_all_close(found[0], alone[0], atol=1e-5, rtol=1e-5)
         chex.assert_trees_all_close(found[1].loss_sum, alone[1].loss_sum, rtol=1e-5)
         chex.assert_trees_all_close(found[2].loss_sum, alone[2].loss_sum, rtol=1e-4)
         chex.assert_trees_all_equal(found[2].count, alone[2].count)
 
 
-def test_a_seed_does_not_depend_on_its_neighbours(block):
-    first, *_ = block.train((0, 1, 2), 9)
-    other, *_ = block.train((0, 8, 9), 9)
+def test_a_seed_does_not_depend_on_its_neighbours(group):
+    first, *_ = group.train((0, 1, 2), 9)
+    other, *_ = group.train((0, 8, 9), 9)
     chex.assert_trees_all_equal(first, other)
 
 
-def test_a_seed_that_breaks_stands_still_and_takes_no_other_down(block):
-    whole = block.train((0, 1, 2), 9)
-    broken = block.train((0, 1, 2), 9, broken=(1,))
+def test_a_broken_seed_stops_and_the_others_continue(group):
+    whole = group.train((0, 1, 2), 9)
+    broken = group.train((0, 1, 2), 9, broken=(1,))
     for place in (0, 2):
         chex.assert_trees_all_equal(broken[place], whole[place])
     state, metrics, _ = broken[1]
@@ -91,8 +88,8 @@ def test_a_seed_that_breaks_stands_still_and_takes_no_other_down(block):
     assert np.isnan(metrics.loss_sum)
 
 
-def test_what_was_stacked_comes_back(block):
-    states = [block.create(seed) for seed in (4, 5)]
+def test_unstack_reverses_stack(group):
+    states = [group.create(seed) for seed in (4, 5)]
     stacked = jax.device_put(stack(states))
     assert stacked.params["conv0"]["kernel"].shape == (2, 3, 3, 1, 4)
     for found, state in zip(unstack(stacked, 2), states, strict=True):
@@ -101,10 +98,10 @@ def test_what_was_stacked_comes_back(block):
     assert len(unstack(stacked, 1)) == 1
 
 
-def test_the_program_of_one_seed_has_no_products_in_batches(block):
+def test_the_program_of_one_seed_has_no_products_in_batches(group):
     """`jax.vmap` over one seed would make them, and take nearly twice as long on a CPU."""
     for seeds, has in ((1, False), (SEEDS, True)):
-        lines = block.programs[seeds].train_chunk.as_text().splitlines()
+        lines = group.programs[seeds].train_chunk.as_text().splitlines()
         products = [line for line in lines if " dot(" in line and "/conv" in line]
         assert len(products) >= 16  # two a layer backward alone
         assert {"lhs_batch_dims" in line for line in products} == {has}
@@ -114,7 +111,7 @@ def test_the_program_of_one_seed_has_no_products_in_batches(block):
     ("seeds", "most", "size"),
     [(8, 8, 8), (8, 100, 8), (10, 8, 5), (11, 8, 6), (9, 4, 3), (7, 1, 1), (1, 5, 1)],
 )
-def test_blocks_are_as_few_and_as_equal_as_can_be(seeds, most, size):
+def test_groups_are_few_and_equal(seeds, most, size):
     assert equal_groups(seeds, most) == size
 
 
@@ -122,7 +119,7 @@ def test_blocks_are_as_few_and_as_equal_as_can_be(seeds, most, size):
     ("limit", "size", "compiled"),
     [(1000, 10, [10]), (100, 10, [10]), (70, 5, [10, 5]), (35, 2, [10, 3, 2]), (1, 1, [10, 1])],
 )
-def test_a_block_fits_into_the_memory(monkeypatch, limit, size, compiled):
+def test_a_group_fits_into_memory(monkeypatch, limit, size, compiled):
     """Here a seed takes 9 bytes, and every program 10 of its own."""
     calls = []
 
@@ -154,9 +151,9 @@ def failing(seeds):
     raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
 
-def test_programs_say_what_memory_they_need(block):
-    one, three = (block.programs[seeds].memory_bytes for seeds in (1, SEEDS))
-    images = block.images.pixels.nbytes
+def test_memory_of_a_program(group):
+    one, three = (group.programs[seeds].memory_bytes for seeds in (1, SEEDS))
+    images = group.images.pixels.nbytes
     assert images < one < three < 4 * one
 
 
@@ -180,7 +177,7 @@ def on_machine(monkeypatch, backend="cpu", cores=4, gigabytes=100):
 
 
 @pytest.mark.parametrize(
-    ("machine", "wished", "seeds", "mapping"),
+    ("machine", "requested", "seeds", "mapping"),
     [
         ({}, "auto", 8, "processes"),
         ({}, "auto", 1, "loop"),
@@ -194,22 +191,22 @@ def on_machine(monkeypatch, backend="cpu", cores=4, gigabytes=100):
         ({"backend": "gpu"}, "loop", 8, "loop"),
     ],
 )
-def test_how_seeds_are_mapped(monkeypatch, machine, wished, seeds, mapping):
+def test_how_seeds_are_mapped(monkeypatch, machine, requested, seeds, mapping):
     on_machine(monkeypatch, **machine)
-    assert choose_mapping(wished, seeds) == mapping
+    assert choose_mapping(requested, seeds) == mapping
 
 
 @pytest.mark.parametrize(
-    ("wished", "message"),
+    ("requested", "message"),
     [
         ("proceses", r"seed_mapping is 'proceses'; expected one of auto, .*Did you mean processes"),
         ("processes", r"seed_mapping is processes, which divide the cores of a CPU, .* is a gpu;"),
     ],
 )
-def test_mappings_that_cannot_be_had(monkeypatch, wished, message):
+def test_unavailable_mappings_are_refused(monkeypatch, requested, message):
     on_machine(monkeypatch, backend="gpu")
     with pytest.raises(ConfigError, match=message):
-        choose_mapping(wished, 8)
+        choose_mapping(requested, 8)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +218,6 @@ def test_mappings_that_cannot_be_had(monkeypatch, wished, message):
         ({"cores": 2, "gigabytes": 0}, 8, [[0, 1]]),
     ],
 )
-def test_cores_are_dealt_out(monkeypatch, machine, seeds, shares):
+def test_cores_are_divided_among_processes(monkeypatch, machine, seeds, shares):
     on_machine(monkeypatch, **machine)
     assert shares_of_cores(seeds) == shares

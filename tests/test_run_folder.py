@@ -56,7 +56,7 @@ def test_a_row_worked_by_hand():
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_is_null(loss):
+def test_a_non_finite_metric_is_null(loss):
     assert json.loads(json.dumps(row(1, 97, loss), allow_nan=False))["test_loss"] is None
 
 
@@ -166,7 +166,7 @@ def test_a_named_folder_that_holds_something_is_refused(tmp_path):
     assert names(out) == BEGUN
 
 
-def test_what_an_interrupted_overwriting_leaves_can_be_overwritten(tmp_path, monkeypatch):
+def test_a_partly_overwritten_run_can_be_overwritten(tmp_path, monkeypatch):
     """A run of format 1: it is interrupted when it comes to the second seed."""
     config = json.loads(TrainConfig("gap").to_json())
     (tmp_path / "config.json").write_text(json.dumps({**config, "seeds": [0, 1]}))
@@ -224,7 +224,7 @@ def test_overwrite_follows_no_link(tmp_path, link):
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "._seed0", "Thumbs.db", "desktop.ini", ".nfs0001a"])
-def test_files_of_the_system_are_no_obstacle(tmp_path, name):
+def test_system_files_are_ignored(tmp_path, name):
     (tmp_path / name).write_text("")
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="holds checkpoints, which is not of a run"):
@@ -234,13 +234,13 @@ def test_files_of_the_system_are_no_obstacle(tmp_path, name):
     assert names(tmp_path) == {name, *BEGUN}
 
 
-def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+def test_files_of_a_killed_process_are_ignored(tmp_path):
     (tmp_path / ".config.json.new").write_text("ha")
     claim(tmp_path)
     assert names(tmp_path) == BEGUN
 
 
-def test_runs_that_cannot_be_made_is_an_error_not_a_loop(tmp_path, monkeypatch):
+def test_a_default_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to("nowhere")
     with pytest.raises(OSError, match="runs"):
@@ -253,7 +253,7 @@ def test_a_file_in_the_folders_place_is_an_error(tmp_path):
         claim(tmp_path / "run", overwrite=True)
 
 
-def test_a_folder_has_one_user_at_a_time(tmp_path):
+def test_a_folder_has_one_lock(tmp_path):
     with run_folder.locked(tmp_path):
         with (
             pytest.raises(ConfigError, match=r"another process is training into .*; wait for it"),
@@ -266,7 +266,7 @@ def test_a_folder_has_one_user_at_a_time(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_leads_elsewhere_is_refused(tmp_path):
+def test_a_run_with_links_is_refused(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     run_folder.check_links(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "7").symlink_to(tmp_path)
@@ -276,7 +276,7 @@ def test_a_run_that_leads_elsewhere_is_refused(tmp_path):
         run_folder.check_links(tmp_path / "nowhere")
 
 
-def test_a_config_that_cannot_be_one_is_not_read(tmp_path):
+def test_an_unreadable_config_is_refused(tmp_path):
     file = tmp_path / "config.json"
     with pytest.raises(ConfigError, match=r"has no config\.json; expected the folder of a run"):
         run_folder.read_config(tmp_path)
@@ -289,7 +289,7 @@ def test_a_config_that_cannot_be_one_is_not_read(tmp_path):
         run_folder.read_config(tmp_path)
 
 
-def test_writing_is_whole_or_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_changes_nothing(tmp_path, monkeypatch):
     run_folder.write(tmp_path / "a.json", "one")
 
     def full(self, content):
@@ -321,7 +321,7 @@ def test_appending_begins_on_a_line_of_its_own(tmp_path):
     assert path.read_text() == '{"ep\none\n'
 
 
-def test_appending_is_whole_or_nothing(tmp_path):
+def test_appended_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     run_folder.write_rows(tmp_path, [])
     run_folder.append(path, "one")
@@ -336,14 +336,14 @@ def test_appending_does_not_make_a_removed_file_again(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_does_not_take_a_line_is_named(tmp_path):
+def test_a_full_disk_is_named_with_its_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
         run_folder.append(path, "three")
 
 
-def test_what_was_made_of_a_run_goes_with_it(small_run, tmp_path):
+def test_overwrite_removes_derived_files(small_run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(small_run.path, out)
     for name in run_folder.DERIVED_FOLDERS:
@@ -354,14 +354,14 @@ def test_what_was_made_of_a_run_goes_with_it(small_run, tmp_path):
         assert names(out) == BEGUN
 
 
-def test_what_was_made_of_the_network_alone(tmp_path):
+def test_remove_derived(tmp_path):
     for name in run_folder.DERIVED_FOLDERS:
         (tmp_path / name / "below").mkdir(parents=True)
     run_folder.remove_derived(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"profile", "tensorboard"}
 
 
-def test_a_row_that_is_still_being_written_is_none_yet(small_run, tmp_path):
+def test_an_unfinished_row_is_not_read(small_run, tmp_path):
     file = tmp_path / "metrics.jsonl"
     run_folder.write_rows(tmp_path, small_run.rows)
     whole = file.read_text()

@@ -85,13 +85,13 @@ def stop(train, chunks, **options):
 
 # An epoch is 15 chunks here: four steps, then 14 times one.
 @pytest.mark.parametrize("chunks", [1, 7, 15, 44])
-def test_a_stopped_run_goes_on_to_the_same_end(train, small_run, chunks):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(train, small_run, chunks):
     stopped = stop(train, chunks)
     assert stopped.step == {1: 4, 7: 10, 15: 18, 44: 53}[chunks]
     assert_same_run(train(resume=True), small_run)
 
 
-def test_a_run_that_is_stopped_again_and_again_ends_the_same(train, small_run):
+def test_a_run_resumed_several_times_ends_the_same(train, small_run):
     stop(train, 3)
     for _ in range(3):
         stop(train, 10, resume=True)
@@ -99,7 +99,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_the_same(train, small_run):
 
 
 @pytest.mark.parametrize("every", ["1", "2", "1s"])
-def test_how_often_it_is_saved_changes_nothing(train, small_run, every):
+def test_checkpoint_frequency_changes_no_result(train, small_run, every):
     assert_same_run(train(checkpoint_every=every), small_run)
 
 
@@ -112,7 +112,7 @@ def test_runs_of_equal_configs_are_equal_and_another_seed_differs(train, small_c
     assert other.rows[0]["train_loss"] != small_run.rows[0]["train_loss"]
 
 
-def test_events_of_a_run_that_goes_on(train, small_run):
+def test_events_of_a_resumed_run(train, small_run):
     stop(train, 20)
     events = []
     run = train(resume=True, report=events.append)
@@ -124,7 +124,7 @@ def test_events_of_a_run_that_goes_on(train, small_run):
     assert whole_epoch.loss == small_run.rows[1]["train_loss"]
 
 
-def test_a_finished_run_is_left_as_it_is_and_its_files_mended(train, small_run):
+def test_a_finished_run_is_not_trained_again_and_its_files_are_repaired(train, small_run):
     run = train()
     content = (run.path / "config.json").read_text()
     (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
@@ -139,7 +139,7 @@ def test_a_finished_run_is_left_as_it_is_and_its_files_mended(train, small_run):
     assert (run.path / "config.json").read_text() == content
 
 
-def test_a_torn_line_and_rows_of_after_the_checkpoint_are_mended(train, small_run):
+def test_a_torn_line_and_rows_after_the_checkpoint_are_removed(train, small_run):
     path = stop(train, 20).path
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(small_run.rows[1]) + '\n{"epoch": 3, "st')
@@ -155,14 +155,6 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(train, small_run,
         shutil.rmtree(path)
         path.mkdir()
     assert_same_run(train(resume=True), small_run)
-
-
-def test_resume_takes_over_nothing_but_runs(train, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "summary.json").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"holds summary\.json, which is not of a run; pass the"):
-        train(resume=True, out=tmp_path / "thesis")
-    assert [entry.name for entry in (tmp_path / "thesis").iterdir()] == ["summary.json"]
 
 
 def test_a_finished_run_without_checkpoints_is_not_trained_again(train):
@@ -182,14 +174,14 @@ def test_a_damaged_config_is_read_from_the_checkpoints(train, small_config, smal
     assert_same_run(train(resume=True), small_run)
 
 
-def test_keeping_nothing_is_refused_before_anything_is_removed(train):
+def test_keep_0_is_refused_before_anything_is_removed(train):
     path = stop(train, 5).path
     with pytest.raises(ConfigError, match="keep is 0; expected a whole number of at least 1"):
         train(keep=0, overwrite=True)
     assert (path / "checkpoints").is_dir()
 
 
-def test_another_config_is_refused_by_name(train, small_config):
+def test_a_changed_config_value_is_refused_and_named(train, small_config):
     path = stop(train, 20).path
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     other = dataclasses.replace(small_config, seed=3, batch_size=30)
@@ -239,7 +231,7 @@ def damage(checkpoint):
     shutil.rmtree(checkpoint / "record")
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(train, small_run):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(train, small_run):
     path = stop(train, 40, checkpoint_every="1").path
     found = checkpoints_of(path)
     assert found.keys() == {36, 49}
@@ -252,7 +244,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(train, small_run):
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
+def test_non_finite_values_stop_the_run_and_keep_the_last_good_checkpoint(
     train, small_run, monkeypatch, broken
 ):
     compile_programs = jaxmnist.runs.train.compile_programs
@@ -284,7 +276,7 @@ def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
     assert events[0].steps == {0: 36}
 
 
-def test_if_no_checkpoint_is_whole_nothing_is_touched(train):
+def test_without_a_whole_checkpoint_nothing_is_changed(train):
     path = stop(train, 20, checkpoint_every="1").path
     for entry in checkpoints_of(path).values():
         damage(entry)
@@ -294,7 +286,7 @@ def test_if_no_checkpoint_is_whole_nothing_is_touched(train):
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
-def test_another_machine_or_version_is_named(train, monkeypatch):
+def test_another_machine_or_version_is_a_warning(train, monkeypatch):
     known = environment()
     stop(train, 5)
     changed = {**known, "device": "abacus"}
@@ -313,7 +305,7 @@ def test_a_folder_in_use_is_refused(train):
     stop(train, 1, report=go_on)
 
 
-def test_load_run_gives_the_same_back(small_run):
+def test_load_run_returns_the_result_of_train(small_run):
     loaded = jaxmnist.load_run(small_run.path)
     assert (loaded.config, loaded.summary) == (small_run.config, small_run.summary)
     assert (loaded.rows, loaded.failures, loaded.path) == (small_run.rows, {}, small_run.path)
@@ -326,34 +318,34 @@ def copied(small_run, tmp_path):
     return shutil.copytree(small_run.path, tmp_path / "copied")
 
 
-def test_load_run_refuses_what_is_no_run(tmp_path):
+def test_load_run_refuses_other_folders(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json; expected the folder of a run"):
         jaxmnist.load_run(tmp_path)
     with pytest.raises(ConfigError, match="nowhere does not exist; expected the folder of a run"):
         jaxmnist.load_run(tmp_path / "nowhere")
 
 
-def test_load_run_refuses_a_run_that_is_not_finished(train):
+def test_load_run_refuses_an_unfinished_run(train):
     path = stop(train, 5).path
     with pytest.raises(ConfigError, match="run is not finished; --resume goes on with it"):
         jaxmnist.load_run(path)
 
 
-def test_load_run_takes_the_end_of_a_run_or_nothing(train):
+def test_load_run_needs_the_last_checkpoint(train):
     path = train(checkpoint_every="1").path
     damage(checkpoints_of(path)[54])
     with pytest.raises(CheckpointError, match=r"/54 cannot be used: .*; --resume trains the end"):
         jaxmnist.load_run(path)
 
 
-def test_load_run_refuses_a_config_that_is_not_of_the_checkpoint(copied):
+def test_load_run_refuses_a_config_that_differs_from_the_checkpoint(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "batch_size": 5}))
     with pytest.raises(CheckpointError, match=r"config\.json is not the config of .*checkpoints"):
         jaxmnist.load_run(copied)
 
 
-def test_load_run_refuses_what_leads_out_of_the_folder(copied, small_run):
+def test_load_run_refuses_links(copied, small_run):
     shutil.rmtree(checkpoints_of(copied)[54])
     inside = "checkpoints/seed0/54"
     (copied / inside).symlink_to(small_run.path / inside)
@@ -362,7 +354,7 @@ def test_load_run_refuses_what_leads_out_of_the_folder(copied, small_run):
 
 
 @pytest.mark.parametrize("name", ["run_format1", "seeds_format1", "record_format1"])
-def test_a_run_of_format_1_can_be_read_but_not_resumed(name, small_idx_dir, tmp_path):
+def test_a_run_of_format_1_can_be_read_but_not_resumed(name, tmp_path):
     """Made from the small images, one epoch of `gap`, by commits 93973f4 and 043cef2."""
     path = shutil.copytree(FIXTURES / name, tmp_path / name)
     run = jaxmnist.load_run(path)
@@ -374,7 +366,7 @@ def test_a_run_of_format_1_can_be_read_but_not_resumed(name, small_idx_dir, tmp_
         np.squeeze(logits), np.load(FIXTURES / f"{name}_logits.npy"), atol=1e-5
     )
     with pytest.raises(ConfigError, match="is of an older version"):
-        conftest.train(run.config, path, small_idx_dir, resume=True)
+        conftest.train(run.config, path, "nowhere", resume=True)  # before images are needed
 
 
 def test_nothing_in_a_run_is_a_pickle(small_run):
@@ -396,18 +388,18 @@ def test_limit_train(small_idx_dir):
         to_devices(dataset, 601)
 
 
-def test_a_run_knows_how_its_images_were_normalised(small_run, small_idx_dir):
+def test_normalisation_of_a_run(small_run, small_idx_dir):
     images = jaxmnist.data.load("fashion_mnist", idx_dir=small_idx_dir)
     assert small_run.normalisation == (images.mean, images.std)
     # Older runs did not keep it.
     summary = {key: value for key, value in small_run.summary.items() if key != "normalisation"}
     mnist = small_run._replace(config=jaxmnist.TrainConfig("gap"), summary=summary)
     assert mnist.normalisation == (0.1307, 0.3081)
-    with pytest.raises(ConfigError, match="does not say how its images were normalised; train it"):
+    with pytest.raises(ConfigError, match="has no normalisation of its images; train it again"):
         _ = small_run._replace(summary=summary).normalisation
 
 
-def test_a_run_with_an_average_goes_on_to_the_same_end_and_is_read_back(train, tmp_path):
+def test_a_run_with_ema_is_resumed_and_read_back(train, tmp_path):
     config = TrainConfig("tiny", "fashion_mnist", "record", epochs=2, limit_train=512)
     whole = train(config, out=tmp_path / "whole")
     assert set(whole.state.ema) == {"params", "batch_stats"}
@@ -419,7 +411,7 @@ def test_a_run_with_an_average_goes_on_to_the_same_end_and_is_read_back(train, t
     chex.assert_trees_all_equal(jaxmnist.load_run(again.path).variables, whole.variables)
 
 
-def test_a_run_is_tested_on_what_is_held_out(train, small_config, small_idx_dir):
+def test_a_run_is_tested_on_held_out_images(train, small_config, small_idx_dir):
     held = dataclasses.replace(small_config, epochs=1, holdout=100, fold=1)
     run = train(held)
     images = data.hold_out(data.load(held.dataset, idx_dir=small_idx_dir), 100, fold=1)

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 
-import chex
 import jax
 import jax.monitoring
 import numpy as np
@@ -25,21 +24,8 @@ def test_a_run_learns(small_run):
     assert small_run.rows[-1]["train_loss"] < small_run.rows[0]["train_loss"]
 
 
-def test_a_run_writes_what_it_returns(small_run, small_config):
-    path = small_run.path
-    assert {entry.name for entry in path.iterdir()} == {
-        "config.json",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-    }
-    assert read_config(path) == (small_config, (0,), 2)
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == small_run.rows
-    assert json.loads((path / "summary.json").read_text()) == small_run.summary
-
-
 def test_the_rows_and_the_summary(small_run):
+    assert read_config(small_run.path) == (small_run.config, (0,), 2)
     assert [row["epoch"] for row in small_run.rows] == [1, 2, 3]
     assert [row["step"] for row in small_run.rows] == [18, 36, 54]
     summary = small_run.summary
@@ -75,17 +61,7 @@ def watched(small_config, small_idx_dir, tmp_path_factory):
     return run, events, compiled
 
 
-def test_the_same_seed_gives_the_same_run(small_run, watched):
-    run, _, _ = watched
-    chex.assert_trees_all_equal(run.state.params, small_run.state.params)
-    for row, expected in zip(run.rows, small_run.rows, strict=True):
-        timed = ("train_seconds", "images_per_second")
-        assert {k: v for k, v in row.items() if k not in timed} == {
-            k: v for k, v in expected.items() if k not in timed
-        }
-
-
-def test_events_tell_of_everything_in_order(watched):
+def test_order_of_events(watched):
     run, events, _ = watched
     assert events[0] == Started(run.path, run.path, 600, {0: 0}, 54, "loop", [])
     assert [event.rows for event in events if isinstance(event, EpochDone)] == [
@@ -114,7 +90,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, small_idx_dir, tm
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_last_step_that_breaks_the_network_is_noticed(small_config, small_idx_dir, tmp_path):
+def test_a_last_step_that_breaks_the_network_is_an_error(small_config, small_idx_dir, tmp_path):
     """Its own loss is finite; that of the evaluation after it is not."""
     config = TrainConfig(
         "less_params", "fashion_mnist", epochs=1, batch_size=600, learning_rate=1e30

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from jaxmnist.metrics import Metrics
 from jaxmnist.runs import run_folder
-from jaxmnist.runs.loop import save
-from jaxmnist.runs.run import Run, Snapshot, finish, seed_run
+from jaxmnist.runs.run import Run, Snapshot, finish, make_run, save
 from jaxmnist.runs.setup import Setup
 from jaxmnist.runs.summary import IMPORTED, row_of_test
 from jaxmnist.state import initial_state
@@ -45,9 +44,9 @@ def write_run(
     snapshot = finish(setup, Snapshot(state, Metrics.zero(), 0.0, [row]), compile_seconds=0.0)
     with run_folder.new_folder(config, [seed], out, overwrite=False) as (_, path):
         try:
-            save(setup, seed, snapshot, path, keep=1)
+            save(setup, seed, snapshot, path)
             run_folder.write_rows(path, snapshot.rows)
-            run = seed_run(config, snapshot, path)
+            run = make_run(config, {seed: snapshot}, path)
             run_folder.write_summary(path, run.summary)
         except BaseException:
             # Otherwise --resume would train a new network in this folder.

@@ -7,7 +7,6 @@ inside), or to none.
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,11 +254,17 @@ class Layout(NamedTuple):
     """
 
     axis: Axis  # the devices that share a batch
+    leading: tuple[int, ...]  # leading axes of a program's arguments that belong to seeds
     num_slots: int  # number of slots for seeds; some may stay empty
     jit: Callable[[Callable, Sequence[int | None], Sequence[int]], Any]  # function, axes, donated
-    abstract: Callable[[Any], Any]  # shapes of one seed to shapes of a program's argument
     put: Callable[[Any], Any]  # trees with a leading axis of slots, host to devices
     get: Callable[[Any], Any]  # the reverse
+
+    def abstract(self, shapes: Any) -> Any:
+        """Return the shapes of a program's argument for the shapes of one seed."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*self.leading, *leaf.shape), leaf.dtype), shapes
+        )
 
 
 def make_layout(devices: Devices, seeds: int, batch_size: int) -> Layout:
@@ -285,14 +290,14 @@ def _alone() -> Layout:
     def get(tree):
         return map_on_host(lambda leaf: leaf[None], tree)
 
-    return Layout(None, 1, jit, lambda tree: tree, put, get)
+    return Layout(None, (), 1, jit, put, get)
 
 
 def _vmapped(seeds: int) -> Layout:
     def jit(function, axes, donate):
         return jax.jit(_over_seeds(function, axes, seeds), donate_argnums=donate)
 
-    return Layout(None, seeds, jit, functools.partial(_with_axes, (seeds,)), jax.device_put, fetch)
+    return Layout(None, (seeds,), seeds, jit, jax.device_put, fetch)
 
 
 def _sharded(devices: Devices, seeds: int, batch_size: int) -> Layout:
@@ -321,11 +326,14 @@ def _sharded(devices: Devices, seeds: int, batch_size: int) -> Layout:
     def put(tree):
         return lay(tree, NamedSharding(mesh, P(SEED)))
 
-    return Layout(DATA, slots, jit, functools.partial(_with_axes, (slots,)), put, fetch)
+    return Layout(DATA, (slots,), slots, jit, put, fetch)
 
 
 def _pmapped(devices: Devices, seeds: int, batch_size: int) -> Layout:
-    """Lay batches out with `jax.pmap`, over one more leading axis with an entry per device."""
+    """Lay batches out with `jax.pmap`: for reading, beside code that uses it.
+
+    Arrays of seeds have one more leading axis, with an entry per device.
+    """
     mesh = Mesh(devices.all, (DATA,))
 
     def jit(function, axes, donate):
@@ -341,13 +349,7 @@ def _pmapped(devices: Devices, seeds: int, batch_size: int) -> Layout:
     def get(tree):
         return fetch(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree))
 
-    abstract = functools.partial(_with_axes, (devices.count, seeds))
-    return Layout(DATA, seeds, jit, abstract, put, get)
-
-
-def _with_axes(axes: tuple[int, ...], shapes: Any) -> Any:
-    """Prepend axes to shapes."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), shapes)
+    return Layout(DATA, (devices.count, seeds), seeds, jit, put, get)
 
 
 def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> Callable:

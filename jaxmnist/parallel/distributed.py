@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -158,11 +159,11 @@ def assert_equal_across_processes(job: str) -> None:
         )
 
 
-def broadcast_from_main(action: Callable[[], bytes]) -> bytes:
-    """Run an action in the first process and return its bytes in all processes.
+def broadcast_from_main(action: Callable[[], Any]) -> Any:
+    """Run an action in the first process and return its result in all processes.
 
     Args:
-        action: function that returns bytes; only called in the first process.
+        action: function that returns a value of JSON; only called in the first process.
 
     Raises:
         ConfigError: the action raised a ConfigError; raised in all processes.
@@ -172,29 +173,27 @@ def broadcast_from_main(action: Callable[[], bytes]) -> bytes:
     if jax.process_count() == 1:
         return action()
     if not is_main_process():
-        return _unpacked(_broadcast(b""))
+        kind, value = _broadcast(None)
+        if kind == "config error":
+            raise ConfigError(value)
+        if kind == "other error":
+            raise HostError(f"the first process failed: {value}")
+        return value
     try:
-        content = b"+" + action()
+        value = action()
     except Exception as error:
-        kind = "config" if isinstance(error, ConfigError) else "other"
+        kind = "config error" if isinstance(error, ConfigError) else "other error"
         with contextlib.suppress(Exception):  # the original error matters more
-            _broadcast(b"-" + json.dumps([kind, str(error)]).encode())
+            _broadcast([kind, str(error)])
         raise
-    return _unpacked(_broadcast(content))
+    _broadcast(["value", value])
+    return value
 
 
-def _unpacked(content: bytes) -> bytes:
-    if content[:1] == b"+":
-        return content[1:]
-    kind, words = json.loads(content[1:])
-    if kind == "config":
-        raise ConfigError(words)
-    raise HostError(f"the first process failed: {words}")
-
-
-def _broadcast(content: bytes) -> bytes:
-    """Return the first process's bytes in all processes."""
+def _broadcast(message: list[Any] | None) -> list[Any]:
+    """Return the first process's message in all processes."""
+    own = np.frombuffer(json.dumps(message).encode(), np.uint8)
     with as_host_error():
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-        own = np.frombuffer(content, np.uint8) if is_main_process() else np.zeros(size, np.uint8)
-        return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
+        own = own if is_main_process() else np.zeros(size, np.uint8)
+        return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())

@@ -7,6 +7,7 @@ and cgroup-v1 of the Linux kernel.
 import math
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def _left_in_cgroups() -> Iterator[int]:
             most = _number(_read(folder / limit))
             if most is not None:
                 # The kernel frees file pages when memory runs short.
-                reclaimable = _entry(_read(folder / "memory.stat"), cache)
-                used = (_number(_read(folder / use)) or 0) - reclaimable
+                found = re.search(rf"^{cache} (\d+)$", _read(folder / "memory.stat"), re.M)
+                used = (_number(_read(folder / use)) or 0) - int(found[1] if found else 0)
                 yield max(0, int(most - max(0, used)))
 
 
@@ -85,11 +86,3 @@ def _read(file: Path) -> str:
 def _number(text: str) -> int | None:
     """Parse a whole number; return None for `max`, -1 and an empty text."""
     return int(text) if text.isdigit() else None
-
-
-def _entry(text: str, name: str) -> int:
-    for line in text.splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return _number(value) or 0
-    return 0

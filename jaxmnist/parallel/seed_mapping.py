@@ -13,34 +13,34 @@ MAPPINGS = ("vmap", "loop", "processes")
 PROCESS_BYTES = 3 << 29
 
 
-def choose_mapping(wished: str, seeds: int, devices: Devices = ONE) -> str:
+def choose_mapping(requested: str, seeds: int, devices: Devices = ONE) -> str:
     """Choose how to train a number of seeds on this machine.
 
     On a CPU, processes with one core each are the fastest. An accelerator, or several devices, need
     many seeds in one program to be fully used. docs/performance.md lists the timings.
 
     Args:
-        wished: one of `MAPPINGS`, or auto.
+        requested: one of `MAPPINGS`, or auto.
         seeds: number of seeds.
         devices: devices for training.
 
     Raises:
         ConfigError: the mapping is unknown, or not possible on this device.
     """
-    check_name("seed_mapping", wished, ("auto", *MAPPINGS))
+    check_name("seed_mapping", requested, ("auto", *MAPPINGS))
     backend = jax.default_backend()
-    if wished == "processes" and backend != "cpu":
+    if requested == "processes" and backend != "cpu":
         raise ConfigError(
             f"seed_mapping is processes, which divide the cores of a CPU, but the device is a "
             f"{backend}; use vmap, or loop"
         )
-    if wished == "processes" and devices.count > 1:
+    if requested == "processes" and devices.count > 1:
         raise ConfigError(
             f"seed_mapping is processes, each of which has one device, but there are "
             f"{devices.count}; use --devices 1, or vmap, or loop"
         )
-    if wished != "auto":
-        return wished
+    if requested != "auto":
+        return requested
     if backend != "cpu" or devices.count > 1:
         return "vmap"
     return "processes" if len(shares_of_cores(seeds)) > 1 else "loop"

@@ -20,10 +20,9 @@ from jaxmnist.config import ConfigError
 from jaxmnist.metrics import Metrics
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.programs import Programs, stack, unstack
-from jaxmnist.runs import checkpoint, run_folder
 from jaxmnist.runs.checkpoint import CheckpointError
-from jaxmnist.runs.run import Snapshot, finish, to_checkpoint
-from jaxmnist.runs.setup import Callbacks, EpochDone, Failed, Progress, RunOptions, Setup
+from jaxmnist.runs.run import Snapshot, finish, save
+from jaxmnist.runs.setup import Callbacks, EpochDone, Failed, Progress, Setup
 from jaxmnist.runs.summary import Row, make_row
 
 # A chunk of steps is one call: progress and signals have their place between two of them.
@@ -95,7 +94,6 @@ class TrainLoop:
         snapshots: where each seed stands, all at the same step.
         programs: compiled for at least this number of seeds.
         path: the run's folder.
-        options: how often to write checkpoints, and how many to keep.
         callbacks: called on the way.
     """
 
@@ -105,11 +103,10 @@ class TrainLoop:
         snapshots: Mapping[int, Snapshot],
         programs: Programs,
         path: Path,
-        options: RunOptions,
         callbacks: Callbacks,
     ):
         self._setup, self._programs = setup, programs
-        self._path, self._options, self._callbacks = path, options, callbacks
+        self._path, self._callbacks = path, callbacks
         self._slots = [
             _Slot(index, seed, snapshot.rows, snapshot.seconds)
             for index, (seed, snapshot) in enumerate(snapshots.items())
@@ -131,14 +128,14 @@ class TrainLoop:
             Stopped: `callbacks.should_stop` returned True; everything is saved.
             HostError: another process failed.
         """
-        setup, is_due = self._setup, make_cadence(self._options.checkpoint_every)
+        setup, is_due = self._setup, make_cadence(self._setup.options.checkpoint_every)
         while self._active():
             with distributed.as_host_error():
                 self._train_chunk()
                 if self._step % setup.steps == 0 and self._active():
                     self._evaluate()
             if self._step == setup.total_steps:
-                self._finish()
+                self._save(is_last=True)
                 continue
             requests = (self._callbacks.should_stop(), is_due(self._step / setup.steps))
             self._chunk, stops, saves = distributed.sync_decision(self._chunk, *requests)
@@ -230,51 +227,20 @@ class TrainLoop:
             with self._failing_alone(slot):
                 check_finite("test", _of_slot(tested, slot).loss, self._step, slot.seed, setup)
 
-    def _snapshots(self) -> Iterator[tuple[_Slot, Snapshot]]:
-        """Yield where each active seed stands, in host memory."""
+    def _save(self, is_last: bool = False) -> None:
+        """Write a checkpoint of each seed; the last one is its outcome."""
+        setup = self._setup
         states = unstack(self._programs.get(self._state), len(self._slots))
         for slot in self._active():
-            metrics = _of_slot(self._metrics, slot)
-            yield slot, Snapshot(states[slot.index], metrics, slot.seconds, slot.rows)
-
-    def _save(self) -> None:
-        """Write a checkpoint of each seed."""
-        for slot, snapshot in self._snapshots():
+            metrics, state = _of_slot(self._metrics, slot), states[slot.index]
+            snapshot = Snapshot(state, metrics, slot.seconds, slot.rows)
             with self._failing_alone(slot):
-                save(self._setup, slot.seed, snapshot, self._path, self._options.keep)
-
-    def _finish(self) -> None:
-        """Write the last checkpoint of each seed."""
-        for slot, snapshot in self._snapshots():
-            with self._failing_alone(slot):
-                last = finish(self._setup, snapshot, self._programs.compile_seconds)
-                save(self._setup, slot.seed, last, self._path, self._options.keep)
-                slot.outcome = last._replace(state=jax.device_put(last.state))
-
-
-def save(setup: Setup, seed: int, snapshot: Snapshot, path: Path, keep: int) -> None:
-    """Write a checkpoint, in the main process.
-
-    Args:
-        setup: of the run.
-        seed: the seed.
-        snapshot: where it stands, in host memory.
-        path: the run's folder.
-        keep: the number of checkpoints that stay.
-
-    Raises:
-        CheckpointError: it could not be written.
-        OSError: the disk has no room for it, or the run's folder was removed.
-        TrainingError: the snapshot holds a number that is not finite.
-    """
-    check_sound(snapshot, seed, setup)
-    folder = run_folder.checkpoint_folder(path, seed)
-
-    def write() -> bytes:
-        checkpoint.save(folder, to_checkpoint(setup, seed, snapshot), keep)
-        return b""
-
-    distributed.broadcast_from_main(write)
+                check_sound(snapshot, slot.seed, setup)
+                if is_last:
+                    snapshot = finish(setup, snapshot, self._programs.compile_seconds)
+                save(setup, slot.seed, snapshot, self._path)
+                if is_last:
+                    slot.outcome = snapshot._replace(state=jax.device_put(state))
 
 
 def _of_slot(metrics: Metrics, slot: _Slot) -> Metrics:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from jaxmnist.config import FORMAT, ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
+from jaxmnist.parallel import distributed
 from jaxmnist.parallel.devices import check_platform, fixed_flags
 from jaxmnist.runs import checkpoint, run_folder
 from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError
@@ -50,17 +51,17 @@ class Run(NamedTuple):
     failures: dict[int, str]  # by seed, of the others
     summary: dict[str, Any]  # the content of summary.json
     path: Path
-    seed: int | None = None  # of the seed that this was taken from a run of several for
+    is_part: bool = False  # one seed of a run of several, see `split`
 
     @property
     def name(self) -> str:
         """The folder, and the seed if there are others in it."""
-        return str(self.path) if self.seed is None else f"{self.path} seed {self.seed}"
+        return f"{self.path} seed {self.config.seed}" if self.is_part else str(self.path)
 
     @property
     def seed_folder(self) -> str:
         """The name of the seed's folder below what is made of a run; "" if there is one seed."""
-        return "" if self.seed is None else f"seed{self.seed}"
+        return f"seed{self.config.seed}" if self.is_part else ""
 
     @property
     def state(self) -> TrainState:
@@ -87,8 +88,7 @@ class Run(NamedTuple):
         kept = self.summary.get("normalisation") or data.NORMALISATION.get(self.config.dataset)
         if kept is None:
             raise ConfigError(
-                f"the run in {self.path} does not say how its images were normalised; "
-                "train it again"
+                f"the run in {self.path} has no normalisation of its images; train it again"
             )
         mean, std = kept
         return mean, std
@@ -98,31 +98,11 @@ class Run(NamedTuple):
         if len(self.snapshots) == 1 and not self.failures:
             return [self]
         return [
-            seed_run(dataclasses.replace(self.config, seed=seed), snapshot, self.path, seed)
+            make_run(
+                dataclasses.replace(self.config, seed=seed), {seed: snapshot}, self.path
+            )._replace(is_part=True)
             for seed, snapshot in self.snapshots.items()
         ]
-
-
-def seed_run(config: TrainConfig, snapshot: Snapshot, path: Path, seed: int | None = None) -> Run:
-    """Return the finished run of one seed.
-
-    Args:
-        config: of this seed.
-        snapshot: its last one.
-        path: the run's folder.
-        seed: the same seed, if the folder has others.
-    """
-    assert snapshot.summary is not None
-    finished = {config.seed: snapshot}
-    summary = make_summary(
-        config,
-        [config.seed],
-        snapshot.step,
-        {config.seed: snapshot.summary},
-        {},
-        facts_of(snapshot.summary),
-    )
-    return Run(config, finished, {}, summary, path, seed)
 
 
 @fixed_flags()
@@ -144,24 +124,19 @@ def load_run(path: str | os.PathLike) -> Run:
     check_platform()
     run_folder.check_links(path)
     config, seeds, _ = run_folder.read_config(path)
-    failures: dict[int, str] = {}
-    # Only summary.json has them, and a run of one seed that failed has none.
-    if len(seeds) > 1:
-        recorded = run_folder.read_summary(path)["failures"]
-        failures = {int(seed): reason for seed, reason in recorded.items()}
-    snapshots = {
-        seed: _load_finished(path, dataclasses.replace(config, seed=seed))
-        for seed in seeds
-        if seed not in failures
-    }
-    return make_run(config, seeds, snapshots, failures, path)
+    # Only summary.json has the failures, and a run of one seed that failed has none.
+    failures = run_folder.read_summary(path)["failures"] if len(seeds) > 1 else {}
+    ends = {}
+    for seed in seeds:
+        one = dataclasses.replace(config, seed=seed)
+        is_failed = str(seed) in failures
+        ends[seed] = failures[str(seed)] if is_failed else _load_finished(path, one)
+    return make_run(config, ends, path)
 
 
 def make_run(
     config: TrainConfig,
-    seeds: Sequence[int],
-    snapshots: dict[int, Snapshot],
-    failures: dict[int, str],
+    ends: Mapping[int, Snapshot | Exception | str],
     path: Path,
     facts: dict[str, Any] | None = None,
 ) -> Run:
@@ -169,21 +144,17 @@ def make_run(
 
     Args:
         config: of the first seed.
-        seeds: all of them.
-        snapshots: the last one of each finished seed.
-        failures: the reasons of the others.
+        ends: the last snapshot of each seed, or the reason why there is none.
         path: the run's folder.
         facts: of the run, if no seed is finished.
     """
-    summaries = {
-        seed: snapshot.summary
-        for seed, snapshot in snapshots.items()
-        if snapshot.summary is not None
-    }
+    snapshots = {seed: end for seed, end in ends.items() if isinstance(end, Snapshot)}
+    failures = {seed: str(end) for seed, end in ends.items() if seed not in snapshots}
+    summaries = {seed: snapshot.summary or {} for seed, snapshot in snapshots.items()}
     for summary in summaries.values():
         facts = facts_of(summary)
     steps = next((each.step for each in snapshots.values()), 0)
-    summary = make_summary(config, seeds, steps, summaries, failures, facts or {})
+    summary = make_summary(config, list(ends), steps, summaries, failures, facts or {})
     return Run(config, snapshots, failures, summary, path)
 
 
@@ -234,20 +205,17 @@ def first_snapshot(setup: Setup, seed: int) -> Snapshot:
 
 
 def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[str]]:
-    """Return where a seed stands, and warnings about its checkpoints.
+    """Return where a seed stands at its newest checkpoint, and warnings about its checkpoints.
 
     Args:
         setup: of the run.
         path: the run's folder.
-        seed: the seed; without a checkpoint it is at its first step.
+        seed: the seed.
 
     Raises:
         ConfigError: the checkpoints are of another config, or of other images.
-        CheckpointError: there are checkpoints, and none is whole.
+        CheckpointError: none is whole.
     """
-    folder = run_folder.checkpoint_folder(path, seed)
-    if not checkpoint.steps(folder):
-        return first_snapshot(setup, seed), []
     config = dataclasses.replace(setup.config, seed=seed)
 
     def accept(metadata: dict[str, Any]) -> TrainState:
@@ -256,16 +224,17 @@ def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[s
             raise ConfigError(
                 "the run was begun with other images; pass the --data-dir or --idx-dir it had"
             )
-        return state_shapes(setup.config, setup.model, setup.tx)
+        return setup.state_shapes
 
+    folder = run_folder.checkpoint_folder(path, seed)
     found, warnings = checkpoint.newest_whole(folder, accept)
     snapshot = _to_snapshot(found)
     if snapshot.step != setup.total_steps:
         before = snapshot.summary or {}
         if IMPORTED in before:
             raise ConfigError(
-                f"the network comes from {before[IMPORTED]}; it cannot go on with an optimiser "
-                "that nobody has kept"
+                f"the network comes from {before[IMPORTED]}; it cannot go on training without the "
+                "state of an optimiser"
             )
         # A finished run that goes on with more epochs is no longer finished.
         snapshot = snapshot._replace(summary=None)
@@ -283,18 +252,32 @@ def finish(setup: Setup, snapshot: Snapshot, compile_seconds: float) -> Snapshot
     return snapshot._replace(summary=summarize_seed(snapshot.rows, compile_seconds, setup.facts))
 
 
-def to_checkpoint(setup: Setup, seed: int, snapshot: Snapshot) -> Checkpoint:
-    """Return what is kept of a snapshot on disk."""
-    config = dataclasses.replace(setup.config, seed=seed)
+def save(setup: Setup, seed: int, snapshot: Snapshot, path: Path) -> None:
+    """Write a checkpoint, in the main process.
+
+    Args:
+        setup: of the run.
+        seed: the seed.
+        snapshot: where it stands, in host memory.
+        path: the run's folder.
+
+    Raises:
+        CheckpointError: it could not be written.
+        OSError: the disk has no room for it, or the run's folder was removed.
+    """
     metadata = {
-        "config": json.loads(config.to_json()),
+        "config": json.loads(dataclasses.replace(setup.config, seed=seed).to_json()),
         "environment": {name: setup.facts[name] for name in _ENVIRONMENT},
         "images": setup.images_digest,
         "seconds": snapshot.seconds,
         "rows": snapshot.rows,
         "summary": snapshot.summary,
     }
-    return Checkpoint(snapshot.state, snapshot.metrics, metadata)
+    content = Checkpoint(snapshot.state, snapshot.metrics, metadata)
+    folder = run_folder.checkpoint_folder(path, seed)
+
+    keep = setup.options.keep
+    distributed.broadcast_from_main(lambda: checkpoint.save(folder, content, keep))
 
 
 def _to_snapshot(found: Checkpoint) -> Snapshot:

@@ -188,9 +188,9 @@ def read_config(path: Path) -> RunConfig:
     file = path / CONFIG
     if not file.is_file():
         raise ConfigError(f"{path} has no {CONFIG}; expected the folder of a run")
-    _check_size(file, "config")
+    content = _read(file, "config")
     try:
-        return parse_config(file.read_text())
+        return parse_config(content.decode())
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
 
@@ -235,20 +235,48 @@ def read_summary(path: Path) -> dict[str, Any]:
     file = path / SUMMARY
     if not file.is_file():
         raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
-    _check_size(file, "summary")
-    try:
-        summary = json.loads(file.read_text())
+    with _damage_named(file):
+        summary = json.loads(_read(file, "summary"))
         check_format(str(file), summary["format"])
         _ = {int(seed): str(reason) for seed, reason in summary["failures"].items()}
         return summary
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{file} is damaged: {error}; --resume writes it anew") from error
 
 
-def _check_size(file: Path, what: str, most: int = MAX_CONFIG_BYTES) -> None:
+def read_rows(path: Path) -> list[Row]:
+    """Read metrics.jsonl of a run, which may be training.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+        OSError: it cannot be read.
+    """
+    file = path / METRICS
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist; expected the folder of a run")
+    with _damage_named(file):
+        # A last line without its end is still being written.
+        lines = _read(file, "metrics", MAX_ROWS_BYTES).split(b"\n")[:-1]
+        rows = [json.loads(line) for line in lines]
+        _ = [[row[name] for name in ("epoch", "seed", *ROW_METRICS)] for row in rows]
+        return rows
+
+
+def _read(file: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
+    """Read a file whole, if it is not too large to be what it should be."""
     size = file.stat().st_size
     if size > most:
         raise ConfigError(f"{file} has {size} bytes; expected a {what}")
+    return file.read_bytes()
+
+
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """Raise a ConfigError for a file whose content is not what it should be."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{file} is damaged; --resume writes it anew ({error})") from error
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -385,27 +413,6 @@ def append(file: Path, line: str) -> None:
             with contextlib.suppress(OSError):
                 os.truncate(file, size)
         raise OSError(error.errno, error.strerror, str(file)) from error
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read metrics.jsonl of a run, which may be training.
-
-    Raises:
-        ConfigError: the file is missing or damaged.
-        OSError: it cannot be read.
-    """
-    file = path / METRICS
-    if not file.is_file():
-        raise ConfigError(f"{file} does not exist; expected the folder of a run")
-    _check_size(file, "metrics", MAX_ROWS_BYTES)
-    try:
-        # A last line without its end is still being written.
-        rows = [json.loads(line) for line in file.read_text().split("\n")[:-1]]
-        if all({"epoch", "seed", *ROW_METRICS} <= row.keys() for row in rows):
-            return rows
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    raise ConfigError(f"{file} is damaged; --resume writes it anew")
 
 
 def write_summary(path: Path, summary: dict[str, Any] | None) -> None:

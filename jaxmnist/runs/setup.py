@@ -113,9 +113,11 @@ class Setup(NamedTuple):
     """Everything that a run needs and does not change; the config's seed is one of its seeds."""
 
     config: TrainConfig
+    options: RunOptions
     model: nn.Module
     tx: optax.GradientTransformation
     schedules: Schedules
+    state_shapes: TrainState
     train_images: Images
     test_images: Images
     images_digest: str
@@ -129,16 +131,6 @@ class Setup(NamedTuple):
         return self.config.epochs * self.steps
 
 
-class Plan(NamedTuple):
-    """The training that follows from a config and the size of a data set."""
-
-    dataset: data.Dataset  # with the held-out images, if any, as test images
-    train_count: int  # images
-    steps: int  # an epoch
-    tx: optax.GradientTransformation
-    schedules: Schedules
-
-
 def make_setup(
     config: TrainConfig,
     options: RunOptions = RunOptions(),
@@ -150,7 +142,7 @@ def make_setup(
 
     Args:
         config: what to train.
-        options: the source of the images.
+        options: the source of the images, and the checkpoints to write.
         progress: see `jaxmnist.data.load`.
         devices: those that train.
         mapping: one of `seed_mapping.MAPPINGS`.
@@ -161,38 +153,17 @@ def make_setup(
     """
     facts = {"cores": core_count(), "seed_mapping": mapping, **environment(devices.count)}
     dataset = data.load(config.dataset, options.data_dir, options.idx_dir, progress)
-    plan = make_plan(config, dataset)
-    model = create_model(config.variant, config.dropout)
-    train_images, test_images = to_devices(plan.dataset, config.limit_train, devices)
-    facts |= {
-        "parameters": count_parameters(state_shapes(config, model, plan.tx).params),
-        "test_count": len(plan.dataset.test_images),
-        "normalisation": [plan.dataset.mean, plan.dataset.std],
-    }
-    return Setup(
-        config=config,
-        model=model,
-        tx=plan.tx,
-        schedules=plan.schedules,
-        train_images=train_images,
-        test_images=test_images,
-        images_digest=digest_of_images(plan.dataset),
-        steps=plan.steps,
-        facts=facts,
-        devices=devices,
-    )
+    return set_up(config, dataset, options, devices, facts)
 
 
-def make_plan(config: TrainConfig, dataset: data.Dataset) -> Plan:
-    """Return the training of a config on a data set.
-
-    Args:
-        config: what to train.
-        dataset: the images; only their number matters.
-
-    Raises:
-        ConfigError: the config cannot be trained on this number of images.
-    """
+def set_up(
+    config: TrainConfig,
+    dataset: data.Dataset,
+    options: RunOptions,
+    devices: Devices,
+    facts: dict[str, Any],
+) -> Setup:
+    """Make everything that a run on these images needs; Args and Raises as `make_setup`."""
     if config.epochs > MAX_EPOCHS:
         raise ConfigError(
             f"epochs is {config.epochs}; expected at most {MAX_EPOCHS}: the rows of more do not "
@@ -200,10 +171,31 @@ def make_plan(config: TrainConfig, dataset: data.Dataset) -> Plan:
         )
     if config.holdout is not None:
         dataset = data.hold_out(dataset, config.holdout, config.fold)
-    count = count_images(len(dataset.train_images), config.limit_train)
-    steps = steps_per_epoch(count, config.batch_size)
+    train_images, test_images = to_devices(dataset, config.limit_train, devices)
+    steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
     tx, schedules = make_optimizer(config, config.epochs * steps)
-    return Plan(dataset, count, steps, tx, schedules)
+    model = create_model(config.variant, config.dropout)
+    shapes = state_shapes(config, model, tx)
+    facts = {
+        **facts,
+        "parameters": count_parameters(shapes.params),
+        "test_count": len(dataset.test_images),
+        "normalisation": [dataset.mean, dataset.std],
+    }
+    return Setup(
+        config=config,
+        options=options,
+        model=model,
+        tx=tx,
+        schedules=schedules,
+        state_shapes=shapes,
+        train_images=train_images,
+        test_images=test_images,
+        images_digest=_digest(dataset),
+        steps=steps,
+        facts=facts,
+        devices=devices,
+    )
 
 
 def to_devices(
@@ -219,25 +211,16 @@ def to_devices(
     Raises:
         ConfigError: there are fewer training images.
     """
-    count = count_images(len(dataset.train_images), limit_train)
-    mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
-    pixels, labels = dataset.train_images[:count], dataset.train_labels[:count]
-    train_images = Images(pixels, labels, mean, std)
-    test_images = Images(dataset.test_images, dataset.test_labels, mean, std)
-    return devices.replicate((train_images, test_images))
-
-
-def count_images(available: int, limit_train: int | None) -> int:
-    """Return the number of images to train on.
-
-    Raises:
-        ConfigError: the limit is larger than the available number.
-    """
+    available = len(dataset.train_images)
     if limit_train is not None and limit_train > available:
         raise ConfigError(
             f"limit_train is {limit_train}, but there are {available} training images"
         )
-    return limit_train or available
+    mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
+    pixels, labels = dataset.train_images[:limit_train], dataset.train_labels[:limit_train]
+    train_images = Images(pixels, labels, mean, std)
+    test_images = Images(dataset.test_images, dataset.test_labels, mean, std)
+    return devices.replicate((train_images, test_images))
 
 
 def count_parameters(params: Any) -> int:
@@ -245,7 +228,7 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def digest_of_images(dataset: data.Dataset) -> str:
+def _digest(dataset: data.Dataset) -> str:
     """Return the SHA-256 of all images and labels."""
     digest = hashlib.sha256()
     for array in dataset[:4]:

@@ -1,88 +1,69 @@
-"""The process that trains seeds for another one: `python -m jaxmnist.runs.worker`.
+"""The process that trains seeds for another one: `python -m jaxmnist.runs.worker DESCRIPTOR`.
 
-`processes.py` starts it, and describes the lines of JSON between the two.
+`processes.py` starts it, and describes the messages between the two.
 """
 
-import json
 import os
 import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from jaxmnist.config import TrainConfig
 from jaxmnist.parallel.devices import enable_compilation_cache, fix_flags
 from jaxmnist.parallel.programs import compile_programs
-from jaxmnist.runs.loop import Stopped
-from jaxmnist.runs.setup import Callbacks, Event, RunOptions, Setup, make_setup
-from jaxmnist.runs.train import train_groups
+from jaxmnist.runs import checkpoint, run_folder
+from jaxmnist.runs.loop import Stopped, TrainLoop
+from jaxmnist.runs.processes import STOP, STOPPED, Finished
+from jaxmnist.runs.run import first_snapshot, read_snapshot
+from jaxmnist.runs.setup import Callbacks, make_setup
 
 
 def main() -> None:
-    """Train the seeds that standard input names, until it ends."""
+    """Train the seeds that come through the pipe, until it is closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the parent process sends "stop"
-    # Libraries print to standard output now and then; only answers may go to the parent.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+        signal.signal(number, signal.SIG_IGN)  # the parent process sends STOP
+    pipe = Connection(int(sys.argv[1]))
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
-    threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
-
-    def answer(*message: Any) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-
-    def report(event: Event) -> None:
-        answer(type(event).__name__, *event)
-
-    task = requests.get()
-    setup, options = prepare(task)
+    threading.Thread(target=listen, args=(pipe, requests, stop), daemon=True).start()
+    config, options, path, cores, cache = requests.get()
+    use_cores(cores, cache)
+    setup = make_setup(config, options, mapping="processes")
     programs = compile_programs(
         setup.config, setup.model, setup.tx, setup.train_images, setup.test_images
     )
-    callbacks = Callbacks(report=report, should_stop=stop.is_set)
-    path = Path(task["path"])
+    callbacks = Callbacks(report=pipe.send, should_stop=stop.is_set)
     try:
-        for seed, end in train_groups(setup, _groups(requests), programs, path, options, callbacks):
-            answer("done", seed, str(end) if isinstance(end, Exception) else None)
+        while True:
+            seed = requests.get()
+            has_begun = checkpoint.steps(run_folder.checkpoint_folder(path, seed))
+            snapshot = (
+                read_snapshot(setup, path, seed)[0] if has_begun else first_snapshot(setup, seed)
+            )
+            ends = TrainLoop(setup, {seed: snapshot}, programs, path, callbacks).run()
+            if not isinstance(ends[seed], Exception):  # a failure is reported already
+                pipe.send(Finished(seed))
     except Stopped:
-        answer("stopped")
-    # Until the parent closes the pipe: then `_listen` ends this process.
-    threading.Event().wait()
+        pipe.send(STOPPED)
 
 
-def prepare(task: dict[str, Any]) -> tuple[Setup, RunOptions]:
-    """Take the cores, share compiled programs, and load the images.
-
-    Args:
-        task: the first message of the parent.
-    """
-    cores = task["cores"]
+def use_cores(cores: list[int], cache: str) -> None:
+    """Use these cores, and the programs that were compiled for their number."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     fix_flags()
-    enable_compilation_cache(Path(task["cache"]), len(cores))
-    names = ("data_dir", "idx_dir", "checkpoint_every", "keep")
-    options = RunOptions(**{name: task[name] for name in names})
-    config = TrainConfig.from_json(task["config"])
-    return make_setup(config, options, mapping="processes"), options
+    enable_compilation_cache(Path(cache), len(cores))
 
 
-def _groups(requests: "queue.SimpleQueue[Any]") -> Iterator[list[int]]:
-    while True:
-        yield [requests.get()]
-
-
-def _listen(requests: "queue.SimpleQueue[Any]", stop: threading.Event) -> None:
-    """Take requests at any time; without a parent there is nothing to go on for."""
+def listen(pipe: Connection, requests: "queue.SimpleQueue[Any]", stop: threading.Event) -> None:
+    """Take requests at any time; end this process, even while it compiles, with its parent."""
     try:
-        for line in sys.stdin:
-            request = json.loads(line)
-            if request == "stop":
+        while True:
+            request = pipe.recv()
+            if request == STOP:
                 stop.set()
             else:
                 requests.put(request)

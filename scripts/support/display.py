@@ -7,7 +7,7 @@ from rich import progress
 from rich.console import Console
 
 from jaxmnist.config import format_seeds
-from jaxmnist.runs.setup import EpochDone, Event, Failed, Progress, SeedDone, Started
+from jaxmnist.runs.setup import EpochDone, Event, Failed, Progress, Started
 from jaxmnist.runs.summary import Row
 from support.output import print_line
 from support.tables import spread
@@ -111,13 +111,14 @@ class Lines(Silence):
 
     def show(self, event: Event) -> None:
         """Print the start, every epoch, and the progress at intervals."""
-        self._tracker.take(event)
-        if not isinstance(event, Progress | SeedDone):
-            self._print(line_of(event, self._tracker))
+        tracker = self._tracker
+        tracker.take(event)
+        if isinstance(event, Started | EpochDone | Failed):
+            self._print(line_of(event, tracker))
         elif isinstance(event, Progress) and time.monotonic() - self._last > PLAIN_SECONDS:
             self._print(
-                f"{who(event.seeds, self._tracker)}epoch {event.epoch}/{self._tracker.epochs}, "
-                f"step {event.step}/{self._tracker.total_steps}: {figures(event)}"
+                f"{who(event.seeds, tracker)}epoch {event.epoch}/{tracker.epochs}, "
+                f"step {event.step}/{tracker.total_steps}: {figures(event)}"
             )
 
     def show_data(self, what: str, done: int, total: int) -> None:
@@ -156,7 +157,7 @@ class Live(Silence):
         """Move the bar; print the start and every epoch."""
         tracker = self._tracker
         tracker.take(event)
-        if not isinstance(event, Progress | SeedDone):
+        if isinstance(event, Started | EpochDone | Failed):
             print_line(self._console, line_of(event, tracker))
         if isinstance(event, Started):
             self._next_bar("compiling", tracker.total, tracker.done)
