@@ -124,7 +124,7 @@ class TrainConfig:
     def name(self) -> str:
         """Name of the variant and its recipe, without "notebook": gap/no_dropout, gap/record.
 
-        Fields that differ from the recipe's are left out. `by_name` is the inverse.
+        Fields that differ from the recipe's are left out. `parse_experiment` is the inverse.
         """
         beyond = [part for part in self.recipe.split("/") if part != TrainConfig.recipe]
         return "/".join([self.variant, *beyond])
@@ -194,7 +194,7 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return plain
 
 
-def by_name(name: str, **fields: Any) -> TrainConfig:
+def parse_experiment(name: str, **fields: Any) -> TrainConfig:
     """Return the config for a `TrainConfig.name`.
 
     Args:

@@ -38,7 +38,7 @@ from jaxmnist import train as train_run
 from jaxmnist.analysis import held_out, report, results, stats
 from jaxmnist.analysis.plots import drilldown
 from jaxmnist.analysis.results import IncompleteError, Rung
-from jaxmnist.config import ConfigError, by_name, check_seeds, parse_seeds
+from jaxmnist.config import ConfigError, check_seeds, parse_experiment, parse_seeds
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import ABLATIONS, DATASETS
 from jaxmnist.runs import run_folder
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace, console: Console, command: TrainingComman
 
 def compared(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Return a sentence for each pair of networks, a table of all, and its legend."""
-    pairs = [(by_name(one).name, by_name(other).name) for one, other in pairs]
+    pairs = [(parse_experiment(one).name, parse_experiment(other).name) for one, other in pairs]
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     for one, other in pairs:
         if one == other:
@@ -158,7 +158,7 @@ def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
     fields = {
         name: getattr(arguments, name) for name in ("dataset", "epochs", "limit_train", "holdout")
     }
-    configs = [by_name(name, **fields) for name in names]
+    configs = [parse_experiment(name, **fields) for name in names]
     for number, config in enumerate(configs):
         if config in configs[:number]:
             raise ConfigError(f"{config.name} is there twice; expected each name once")

@@ -13,9 +13,9 @@ from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import (
     ConfigError,
     TrainConfig,
-    by_name,
     check_seeds,
     format_seeds,
+    parse_experiment,
     parse_seeds,
     steps_per_epoch,
 )
@@ -111,7 +111,7 @@ def test_every_change_changes_something_that_can_be_trained(change):
 def test_every_experiment_differs_from_its_baseline_in_its_config():
     for name in IDEAS:
         if "/" in name:
-            baseline, config = by_name(name.rsplit("/", 1)[0]), by_name(name)
+            baseline, config = parse_experiment(name.rsplit("/", 1)[0]), parse_experiment(name)
             assert dataclasses.replace(config, recipe=baseline.recipe) != baseline
 
 
@@ -127,7 +127,7 @@ def test_dropout_is_for_networks_that_have_it_whatever_the_recipe():
 @pytest.mark.parametrize("gone", [(), ("holdout", "fold")])
 def test_a_config_of_format_1_has_the_rest_from_its_recipe(name, gone):
     """Its writer knew 12 fields, and the first one 10."""
-    config = by_name(name, epochs=3)
+    config = parse_experiment(name, epochs=3)
     values = json.loads(config.to_json())
     fields = [field.name for field in dataclasses.fields(config)][:12]
     first = {field: values[field] for field in fields if field not in gone}
@@ -349,12 +349,12 @@ def test_numbers_in_words(numbers, words):
 def test_a_name_says_what_differs_from_the_notebooks(name, variant, recipe):
     config = TrainConfig(variant, recipe=recipe, seed=3)
     assert config.name == name
-    assert by_name(name, seed=3) == config
+    assert parse_experiment(name, seed=3) == config
 
 
 def test_an_ablation_changes_one_thing_at_a_time():
     for variant, names in ABLATIONS.items():
-        whole, *changed = (by_name(name) for name in names)
+        whole, *changed = (parse_experiment(name) for name in names)
         assert whole == TrainConfig(variant)
         for config in changed:
             before, after = (values_of(each.variant, each.recipe) for each in (whole, config))

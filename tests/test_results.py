@@ -10,7 +10,7 @@ import pytest
 
 from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig
 from jaxmnist.analysis import results
-from jaxmnist.config import by_name
+from jaxmnist.config import parse_experiment
 from jaxmnist.runs.run import Snapshot
 
 ENVIRONMENT = {
@@ -27,7 +27,7 @@ ENVIRONMENT = {
 
 def finished(name="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> Run:
     """A run that ends with such test accuracies, one an epoch, without having been trained."""
-    trained = by_name(name, seed=seed, **{"epochs": len(accuracies), **config})
+    trained = parse_experiment(name, seed=seed, **{"epochs": len(accuracies), **config})
     rows = [
         {
             "epoch": epoch,
@@ -180,8 +180,10 @@ def test_a_missing_network_or_seed_is_named(file):
 
 
 def test_configs_that_do_not_mix_are_refused_before_any_is_trained():
-    whole, short = by_name("gap", epochs=15), by_name("gap/fast", epochs=15)
-    results.check_together([whole, by_name("skeleton"), by_name("gap/no_dropout")])
+    whole, short = parse_experiment("gap", epochs=15), parse_experiment("gap/fast", epochs=15)
+    results.check_together(
+        [whole, parse_experiment("skeleton"), parse_experiment("gap/no_dropout")]
+    )
     words = r"gap would be \{.*'as in the recipe': True\} and gap/fast \{.*False\}; .*--out each"
     with pytest.raises(ConfigError, match=words):
         results.check_together([whole, short])
@@ -190,7 +192,7 @@ def test_configs_that_do_not_mix_are_refused_before_any_is_trained():
 def test_what_is_trained_otherwise_has_lines_after_its_network(file):
     names = ("gap/record", "gap_wide/record", "gap_late_pool", "gap/affine", "gap", "gap/fast")
     for name in names:
-        results.add(file, finished(name, accuracies=[99.0] * by_name(name).epochs), 1.0)
+        results.add(file, finished(name, accuracies=[99.0] * parse_experiment(name).epochs), 1.0)
     found = results.read(file)
     assert list(found["variants"]) == [
         *("gap", "gap/affine", "gap/fast", "gap/record", "gap_late_pool", "gap_wide/record")

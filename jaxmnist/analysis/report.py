@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxmnist.analysis import stats
 from jaxmnist.analysis.results import PUBLISHED, Rung
 from jaxmnist.analysis.stats import Difference, Spread
-from jaxmnist.config import ConfigError, TrainConfig, by_name, format_seeds
+from jaxmnist.config import ConfigError, TrainConfig, format_seeds, parse_experiment
 from jaxmnist.recipes import IDEAS
 
 # A negligible difference, in points; tables give the number of seeds that would show it.
@@ -455,7 +455,7 @@ def _published_step(comparison: Comparison) -> float | None:
 
 def _options(rung: Rung) -> str:
     """Return the command-line options after `--variant`."""
-    config = by_name(rung.name)
+    config = parse_experiment(rung.name)
     plain = config.recipe == TrainConfig.recipe
     return config.variant if plain else f"{config.variant} --recipe {config.recipe}"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from jaxmnist.config import ConfigError, TrainConfig, by_name, check_format, format_seeds
+from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds, parse_experiment
 from jaxmnist.recipes import NETWORKS, RECIPES, VARIANTS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.run import Run
@@ -347,7 +347,7 @@ def check_together(configs: Sequence[TrainConfig]) -> None:
 def _shared(config: TrainConfig) -> dict[str, Any]:
     """Return the properties that all runs of a file must share."""
     shared = {name: getattr(config, name) for name in ("dataset", "limit_train", "holdout", "fold")}
-    plain = by_name(config.name, seed=config.seed, **shared)
+    plain = parse_experiment(config.name, seed=config.seed, **shared)
     return {**shared, "as in the recipe": config == plain}
 
 
@@ -389,7 +389,7 @@ def _to_json(results: dict[str, Any]) -> str:
 
 
 def _place_in_file(name: str) -> tuple[int, str]:
-    return NETWORKS.index(by_name(name).variant), name
+    return NETWORKS.index(parse_experiment(name).variant), name
 
 
 @contextlib.contextmanager
