@@ -111,8 +111,8 @@ class TrainConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        check_name("variant", self.variant, RECIPES["notebook"])
-        check_name("dataset", self.dataset, DATASETS)
+        check_choice("variant", self.variant, RECIPES["notebook"])
+        check_choice("dataset", self.dataset, DATASETS)
         _check_recipe(self.recipe, self.variant)
         for name, value in values_of(self.variant, self.recipe).items():
             if getattr(self, name) is None:
@@ -206,7 +206,7 @@ def parse_experiment(name: str, **fields: Any) -> TrainConfig:
     """
     variant, *recipe = name.split("/")
     if recipe:
-        check_name("recipe or change of it", recipe[0], [*RECIPES, *CHANGES])
+        check_choice("recipe or change of it", recipe[0], [*RECIPES, *CHANGES])
     if not recipe or recipe[0] not in RECIPES:
         recipe.insert(0, TrainConfig.recipe)
     return TrainConfig(variant, recipe="/".join(recipe), **fields)
@@ -282,7 +282,7 @@ def check_format(what: str, found: object, readable: Sequence[int] = READABLE_FO
         )
 
 
-def check_name(field: str, value: object, known: Collection[str]) -> None:
+def check_choice(field: str, value: object, known: Collection[str]) -> None:
     """Check that a name is known.
 
     Raises:
@@ -299,9 +299,9 @@ def _check_recipe(recipe: object, variant: str) -> None:
     if not isinstance(recipe, str):
         raise ConfigError(f"recipe is {recipe!r}; expected one of {', '.join(RECIPES)}")
     name, *changes = recipe.split("/")
-    check_name("recipe", name, RECIPES)
+    check_choice("recipe", name, RECIPES)
     for change in changes:
-        check_name("change of the recipe", change, CHANGES)
+        check_choice("change of the recipe", change, CHANGES)
     if variant not in RECIPES[name]:
         raise ConfigError(
             f"recipe is {name!r}, which is for {', '.join(RECIPES[name])}, not for {variant}; "
@@ -320,8 +320,8 @@ def _check_values(config: TrainConfig) -> None:
     Raises:
         ConfigError: a value has the wrong type or is out of range.
     """
-    check_name("augmentation", config.augmentation, AUGMENTATIONS)
-    check_name("schedule", config.schedule, SCHEDULES)
+    check_choice("augmentation", config.augmentation, AUGMENTATIONS)
+    check_choice("schedule", config.schedule, SCHEDULES)
     for name in ("augment", "nesterov", "cycle_momentum"):
         value = getattr(config, name)
         if type(value) is not bool:

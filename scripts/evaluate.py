@@ -38,7 +38,7 @@ from jaxmnist.analysis.evaluation import Evaluation
 from jaxmnist.analysis.plots import evaluation as plots
 from jaxmnist.config import ConfigError
 from jaxmnist.inference.predict import load_runs, make_predict
-from jaxmnist.inference.views import together, with_views
+from jaxmnist.inference.views import ensemble, with_tta
 from jaxmnist.recipes import DATASETS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.run import Run
@@ -102,11 +102,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     labels = images.test_labels
     evaluated = []
     for one in runs:
-        predict = with_views(make_predict(one), arguments.views)
+        predict = with_tta(make_predict(one), arguments.views)
         said = predict(images.test_images)
         evaluated.append(Evaluated([one], said, evaluation.evaluate(said, labels)))
     if len(runs) > 1:
-        said = together([one.said for one in evaluated])
+        said = ensemble([one.said for one in evaluated])
         evaluated.append(Evaluated(runs, said, evaluation.evaluate(said, labels)))
     for one in evaluated:
         write(one, images, folder_of(one, arguments, dataset), arguments.views, dataset)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxmnist.config import ConfigError, check_name
+from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.data import idx
 from jaxmnist.data.cache import folder_beside, publish, read_cache, remove, write_cache
 from jaxmnist.data.dataset import (
@@ -65,7 +65,7 @@ def load(
         ConfigError: the data set is unknown, or a folder is not on this machine.
         DataError: the data set cannot be obtained, or has the wrong content.
     """
-    check_name("dataset", dataset, DATASETS)
+    check_choice("dataset", dataset, DATASETS)
     if idx_dir is not None:
         return _read_idx_dir(dataset, _local_folder("idx_dir", idx_dir))
     published = idx.SHA256.get(dataset, {})

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmnist.config import TrainConfig
 from jaxmnist.models import create_model
-from jaxmnist.models.description import Layer, describe
+from jaxmnist.models.description import LayerSpec, describe
 from jaxmnist.runs.run import Run
 from jaxmnist.steps import normalise
 
@@ -22,7 +22,7 @@ class ExportError(RuntimeError):
     """A failed export, or one whose logits differ from the network's."""
 
 
-class Network(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """A trained network to export."""
 
     config: TrainConfig
@@ -31,7 +31,7 @@ class Network(NamedTuple):
     std: np.ndarray
     normalised_input: bool  # float32 [N, 28, 28, 1], normalised, instead of uint8 [N, 28, 28]
 
-    def layers(self) -> Iterator[tuple[str, Layer, Arrays]]:
+    def layers(self) -> Iterator[tuple[str, LayerSpec, Arrays]]:
         """Yield name, description and arrays of each layer, in order of use."""
         numbers = Counter()
         for layer in describe(self.config.variant):
@@ -55,7 +55,7 @@ class Network(NamedTuple):
         return np.asarray(model.apply(self.variables, self.normalise(images)))
 
 
-def network_of(run: Run, normalised_input: bool = False) -> Network:
+def trained_network(run: Run, normalised_input: bool = False) -> TrainedNetwork:
     """Return the network of a run, for export.
 
     Args:
@@ -67,4 +67,4 @@ def network_of(run: Run, normalised_input: bool = False) -> Network:
     """
     variables = jax.tree.map(np.asarray, run.variables)
     mean, std = (np.asarray(value, np.float32) for value in run.normalisation)
-    return Network(run.config, variables, mean, std, normalised_input)
+    return TrainedNetwork(run.config, variables, mean, std, normalised_input)

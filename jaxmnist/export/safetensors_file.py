@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.config import TrainConfig
-from jaxmnist.export.network import Network
+from jaxmnist.export.network import TrainedNetwork
 from jaxmnist.models import create_model
 
 
-def write(network: Network, file: Path) -> None:
+def write(network: TrainedNetwork, file: Path) -> None:
     """Write `params/conv0/kernel` and all other arrays, and `config` as JSON.
 
     Raises:
@@ -28,7 +28,7 @@ def write(network: Network, file: Path) -> None:
     file.write_bytes(save(arrays, metadata={"config": network.config.to_json()}))
 
 
-def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
+def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
     """Compute logits `[N, 10]` of images with the arrays and config of a file.
 
     Args:

@@ -9,10 +9,10 @@ from jaxmnist.models import create_model, layers
 SIZE = 28
 FLOAT_BYTES = 4
 
-Layer = dict[str, Any]
+LayerSpec = dict[str, Any]
 
 
-def describe(variant: str) -> list[Layer]:
+def describe(variant: str) -> list[LayerSpec]:
     """Return the layers in order, each with the channels and side of its input and output.
 
     Args:
@@ -52,14 +52,14 @@ def describe(variant: str) -> list[Layer]:
     return described
 
 
-def forward_flop(layer: Layer) -> int:
+def forward_flop(layer: LayerSpec) -> int:
     """Return the multiplications and additions of a layer's convolution, forward, for one image."""
     if layer["kind"] != "conv":
         return 0
     return 2 * layer["kernel_size"] ** 2 * layer["inputs"] * layer["features"] * layer["side"] ** 2
 
 
-def step_flop(network: list[Layer]) -> int:
+def step_flop(network: list[LayerSpec]) -> int:
     """Return the arithmetic of the convolutions in a training step, for one image.
 
     The forward pass, the kernel gradient and the input gradient cost the same. The first layer
@@ -69,7 +69,7 @@ def step_flop(network: list[Layer]) -> int:
     return 3 * sum(flop) - flop[0]
 
 
-def forward_bytes(layer: Layer) -> int:
+def forward_bytes(layer: LayerSpec) -> int:
     """Return the least bytes that a layer's forward pass reads and writes, for one image."""
     taken = layer["inputs"] * layer["input_side"] ** 2
     returned = layer["features"] * layer["side"] ** 2

@@ -88,7 +88,7 @@ class Network(nn.Module):
         return to_logits(x)
 
 
-class Skeleton(Network):
+class SkeletonNet(Network):
     """The first network that works: 3x3 convolutions, two poolings, 6,379,786 parameters.
 
     `python scripts/train.py --variant skeleton`; results: docs/results.md.
@@ -114,7 +114,7 @@ class Skeleton(Network):
         ]
 
 
-class LessParams(Network):
+class LessParamsNet(Network):
     """Fewer parameters: narrow layers, a 1x1 transition, an average instead of the 7x7 end.
 
     4,572 parameters, no biases. `python scripts/train.py --variant less_params`;
@@ -135,7 +135,7 @@ class LessParams(Network):
         ]
 
 
-class BatchNormalised(Network):
+class BatchNormNet(Network):
     """Batch normalisation, once per block: 4,652 parameters.
 
     Normalisation comes before the ReLU in the transition block and after it elsewhere, as in the
@@ -159,7 +159,7 @@ class BatchNormalised(Network):
         ]
 
 
-class DroppedOut(Network):
+class DropoutNet(Network):
     """Dropout, and batch normalisation after every convolution: 4,708 parameters.
 
     `python scripts/train.py --variant dropout`; results: docs/results.md.
@@ -180,7 +180,7 @@ class DroppedOut(Network):
         ]
 
 
-class FullyConnected(Network):
+class FcLayerNet(Network):
     """More capacity: a wider block, and a fully connected layer after the average.
 
     6,124 parameters. `python scripts/train.py --variant fc_layer`; results: docs/results.md.
@@ -201,14 +201,14 @@ class FullyConnected(Network):
         ]
 
 
-class Augmented(FullyConnected):
+class AugmentationNet(FcLayerNet):
     """The fc_layer network, trained on augmented images: 6,124 parameters.
 
     `python scripts/train.py --variant augmentation`; results: docs/results.md.
     """
 
 
-class Gap(Network):
+class GapNet(Network):
     """More width in late layers, a layer after the average, and the one-cycle schedule.
 
     7,364 parameters. `python scripts/train.py --variant gap`; results: docs/results.md.

@@ -7,17 +7,17 @@ from jaxmnist.models.layers import (
     global_avg_pool,
     max_pool,
 )
-from jaxmnist.models.variants import Gap, Layer, conv, conv_relu_norm, conv_relu_norm_drop
+from jaxmnist.models.variants import GapNet, Layer, conv, conv_relu_norm, conv_relu_norm_drop
 
 
-class GapWithoutNorm(Gap):
+class GapWithoutNormNet(GapNet):
     """The gap network without batch normalisation: 7,188 parameters."""
 
     def layers(self) -> Sequence[Layer]:
         return [layer for layer in super().layers() if not isinstance(layer, BatchNorm)]
 
 
-class GapLatePool(Gap):
+class GapLatePoolNet(GapNet):
     """The gap network with the average one layer later, before the last: 7,364 parameters.
 
     An average after the last layer would be equivalent, because that layer is linear.
@@ -28,7 +28,7 @@ class GapLatePool(Gap):
         return [*before, global_avg_pool, last]
 
 
-class GapWide(Gap):
+class GapWideNet(GapNet):
     """The gap network with 1x1 convolutions traded for wider 3x3 ones: 7,082 parameters."""
 
     def layers(self) -> Sequence[Layer]:
@@ -45,7 +45,7 @@ class GapWide(Gap):
         ]
 
 
-class GapTwoPools(Gap):
+class GapTwoPoolsNet(GapNet):
     """The gap network with a second pooling: 7,364 parameters.
 
     The last 3x3 layer covers the whole image. Its output is one pixel and needs no average.
