@@ -185,7 +185,7 @@ def test_config_is_frozen():
         ),
         ({"holdout": 0}, r"holdout is 0; expected a whole number of at least 1"),
         ({"holdout": 9, "fold": -1}, r"fold is -1; expected a whole number of at least 0"),
-        ({"fold": 1}, r"fold is 1, but nothing is held out; pass --holdout, too"),
+        ({"fold": 1}, r"fold is 1, but no images are held out; pass --holdout too"),
         ({"dataset": "kminst"}, r"dataset is 'kminst'; .*Did you mean kmnist\?"),
         ({"recipe": "mine"}, r"recipe is 'mine'; expected one of notebook"),
         ({"epochs": 0}, r"epochs is 0; expected a whole number of at least 1"),
