@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file as load_safetensors
 
 import jaxmnist
@@ -205,12 +206,8 @@ def small_run(small_config, small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
 
 def trained_variables() -> dict:
     """`gap` as seed 0 of docs/results.json left it, by `scripts/export.py --to safetensors`."""
-    variables: dict = {}
     file = Path(__file__).parent / "fixtures" / "gap_seed0.safetensors"
-    for name, value in load_safetensors(file).items():
-        collection, layer, kind = name.split("/")
-        variables.setdefault(collection, {}).setdefault(layer, {})[kind] = value
-    return variables
+    return unflatten_dict(load_safetensors(file), sep="/")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Trained networks for export: layers as data, their arrays, and the input."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -31,15 +30,12 @@ class TrainedNetwork(NamedTuple):
     std: np.ndarray
     normalised_input: bool  # float32 [N, 28, 28, 1], normalised, instead of uint8 [N, 28, 28]
 
-    def layers(self) -> Iterator[tuple[str, LayerSpec, Arrays]]:
-        """Yield name, description and arrays of each layer, in order of use."""
-        numbers = Counter()
+    def layers(self) -> Iterator[tuple[LayerSpec, Arrays]]:
+        """Yield each layer in order of use, with its arrays."""
+        params, batch_stats = (self.variables.get(key, {}) for key in ("params", "batch_stats"))
         for layer in describe(self.config.variant):
-            kind = layer["kind"]
-            name = f"{kind}{numbers[kind]}"
-            numbers[kind] += 1
-            parts = (collection.get(name, {}) for collection in self.variables.values())
-            yield name, layer, {key: value for part in parts for key, value in part.items()}
+            name = layer["name"]
+            yield layer, params.get(name, {}) | batch_stats.get(name, {})
 
     def input_of(self, images: np.ndarray) -> np.ndarray:
         """Convert images uint8 `[N, 28, 28]` to the input of the export."""

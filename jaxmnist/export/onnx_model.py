@@ -24,8 +24,8 @@ def write(network: TrainedNetwork, file: Path) -> None:
 
     builder = _Builder()
     end = builder.images(network)
-    for name, layer, arrays in network.layers():
-        end = builder.layer(end, name, layer, arrays)
+    for layer, arrays in network.layers():
+        end = builder.layer(end, layer, arrays)
     builder.node("Flatten", [end], "logits", axis=1)
     kind = TensorProto.FLOAT if network.normalised_input else TensorProto.UINT8
     shape = ["N", SIZE, SIZE, *([1] if network.normalised_input else [])]
@@ -99,8 +99,9 @@ class _Builder:
         shape = self.constant("shape", np.array([-1, 1, SIZE, SIZE], np.int64))
         return self.node("Reshape", [end, shape], "normalised")
 
-    def layer(self, end: str, name: str, layer: LayerSpec, arrays: Arrays) -> str:
+    def layer(self, end: str, layer: LayerSpec, arrays: Arrays) -> str:
         """Add one layer after `end`, and return the name of its output."""
+        name = layer["name"]
         match layer["kind"]:
             case "conv":
                 weight = self.constant(f"{name}/weight", arrays["kernel"].transpose(3, 2, 0, 1))

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmnist.config import ConfigError
 from jaxmnist.export.network import TrainedNetwork
-from jaxmnist.export.state_dict import CONV, NORM, variables_of
+from jaxmnist.export.state_dict import TORCH_NAMES, variables_of
 from jaxmnist.models.description import LayerSpec, describe
 
 COUNTER = "num_batches_tracked"
@@ -27,9 +27,8 @@ def write(network: TrainedNetwork, file: Path) -> None:
     import torch
 
     state = {}
-    for place, (_, layer, arrays) in enumerate(network.layers()):
-        names = {"conv": CONV, "norm": NORM}.get(layer["kind"], {})
-        for ours, theirs in names.items():
+    for place, (layer, arrays) in enumerate(network.layers()):
+        for ours, theirs in TORCH_NAMES.get(layer["kind"], {}).items():
             if ours in arrays:
                 value = arrays[ours].transpose(3, 2, 0, 1) if ours == "kernel" else arrays[ours]
                 state[f"{place}.{theirs}"] = torch.tensor(value)

@@ -2,9 +2,9 @@
 # pyright: reportMissingImports=false
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxmnist.config import TrainConfig
 from jaxmnist.export.network import TrainedNetwork
@@ -19,12 +19,8 @@ def write(network: TrainedNetwork, file: Path) -> None:
     """
     from safetensors.numpy import save
 
-    arrays = {
-        f"{collection}/{layer}/{key}": np.ascontiguousarray(value)
-        for collection, layers in network.variables.items()
-        for layer, leaves in layers.items()
-        for key, value in leaves.items()
-    }
+    named = flatten_dict(network.variables, sep="/")
+    arrays = {name: np.ascontiguousarray(value) for name, value in named.items()}
     file.write_bytes(save(arrays, metadata={"config": network.config.to_json()}))
 
 
@@ -38,11 +34,9 @@ def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.nda
     """
     from safetensors import safe_open
 
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     with safe_open(file, "numpy") as opened:
         config = TrainConfig.from_json(opened.metadata()["config"])
-        for name in opened.keys():  # noqa: SIM118 - not a dictionary
-            collection, layer, key = name.split("/")
-            variables[collection].setdefault(layer, {})[key] = opened.get_tensor(name)
+        arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    variables = unflatten_dict(arrays, sep="/")
     model = create_model(config.variant, config.dropout)
     return np.asarray(model.apply(variables, network.normalise(images)))

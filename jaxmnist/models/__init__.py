@@ -1,7 +1,7 @@
 """Networks: the seven variants of the course, and those of the ablations."""
 
 from jaxmnist.config import check_choice
-from jaxmnist.models import variants, variations
+from jaxmnist.models import ablations, variants
 from jaxmnist.models.variants import Network
 from jaxmnist.recipes import values_of
 
@@ -15,10 +15,10 @@ NETWORKS: dict[str, type[Network]] = {
     "fc_layer": variants.FcLayerNet,
     "augmentation": variants.AugmentationNet,
     "gap": variants.GapNet,
-    "gap_without_norm": variations.GapWithoutNormNet,
-    "gap_late_pool": variations.GapLatePoolNet,
-    "gap_wide": variations.GapWideNet,
-    "gap_two_pools": variations.GapTwoPoolsNet,
+    "gap_without_norm": ablations.GapWithoutNormNet,
+    "gap_late_pool": ablations.GapLatePoolNet,
+    "gap_wide": ablations.GapWideNet,
+    "gap_two_pools": ablations.GapTwoPoolsNet,
 }
 
 

@@ -13,7 +13,7 @@ LayerSpec = dict[str, Any]
 
 
 def describe(variant: str) -> list[LayerSpec]:
-    """Return the layers in order, each with the channels and side of its input and output.
+    """Return the layers in order, each with its name, and the channels and side of in- and output.
 
     Args:
         variant: one of `jaxmnist.VARIANTS`.
@@ -23,8 +23,8 @@ def describe(variant: str) -> list[LayerSpec]:
     """
     channels, side = 1, SIZE
     described = []
-    for layer in create_model(variant).layers():
-        before = {"inputs": channels, "input_side": side}
+    for name, layer in create_model(variant).named_layers():
+        before = {"name": name, "inputs": channels, "input_side": side}
         match layer:
             case layers.Conv():
                 channels, side = layer.features, side + 2 * layer.padding - layer.kernel_size + 1

@@ -1,4 +1,4 @@
-"""Variations of gap with one change each, for ablations."""
+"""Networks for ablations: gap with one change each, and gap in other shapes."""
 
 from collections.abc import Sequence
 
@@ -52,16 +52,7 @@ class GapTwoPoolsNet(GapNet):
     """
 
     def layers(self) -> Sequence[Layer]:
-        rate = self.dropout_rate
-        return [
-            *conv_relu_norm(4),  # 26x26
-            *conv_relu_norm_drop(8, rate),  # 24x24
-            max_pool,  # 12x12
-            *conv_relu_norm_drop(10, rate, kernel_size=1),
-            *conv_relu_norm_drop(16, rate),  # 10x10
-            max_pool,  # 5x5
-            *conv_relu_norm_drop(16, rate),  # 3x3
-            *conv_relu_norm_drop(18, rate),  # 1x1
-            *conv_relu_norm_drop(16, rate, kernel_size=1),
-            conv(10, kernel_size=1),
-        ]
+        layers = [layer for layer in super().layers() if layer is not global_avg_pool]
+        # Two blocks of four layers after the first pooling, where images are 10x10.
+        layers.insert(layers.index(max_pool) + 9, max_pool)
+        return layers
