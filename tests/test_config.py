@@ -137,7 +137,7 @@ def test_a_config_of_format_1_has_the_rest_from_its_recipe(name, gone):
         TrainConfig.from_json(text.replace('"format": 1', '"format": 2'))
 
 
-def test_what_is_given_stands():
+def test_given_values_replace_the_recipes():
     config = TrainConfig("gap", epochs=1, learning_rate=0.1, augment=False, dropout=0.0)
     assert (config.epochs, config.learning_rate) == (1, 0.1)
     assert (config.augment, config.dropout) == (False, 0.0)
@@ -346,7 +346,7 @@ def test_numbers_in_words(numbers, words):
         ("gap_late_pool/affine/no_dropout", "gap_late_pool", "notebook/affine/no_dropout"),
     ],
 )
-def test_a_name_says_what_differs_from_the_notebooks(name, variant, recipe):
+def test_names_of_experiments(name, variant, recipe):
     config = TrainConfig(variant, recipe=recipe, seed=3)
     assert config.name == name
     assert parse_experiment(name, seed=3) == config

@@ -23,7 +23,7 @@ def predict(small_run):
 
 
 @pytest.mark.parametrize("count", [0, 1, 200, 201, 430])
-def test_every_image_whatever_the_block(predict, small_run, count):
+def test_predicts_any_number_of_images(predict, small_run, count):
     pixels = drawn("pixels/predictions", (430, 28, 28), 0, 255).astype(np.uint8)[:count]
     mean, std = small_run.normalisation
     model = jaxmnist.create_model(small_run.config.variant)
@@ -61,7 +61,7 @@ def test_a_number_of_views_out_of_range(predict, views):
         with_tta(predict, views)
 
 
-def test_together_is_the_mean_of_log_probabilities():
+def test_an_ensemble_is_the_mean_of_log_probabilities():
     first = np.log(np.array([[0.8, 0.2]]))
     second = np.log(np.array([[0.2, 0.8]]))
     half = np.exp(ensemble([first, second]))

@@ -53,6 +53,6 @@ class GapTwoPoolsNet(GapNet):
 
     def layers(self) -> Sequence[Layer]:
         layers = [layer for layer in super().layers() if layer is not global_avg_pool]
-        # Two blocks of four layers after the first pooling, where images are 10x10.
+        # Two blocks of four layers after the first pooling; images are 10x10 there.
         layers.insert(layers.index(max_pool) + 9, max_pool)
         return layers
