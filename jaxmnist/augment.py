@@ -20,17 +20,36 @@ ROTATE_FILL = 1
 AFFINE_FILL = 0
 
 
-class Parameters(NamedTuple):
-    """Augmentation parameters of each image; float32 `[N]` unless noted."""
+class Affine(NamedTuple):
+    """Affine maps, one per image; float32 `[N]` unless noted. The arguments of `affine`."""
 
-    rotation: jax.Array  # degrees, counter-clockwise
     angle: jax.Array  # degrees, clockwise
-    translate: jax.Array  # [N, 2], whole pixels, x then y
+    translate: jax.Array  # [N, 2], pixels, x then y
     scale: jax.Array
     shear: jax.Array  # degrees, along x
+
+
+class Light(NamedTuple):
+    """Brightness and contrast of each image; float32 `[N]` unless noted."""
+
     brightness: jax.Array
     contrast: jax.Array
     brightness_first: jax.Array  # bool [N]
+
+
+class Parameters(NamedTuple):
+    """Parameters of the notebooks' augmentation."""
+
+    rotation: jax.Array  # degrees, counter-clockwise, float32 [N]
+    affine: Affine
+    light: Light
+
+
+class AffineAndLight(NamedTuple):
+    """Parameters of `bilinear_and_light`."""
+
+    affine: Affine
+    light: Light
 
 
 def draw_parameters(key: jax.Array, count: int) -> Parameters:
@@ -42,24 +61,15 @@ def draw_parameters(key: jax.Array, count: int) -> Parameters:
         return low + (high - low) * next(uniform)
 
     return Parameters(
-        rotation=between(-6, 6),
-        angle=between(-7, 7),
-        translate=jnp.round(jnp.stack([between(-2.8, 2.8), between(-2.8, 2.8)], axis=1)),
-        scale=between(0.8, 1.2),
-        shear=between(-10, 10),
-        brightness=between(0.6, 1.4),
-        contrast=between(0.6, 1.4),
-        brightness_first=between(-1, 1) < 0,
+        between(-6, 6),
+        Affine(
+            angle=between(-7, 7),
+            translate=jnp.round(jnp.stack([between(-2.8, 2.8), between(-2.8, 2.8)], axis=1)),
+            scale=between(0.8, 1.2),
+            shear=between(-10, 10),
+        ),
+        Light(between(0.6, 1.4), between(0.6, 1.4), brightness_first=between(-1, 1) < 0),
     )
-
-
-class Affine(NamedTuple):
-    """Affine maps, one per image; float32 `[N]` unless noted."""
-
-    angle: jax.Array  # degrees, clockwise
-    translate: jax.Array  # [N, 2], pixels, x then y
-    scale: jax.Array
-    shear: jax.Array  # degrees, along x
 
 
 def draw_affine(key: jax.Array, count: int, strength: float = 1.0) -> Affine:
@@ -67,6 +77,12 @@ def draw_affine(key: jax.Array, count: int, strength: float = 1.0) -> Affine:
     drawn = jax.random.uniform(key, (5, count), jnp.float32, minval=-strength, maxval=strength)
     angle, x, y, scale, shear = drawn
     return Affine(13 * angle, 2.8 * jnp.stack([x, y], axis=1), 1 + 0.2 * scale, 10 * shear)
+
+
+def draw_affine_and_light(key: jax.Array, count: int) -> AffineAndLight:
+    """Draw affine maps, brightness and contrast for `count` images from the notebooks' ranges."""
+    affine_key, light_key = jax.random.split(key)
+    return AffineAndLight(draw_affine(affine_key, count), draw_parameters(light_key, count).light)
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -86,11 +102,11 @@ def apply_parameters(images: jax.Array, p: Parameters) -> jax.Array:
     """Augment images with given parameters; shapes as in `augment`."""
     # The affine map selects a pixel of the rotated image, the rotation one of the original.
     # Composing both maps needs one look-up per pixel instead of two and gives the same pixels.
-    places = _source(_affine_map(p.angle, p.translate, p.scale, p.shear), _grid())
+    places = _source(_affine_map(*p.affine), _grid())
     rotated = _sample(images, _source(_rotation_map(p.rotation), places), ROTATE_FILL)
     inside = _inside(places).reshape(images.shape)
     images = jnp.where(inside, rotated, AFFINE_FILL).astype(jnp.uint8)
-    return _jitter(images, p.brightness, p.contrast, p.brightness_first)
+    return _jitter(images, p.light)
 
 
 def rotate(images: jax.Array, degrees: jax.Array) -> jax.Array:
@@ -125,18 +141,18 @@ def affine(
     return _sample(images, places, AFFINE_FILL)
 
 
-def bilinear(images: jax.Array, p: Affine) -> jax.Array:
+def bilinear(images: jax.Array, maps: Affine) -> jax.Array:
     """Apply affine maps with bilinear interpolation; shifts need not be whole pixels.
 
     Args:
         images: uint8 `[N, 28, 28]`.
-        p: the affine maps.
+        maps: the affine maps.
 
     Returns:
         float32 `[N, 28, 28]`, 0 to 255.
     """
     # Pixel values belong to pixel centres, so subtract half a pixel.
-    places = _affine_map(p.angle, p.translate, p.scale, p.shear) @ _with_ones(_grid()) - 32768
+    places = _affine_map(*maps) @ _with_ones(_grid()) - 32768
     row, column = (places >> 16).transpose(1, 0, 2)
     # Integer weights in 256 steps make the images independent of how they are compiled.
     down, right = ((places >> 8) & 0xFF).transpose(1, 0, 2)
@@ -154,6 +170,11 @@ def bilinear(images: jax.Array, p: Affine) -> jax.Array:
     lower = 256 * lower_left + right * (lower_right - lower_left)
     blended = jnp.where(inside, 256 * upper + down * (lower - upper), 0)
     return blended.reshape(images.shape).astype(jnp.float32) / 65536
+
+
+def bilinear_and_light(images: jax.Array, p: AffineAndLight) -> jax.Array:
+    """Apply `bilinear`, then the jitter of `augment`; input and output are uint8 `[N, 28, 28]`."""
+    return _jitter(jnp.round(bilinear(images, p.affine)).astype(jnp.uint8), p.light)
 
 
 def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -182,19 +203,13 @@ def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
     return _blend(images, _mean_grey(images), factor)
 
 
-def _jitter(images, brightness, contrast, brightness_first):
+def _jitter(images: jax.Array, light: Light) -> jax.Array:
     """Adjust brightness and contrast as two blends, in each image's own order."""
+    brightness, contrast, first = light
     mean = _mean_grey(images)
-    images = _blend(
-        images,
-        jnp.where(brightness_first, 0, mean),
-        jnp.where(brightness_first, brightness, contrast),
-    )
-    return _blend(
-        images,
-        jnp.where(brightness_first, _mean_grey(images), 0),
-        jnp.where(brightness_first, contrast, brightness),
-    )
+    images = _blend(images, jnp.where(first, 0, mean), jnp.where(first, brightness, contrast))
+    mean = _mean_grey(images)
+    return _blend(images, jnp.where(first, mean, 0), jnp.where(first, contrast, brightness))
 
 
 def _blend(images, grey, factor):
@@ -262,25 +277,6 @@ def _sample(images: jax.Array, places: jax.Array, fill: int) -> jax.Array:
     return jnp.where(inside, pixels, fill).astype(jnp.uint8).reshape(images.shape)
 
 
-class AffineAndLight(NamedTuple):
-    """An affine map per image, and the brightness and contrast of `augment`."""
-
-    affine: Affine
-    light: Parameters  # only brightness and contrast are used
-
-
-def draw_affine_and_light(key: jax.Array, count: int) -> AffineAndLight:
-    """Draw affine maps, brightness and contrast for `count` images from the notebooks' ranges."""
-    affine_key, light_key = jax.random.split(key)
-    return AffineAndLight(draw_affine(affine_key, count), draw_parameters(light_key, count))
-
-
-def bilinear_and_light(images: jax.Array, p: AffineAndLight) -> jax.Array:
-    """Apply `bilinear`, then the jitter of `augment`; input and output are uint8 `[N, 28, 28]`."""
-    mapped = jnp.round(bilinear(images, p.affine)).astype(jnp.uint8)
-    return _jitter(mapped, p.light.brightness, p.light.contrast, p.light.brightness_first)
-
-
 class Augmentation(NamedTuple):
     """An augmentation of training images: `apply(images, draw(key, count))`."""
 
@@ -292,14 +288,8 @@ AUGMENTATIONS = {
     "notebook": Augmentation(draw_parameters, apply_parameters),
     # Each of the notebooks' three parts on its own.
     "rotation": Augmentation(draw_parameters, lambda images, p: rotate(images, p.rotation)),
-    "affine": Augmentation(
-        draw_parameters,
-        lambda images, p: affine(images, p.angle, p.translate, p.scale, p.shear),
-    ),
-    "jitter": Augmentation(
-        draw_parameters,
-        lambda images, p: _jitter(images, p.brightness, p.contrast, p.brightness_first),
-    ),
+    "affine": Augmentation(draw_parameters, lambda images, p: affine(images, *p.affine)),
+    "jitter": Augmentation(draw_parameters, lambda images, p: _jitter(images, p.light)),
     "bilinear": Augmentation(draw_affine, bilinear),
     "bilinear_and_light": Augmentation(draw_affine_and_light, bilinear_and_light),
     "weak_bilinear": Augmentation(functools.partial(draw_affine, strength=0.7), bilinear),

@@ -29,15 +29,11 @@ _FORMAT_1 = {"batch_size", "augment", "dropout"}
 
 
 class ConfigError(Exception):
-    """An invalid command line or config.
-
-    Not a ValueError: the command-line library would catch it and replace the message.
-    """
+    """An invalid command line or config."""
 
 
-def _from_recipe() -> Any:
-    """Return a field that is None until `TrainConfig` fills it in from the recipe."""
-    return dataclasses.field(default=None)
+# The default of a field that `TrainConfig` fills in from the recipe.
+_FROM_RECIPE: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,33 +82,33 @@ class TrainConfig:
     variant: str = "gap"
     dataset: str = "mnist"
     recipe: str = "notebook"
-    epochs: int = _from_recipe()
-    batch_size: int = _from_recipe()
-    learning_rate: float = _from_recipe()
+    epochs: int = _FROM_RECIPE
+    batch_size: int = _FROM_RECIPE
+    learning_rate: float = _FROM_RECIPE
     seed: int = 0
-    augment: bool = _from_recipe()
-    dropout: float = _from_recipe()
+    augment: bool = _FROM_RECIPE
+    dropout: float = _FROM_RECIPE
     limit_train: int | None = None
     holdout: int | None = None
     fold: int = 0
-    augmentation: str = _from_recipe()
-    schedule: str = _from_recipe()
-    momentum: float = _from_recipe()
-    nesterov: bool = _from_recipe()
-    weight_decay: float = _from_recipe()
-    ema_decay: float = _from_recipe()
-    cycle_momentum: bool = _from_recipe()
-    base_momentum: float = _from_recipe()
-    max_momentum: float = _from_recipe()
-    pct_start: float = _from_recipe()
-    div_factor: float = _from_recipe()
-    final_div_factor: float = _from_recipe()
+    augmentation: str = _FROM_RECIPE
+    schedule: str = _FROM_RECIPE
+    momentum: float = _FROM_RECIPE
+    nesterov: bool = _FROM_RECIPE
+    weight_decay: float = _FROM_RECIPE
+    ema_decay: float = _FROM_RECIPE
+    cycle_momentum: bool = _FROM_RECIPE
+    base_momentum: float = _FROM_RECIPE
+    max_momentum: float = _FROM_RECIPE
+    pct_start: float = _FROM_RECIPE
+    div_factor: float = _FROM_RECIPE
+    final_div_factor: float = _FROM_RECIPE
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        check_name("variant", self.variant, RECIPES["notebook"])
-        check_name("dataset", self.dataset, DATASETS)
+        check_choice("variant", self.variant, RECIPES["notebook"])
+        check_choice("dataset", self.dataset, DATASETS)
         _check_recipe(self.recipe, self.variant)
         for name, value in values_of(self.variant, self.recipe).items():
             if getattr(self, name) is None:
@@ -124,7 +120,7 @@ class TrainConfig:
     def name(self) -> str:
         """Name of the variant and its recipe, without "notebook": gap/no_dropout, gap/record.
 
-        Fields that differ from the recipe's are left out. `by_name` is the inverse.
+        Fields that differ from the recipe's are left out. `parse_experiment` is the inverse.
         """
         beyond = [part for part in self.recipe.split("/") if part != TrainConfig.recipe]
         return "/".join([self.variant, *beyond])
@@ -172,8 +168,9 @@ class TrainConfig:
         ]
         if differing:
             raise ConfigError(
-                f"the run was begun with another config: {', '.join(differing)}; go on with the "
-                "same one, or begin another run (only epochs may grow, and only at a constant rate)"
+                f"the run was begun with another config: {', '.join(differing)}; continue with the "
+                "same one, or start another run (only epochs may increase, and only at a constant "
+                "rate)"
             )
 
 
@@ -188,13 +185,13 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if len(seeds) > MAX_SEEDS:
         raise ConfigError(f"there are more than {MAX_SEEDS} seeds; expected at most that many")
     plain = tuple(TrainConfig(seed=seed).seed for seed in seeds)
-    for number, seed in enumerate(plain):
-        if seed in plain[:number]:
+    for seed in plain:
+        if plain.count(seed) > 1:
             raise ConfigError(f"seeds has {seed} more than once; each seed is one run")
     return plain
 
 
-def by_name(name: str, **fields: Any) -> TrainConfig:
+def parse_experiment(name: str, **fields: Any) -> TrainConfig:
     """Return the config for a `TrainConfig.name`.
 
     Args:
@@ -206,7 +203,7 @@ def by_name(name: str, **fields: Any) -> TrainConfig:
     """
     variant, *recipe = name.split("/")
     if recipe:
-        check_name("recipe or change of it", recipe[0], [*RECIPES, *CHANGES])
+        check_choice("recipe or change of it", recipe[0], [*RECIPES, *CHANGES])
     if not recipe or recipe[0] not in RECIPES:
         recipe.insert(0, TrainConfig.recipe)
     return TrainConfig(variant, recipe="/".join(recipe), **fields)
@@ -282,7 +279,7 @@ def check_format(what: str, found: object, readable: Sequence[int] = READABLE_FO
         )
 
 
-def check_name(field: str, value: object, known: Collection[str]) -> None:
+def check_choice(field: str, value: object, known: Collection[str]) -> None:
     """Check that a name is known.
 
     Raises:
@@ -299,9 +296,9 @@ def _check_recipe(recipe: object, variant: str) -> None:
     if not isinstance(recipe, str):
         raise ConfigError(f"recipe is {recipe!r}; expected one of {', '.join(RECIPES)}")
     name, *changes = recipe.split("/")
-    check_name("recipe", name, RECIPES)
+    check_choice("recipe", name, RECIPES)
     for change in changes:
-        check_name("change of the recipe", change, CHANGES)
+        check_choice("change of the recipe", change, CHANGES)
     if variant not in RECIPES[name]:
         raise ConfigError(
             f"recipe is {name!r}, which is for {', '.join(RECIPES[name])}, not for {variant}; "
@@ -314,72 +311,62 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
+def _is_whole(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+# Fields, the values that they accept, and the same in words.
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("augment nesterov cycle_momentum", lambda x: type(x) is bool, "True or False"),
+    ("epochs batch_size", lambda x: _is_whole(x) and x >= 1, "a whole number of at least 1"),
+    ("fold", lambda x: _is_whole(x) and x >= 0, "a whole number of at least 0"),
+    ("seed", lambda x: _is_whole(x) and 0 <= x < 2**32, "a whole number from 0 to 4294967295"),
+    ("weight_decay", lambda x: _is_number(x) and x >= 0, "a finite number of at least 0"),
+    ("pct_start", lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1"),
+    (
+        "limit_train holdout",
+        lambda x: x is None or (_is_whole(x) and x >= 1),
+        "a whole number of at least 1",
+    ),
+    (
+        "learning_rate div_factor final_div_factor",
+        lambda x: _is_number(x) and x > 0,
+        "a finite number above 0",
+    ),
+    (
+        "dropout momentum base_momentum max_momentum ema_decay",
+        lambda x: _is_number(x) and 0 <= x < 1,
+        "a number from 0 up to, not with, 1",
+    ),
+)
+
+
 def _check_values(config: TrainConfig) -> None:
-    """Check each value on its own.
-
-    Raises:
-        ConfigError: a value has the wrong type or is out of range.
-    """
-    check_name("augmentation", config.augmentation, AUGMENTATIONS)
-    check_name("schedule", config.schedule, SCHEDULES)
-    for name in ("augment", "nesterov", "cycle_momentum"):
-        value = getattr(config, name)
-        if type(value) is not bool:
-            raise ConfigError(f"{name} is {value!r}; expected True or False")
-    for name, (least, most) in _WHOLE.items():
-        value = getattr(config, name)
-        if value is None and name in ("limit_train", "holdout"):
-            continue
-        if not (type(value) is int and least <= value <= most):
-            upwards = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise ConfigError(f"{name} is {value!r}; expected a whole number {upwards}")
-    for name, (accepts, words) in _NUMBERS.items():
-        value = getattr(config, name)
-        is_number = type(value) in (int, float) and math.isfinite(value)
-        if not (is_number and accepts(value)):
-            raise ConfigError(f"{name} is {value!r}; expected {words}")
-
-
-_WHOLE = {
-    "epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "limit_train": (1, math.inf),
-    "holdout": (1, math.inf),
-    "fold": (0, math.inf),
-    "seed": (0, 2**32 - 1),
-}
-_FRACTION = (lambda value: 0 <= value < 1, "a number from 0 up to, not with, 1")
-_POSITIVE = (lambda value: value > 0, "a finite number above 0")
-_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "learning_rate": _POSITIVE,
-    "dropout": _FRACTION,
-    "momentum": _FRACTION,
-    "base_momentum": _FRACTION,
-    "max_momentum": _FRACTION,
-    "ema_decay": _FRACTION,
-    "weight_decay": (lambda value: value >= 0, "a finite number of at least 0"),
-    "pct_start": (lambda value: 0 < value < 1, "a number between 0 and 1"),
-    "div_factor": _POSITIVE,
-    "final_div_factor": _POSITIVE,
-}
+    """Check each value on its own."""
+    check_choice("augmentation", config.augmentation, AUGMENTATIONS)
+    check_choice("schedule", config.schedule, SCHEDULES)
+    for names, accepts, words in _RULES:
+        for name in names.split():
+            if not accepts(value := getattr(config, name)):
+                raise ConfigError(f"{name} is {value!r}; expected {words}")
 
 
 def _check_together(config: TrainConfig) -> None:
-    """Check the values that depend on each other.
-
-    Raises:
-        ConfigError: two values are incompatible.
-    """
+    """Check the values that depend on each other."""
     if config.fold and config.holdout is None:
-        raise ConfigError(f"fold is {config.fold}, but nothing is held out; pass --holdout, too")
+        raise ConfigError(f"fold is {config.fold}, but no images are held out; pass --holdout too")
     having = [name for name, values in RECIPES["notebook"].items() if values.get("dropout")]
     if config.dropout and config.variant not in having:
         raise ConfigError(
             f"dropout is {config.dropout}, but the variant {config.variant} has no dropout layers; "
-            f"leave --dropout out, or take one of {', '.join(having)}"
+            f"leave --dropout out, or use one of {', '.join(having)}"
         )
     if config.variant in ("gap", "gap_two_pools") and config.batch_size == 1:
         raise ConfigError(
-            f"batch_size is 1; {config.variant} normalises single numbers over the batch: use at "
-            "least 2"
+            f"batch_size is 1; {config.variant} normalises single numbers over the batch; "
+            "use at least 2"
         )

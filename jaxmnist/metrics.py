@@ -36,7 +36,7 @@ class Metrics(flax.struct.PyTreeNode):
         return 100 * int(self.correct) / int(self.count) if int(self.count) else float("nan")
 
 
-def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the negative log-likelihood of each label, in nats.
 
     Args:
@@ -49,7 +49,9 @@ def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
 
 
-def measure(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None) -> Metrics:
+def compute_metrics(
+    logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None
+) -> Metrics:
     """Return the metrics of one batch.
 
     Args:
@@ -60,7 +62,7 @@ def measure(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None
     if valid is None:
         valid = jnp.ones(len(logits), bool)
     return Metrics(
-        loss_sum=jnp.sum(losses(logits, labels), where=valid, dtype=jnp.float32),
+        loss_sum=jnp.sum(cross_entropy(logits, labels), where=valid, dtype=jnp.float32),
         correct=jnp.sum(logits.argmax(axis=1) == labels, where=valid, dtype=jnp.int32),
         count=jnp.sum(valid, dtype=jnp.int32),
     )

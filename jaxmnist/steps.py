@@ -15,7 +15,7 @@ import optax
 from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.collectives import Axis, axis_size, pmean, psum, pvary, shard
 from jaxmnist.config import TrainConfig, steps_per_epoch
-from jaxmnist.metrics import Array, Metrics, losses, measure
+from jaxmnist.metrics import Array, Metrics, compute_metrics, cross_entropy
 from jaxmnist.state import TrainState, stream, update_ema
 
 # Images of the test set that are evaluated at a time: few enough for the cache of a CPU.
@@ -78,7 +78,7 @@ def train_step(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        return losses(logits, batch.labels).mean(), (logits, updates.get("batch_stats", {}))
+        return cross_entropy(logits, batch.labels).mean(), (logits, updates.get("batch_stats", {}))
 
     params = pvary(state.params, axis)
     grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
@@ -93,7 +93,7 @@ def train_step(
     )
     if ema_decay:
         state = update_ema(state, ema_decay)
-    return state, psum(measure(logits, batch.labels), axis)
+    return state, psum(compute_metrics(logits, batch.labels), axis)
 
 
 def epoch_permutation(state: TrainState, images: Images, *, batch_size: int) -> jax.Array:
@@ -188,7 +188,7 @@ def train_chunk(
 def eval_step(state: TrainState, batch: Batch, valid: jax.Array, *, model: nn.Module) -> Metrics:
     """Return the metrics of one block of images; `valid`, bool `[N]`, masks those that count."""
     logits: Any = model.apply(state.variables, batch.images)
-    return measure(logits, batch.labels, valid)
+    return compute_metrics(logits, batch.labels, valid)
 
 
 def evaluate(state: TrainState, images: Images, *, model: nn.Module, axis: Axis = None) -> Metrics:

@@ -38,7 +38,7 @@ from jaxmnist import train as train_run
 from jaxmnist.analysis import held_out, report, results, stats
 from jaxmnist.analysis.plots import drilldown
 from jaxmnist.analysis.results import IncompleteError, Results, VariantResults
-from jaxmnist.config import ConfigError, by_name, check_seeds, parse_seeds
+from jaxmnist.config import ConfigError, check_seeds, parse_experiment, parse_seeds
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import ABLATIONS, DATASETS
 from jaxmnist.runs import run_folder
@@ -137,7 +137,7 @@ def compare(found: Results, names: Sequence[tuple[str, str]]) -> str:
     Raises:
         ConfigError: a network is compared with itself, does not exist, or has no run.
     """
-    pairs = [[by_name(name).name for name in pair] for pair in names]
+    pairs = [[parse_experiment(name).name for name in pair] for pair in names]
     for one, other in pairs:
         if one == other:
             raise ConfigError(f"compare has {one} twice; expected two networks")
@@ -158,7 +158,7 @@ def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
     fields = {
         name: getattr(arguments, name) for name in ("dataset", "epochs", "limit_train", "holdout")
     }
-    configs = [by_name(name, **fields) for name in names]
+    configs = [parse_experiment(name, **fields) for name in names]
     for config in configs:
         if configs.count(config) > 1:
             raise ConfigError(f"{config.name} is there twice; expected each name once")

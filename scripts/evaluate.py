@@ -38,7 +38,7 @@ from jaxmnist.analysis.evaluation import Evaluation
 from jaxmnist.analysis.plots import evaluation as plots
 from jaxmnist.config import ConfigError
 from jaxmnist.inference.predict import load_runs, make_predict
-from jaxmnist.inference.views import together, with_views
+from jaxmnist.inference.views import ensemble, with_tta
 from jaxmnist.recipes import DATASETS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.run import Run
@@ -101,10 +101,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     images = data.load(dataset, arguments.data_dir, arguments.idx_dir)
     labels = images.test_labels
     networks = [[run] for run in runs]
-    log_probs = [with_views(make_predict(run), arguments.views)(images.test_images) for run in runs]
+    log_probs = [with_tta(make_predict(run), arguments.views)(images.test_images) for run in runs]
     if len(runs) > 1:
         networks.append(runs)
-        log_probs.append(together(log_probs))
+        log_probs.append(ensemble(log_probs))
     evaluated = [
         Evaluated(network, each, evaluation.evaluate(each, labels))
         for network, each in zip(networks, log_probs, strict=True)

@@ -26,9 +26,9 @@ from support.command import (
 )
 
 from jaxmnist import VARIANTS, TrainConfig, data
-from jaxmnist.config import ConfigError, check_name
+from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.export import imported, pytorch
-from jaxmnist.export.network import network_of
+from jaxmnist.export.network import trained_network
 from jaxmnist.export.targets import TARGETS, export
 from jaxmnist.inference.predict import load_seed
 from jaxmnist.runs import run_folder
@@ -85,7 +85,7 @@ def to_file(arguments: argparse.Namespace) -> str:
     run = load_seed(arguments.run, arguments.seed)
     images = data.load(run.config.dataset, arguments.data_dir, arguments.idx_dir)
     some = images.test_images[:IMAGES]
-    network = network_of(run, arguments.normalised_input)
+    network = trained_network(run, arguments.normalised_input)
     # Some accelerators round products more than the comparison allows.
     with require_extra(TARGETS[arguments.to].extra), jax.default_matmul_precision("highest"):
         folder = arguments.out or run.path / run_folder.EXPORT / run.seed_folder
@@ -99,7 +99,7 @@ def to_run(arguments: argparse.Namespace) -> str:
     """Make a run from a PyTorch network; return the line to print."""
     if arguments.variant is None:
         raise ConfigError(f"variant is missing; expected one of {', '.join(VARIANTS)}")
-    check_name("variant", arguments.variant, VARIANTS)
+    check_choice("variant", arguments.variant, VARIANTS)
     if arguments.normalised_input:
         raise ConfigError("normalised_input is for --to; leave it out")
     if arguments.out is not None:

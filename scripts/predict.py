@@ -19,7 +19,7 @@ from support.command import Command, add_debug_option, run_main, use_compilation
 from jaxmnist.inference import pictures
 from jaxmnist.inference.pictures import PictureError
 from jaxmnist.inference.predict import Predict, check_digits, load_runs, make_predict
-from jaxmnist.inference.views import together
+from jaxmnist.inference.views import ensemble
 
 STDIN = "-"
 # Operating systems' own files, in lower case. Names that begin with a dot also count.
@@ -33,16 +33,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     with Command(arguments.debug) as command:
         use_compilation_cache()
-        return answer(arguments, load(arguments.run))
+        return print_predictions(arguments, load(arguments.run))
     return command.status
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "run", type=Path, help="a run's folder; that of many seeds: they answer together"
-    )
+    parser.add_argument("run", type=Path, help="a run's folder; that of many seeds: their ensemble")
     parser.add_argument(
         "pictures",
         nargs="+",
@@ -60,10 +58,10 @@ def load(path: Path) -> Predict:
     runs = load_runs(path)
     check_digits(runs)
     each = [make_predict(run) for run in runs]
-    return lambda pixels: together([predict(pixels) for predict in each])
+    return lambda pixels: ensemble([predict(pixels) for predict in each])
 
 
-def answer(arguments: argparse.Namespace, predict: Predict) -> int:
+def print_predictions(arguments: argparse.Namespace, predict: Predict) -> int:
     """Print the predictions for each picture; return 1 if any picture fails."""
     status = 0
     for name, read in pictures_of(arguments.pictures):
@@ -147,8 +145,8 @@ def json_line(name: str, probabilities: np.ndarray, place: int = 1, count: int =
     """Return a line of JSON; if the picture has several digits, with the place of this one."""
     rounded = [round(float(p), 6) for p in probabilities]
     of_several = {"place": place, "count": count} if count > 1 else {}
-    answer = {"file": name, **of_several, "digit": int(probabilities.argmax())}
-    return json.dumps({**answer, "probabilities": rounded})
+    line = {"file": name, **of_several, "digit": int(probabilities.argmax())}
+    return json.dumps({**line, "probabilities": rounded})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from jaxmnist.analysis.nuisances import NUISANCES, photo_of
 from jaxmnist.config import ConfigError
 from jaxmnist.inference.ink import PictureError, find_digits
 from jaxmnist.inference.predict import DIGITS, Predict, check_digits, load_runs, make_predict
-from jaxmnist.inference.views import together
+from jaxmnist.inference.views import ensemble
 
 SURE = 0.9
 TITLE = (
@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"count is {arguments.count}; expected 1 to {len(images.test_images)}")
 
     def predict(pixels: np.ndarray) -> np.ndarray:
-        return together([one(pixels) for one in each])
+        return ensemble([one(pixels) for one in each])
 
     chosen = np.random.default_rng(0).permutation(len(images.test_images))[: arguments.count]
     labels = images.test_labels[chosen]

@@ -16,12 +16,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file as load_safetensors
 
 import jaxmnist
 from jaxmnist import Callbacks, RunOptions
 from jaxmnist.data import idx
-from jaxmnist.inference.pretrained import to_variables
 from jaxmnist.models import NETWORKS, variants
 from jaxmnist.models.layers import max_pool
 from jaxmnist.parallel.devices import ONE
@@ -207,7 +207,7 @@ def small_run(small_config, small_idx_dir, tmp_path_factory) -> jaxmnist.Run:
 def trained_variables() -> dict:
     """`gap` as seed 0 of docs/results.json left it, by `scripts/export.py --to safetensors`."""
     file = Path(__file__).parent / "fixtures" / "gap_seed0.safetensors"
-    return to_variables(load_safetensors(file))
+    return unflatten_dict(load_safetensors(file), sep="/")
 
 
 @pytest.fixture(scope="session")

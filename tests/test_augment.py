@@ -20,58 +20,67 @@ def expected():
 
 @pytest.fixture(scope="module")
 def given_parameters(expected):
-    names = ("rotation", "angle", "scale", "shear", "brightness", "contrast")
-    values = {name: jnp.asarray(expected[name], jnp.float32) for name in names}
-    translate = jnp.stack([expected["tx"], expected["ty"]], axis=1).astype(jnp.float32)
-    first = jnp.ones(len(translate), bool)
-    return augment.Parameters(translate=translate, brightness_first=first, **values)
+    rotation, angle, tx, ty, scale, shear, brightness, contrast = (
+        jnp.asarray(expected[name], jnp.float32)
+        for name in ("rotation", "angle", "tx", "ty", "scale", "shear", "brightness", "contrast")
+    )
+    moves = augment.Affine(angle, jnp.stack([tx, ty], axis=1), scale, shear)
+    light = augment.Light(brightness, contrast, jnp.ones(len(tx), bool))
+    return augment.Parameters(rotation, moves, light)
+
+
+def still(count):
+    """Affine maps that change nothing."""
+    return augment.Affine(
+        jnp.zeros(count), jnp.zeros((count, 2)), jnp.ones(count), jnp.zeros(count)
+    )
+
+
+def rotate(images, p):
+    return augment.rotate(images, p.rotation)
 
 
 def affine(images, p):
-    return augment.affine(images, p.angle, p.translate, p.scale, p.shear)
+    return augment.affine(images, *p.affine)
 
 
-def test_rotate_equals_torchvision(expected, given_parameters):
-    ours = augment.rotate(expected["images"], given_parameters.rotation)
-    np.testing.assert_array_equal(ours, expected["rotated"])
+def brighten(images, p):
+    return augment.adjust_brightness(images, p.light.brightness)
 
 
-def test_affine_equals_torchvision(expected, given_parameters):
-    np.testing.assert_array_equal(affine(expected["images"], given_parameters), expected["affine"])
+def stretch(images, p):
+    return augment.adjust_contrast(images, p.light.contrast)
 
 
-def test_rotate_then_affine_equals_torchvision(expected, given_parameters):
-    rotated = augment.rotate(expected["images"], given_parameters.rotation)
-    both = affine(rotated, given_parameters)
-    np.testing.assert_array_equal(both, expected["rotated_then_affine"])
-
-
-def test_jitter_equals_torchvision(expected, given_parameters):
-    p, images = given_parameters, expected["images"]
-    brightness_first = augment.adjust_contrast(
-        augment.adjust_brightness(images, p.brightness), p.contrast
-    )
-    np.testing.assert_array_equal(brightness_first, expected["brightness_contrast"])
-    contrast_first = augment.adjust_brightness(
-        augment.adjust_contrast(images, p.contrast), p.brightness
-    )
-    np.testing.assert_array_equal(contrast_first, expected["contrast_brightness"])
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ((rotate,), "rotated"),
+        ((affine,), "affine"),
+        ((rotate, affine), "rotated_then_affine"),
+        ((brighten, stretch), "brightness_contrast"),
+        ((stretch, brighten), "contrast_brightness"),
+        ((augment.AUGMENTATIONS["rotation"].apply,), "rotated"),
+        ((augment.AUGMENTATIONS["affine"].apply,), "affine"),
+        ((augment.AUGMENTATIONS["jitter"].apply,), "brightness_contrast"),
+    ],
+)
+def test_equals_torchvision(expected, given_parameters, parts, name):
+    images = expected["images"]
+    for part in parts:
+        images = part(images, given_parameters)
+    np.testing.assert_array_equal(images, expected[name])
 
 
 @pytest.mark.parametrize("brightness_first", [True, False])
 def test_the_whole_is_its_parts_in_order(expected, given_parameters, brightness_first):
-    count = len(expected["images"])
-    p = given_parameters._replace(brightness_first=jnp.full(count, brightness_first))
+    p = given_parameters
+    first = jnp.full(len(p.rotation), brightness_first)
+    p = p._replace(light=p.light._replace(brightness_first=first))
     images = jnp.asarray(expected["rotated_then_affine"])
-    if brightness_first:
-        images = augment.adjust_contrast(
-            augment.adjust_brightness(images, p.brightness), p.contrast
-        )
-    else:
-        images = augment.adjust_brightness(
-            augment.adjust_contrast(images, p.contrast), p.brightness
-        )
-    ours = jax.jit(augment.apply_parameters)(expected["images"], p)
+    for part in (brighten, stretch) if brightness_first else (stretch, brighten):
+        images = part(images, p)
+    ours = jax.jit(augment.AUGMENTATIONS["notebook"].apply)(expected["images"], p)
     np.testing.assert_array_equal(ours, images)
 
 
@@ -97,7 +106,9 @@ def test_augment_applies_what_it_draws(expected):
     ],
 )
 def test_drawn_parameters_are_uniform(name, low, high):
-    values = np.asarray(getattr(augment.draw_parameters(jax.random.key(0), COUNT), name))
+    rotation, moves, light = augment.draw_parameters(jax.random.key(0), COUNT)
+    drawn = {"rotation": rotation, **moves._asdict(), **light._asdict()}
+    values = np.asarray(drawn[name])
     assert values.min() >= low
     assert values.max() <= high
     tenths, _ = np.histogram(values, bins=10, range=(low, high))
@@ -106,7 +117,7 @@ def test_drawn_parameters_are_uniform(name, low, high):
 
 def test_drawn_translations_are_rounded():
     # round(U(-2.8, 2.8)): 0, 1 and 2 pixels have a width of 1, 3 pixels one of 0.3, of 5.6.
-    values = np.asarray(augment.draw_parameters(jax.random.key(0), COUNT).translate)
+    values = np.asarray(augment.draw_parameters(jax.random.key(0), COUNT).affine.translate)
     chex.assert_shape(values, (COUNT, 2))
     for axis in range(2):
         found, counts = np.unique(values[:, axis], return_counts=True)
@@ -118,8 +129,9 @@ def test_drawn_translations_are_rounded():
 
 def test_jitter_comes_in_either_order_equally_often_and_parameters_are_independent():
     p = augment.draw_parameters(jax.random.key(0), COUNT)
-    assert abs(float(p.brightness_first.mean()) - 0.5) < 0.02
-    columns = [c for t in p for c in np.asarray(t, np.float64).reshape(COUNT, -1).T]
+    assert abs(float(p.light.brightness_first.mean()) - 0.5) < 0.02
+    leaves = jax.tree.leaves(p)
+    columns = [c for t in leaves for c in np.asarray(t, np.float64).reshape(COUNT, -1).T]
     correlations = np.corrcoef(columns) - np.eye(len(columns))
     assert np.abs(correlations).max() < 0.04
 
@@ -128,22 +140,15 @@ def test_jitter_comes_in_either_order_equally_often_and_parameters_are_independe
 @given(st.integers(0, 2**32 - 1))
 def test_doing_nothing_changes_nothing(seed):
     images = np.random.default_rng(seed).integers(0, 256, (2, 28, 28), dtype=np.uint8)
-    zero, one = jnp.zeros(2), jnp.ones(2)
-    nothing = augment.Parameters(
-        zero, zero, jnp.zeros((2, 2)), one, zero, one, one, jnp.array([True, False])
-    )
+    light = augment.Light(jnp.ones(2), jnp.ones(2), jnp.array([True, False]))
+    nothing = augment.Parameters(jnp.zeros(2), still(2), light)
     chex.assert_trees_all_equal(np.asarray(augment.apply_parameters(images, nothing)), images)
 
 
 def test_worked_by_hand():
     image = np.zeros((1, 28, 28), np.uint8)
     image[0, 3, 5] = 100
-    shifted = affine(
-        image,
-        augment.Parameters(
-            *(jnp.zeros(1),) * 2, jnp.array([[2.0, -1.0]]), jnp.ones(1), *(jnp.zeros(1),) * 4
-        ),
-    )
+    shifted = augment.affine(image, *still(1)._replace(translate=jnp.array([[2.0, -1.0]])))
     assert np.argwhere(shifted[0]).tolist() == [[2, 7]]
     # A quarter turn counter-clockwise takes row 3, column 5 to row 27 - 5, column 3.
     turned = augment.rotate(image, jnp.array([90.0]))
@@ -157,8 +162,8 @@ def test_worked_by_hand():
 def test_outside_is_1_for_rotation_and_0_for_affine():
     white = np.full((1, 28, 28), 200, np.uint8)
     assert int(augment.rotate(white, jnp.array([45.0]))[0, 0, 0]) == 1
-    p = jnp.zeros(1)
-    assert int(augment.affine(white, p + 45, jnp.zeros((1, 2)), p + 1, p)[0, 0, 0]) == 0
+    turned = augment.affine(white, *still(1)._replace(angle=jnp.array([45.0])))
+    assert int(turned[0, 0, 0]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -191,17 +196,12 @@ def test_bilinear_equals_scipy(expected, maps):
 
 def test_bilinear_with_nothing_to_do_is_the_image(expected):
     images = expected["images"]
-    still = jnp.zeros(len(images))
-    nothing = augment.Affine(still, jnp.zeros((len(images), 2)), 1 + still, still)
-    np.testing.assert_array_equal(augment.bilinear(images, nothing), images)
+    np.testing.assert_array_equal(augment.bilinear(images, still(len(images))), images)
 
 
 def test_bilinear_shifts_by_halves(expected):
     images = expected["images"]
-    still = jnp.zeros(len(images))
-    half = augment.Affine(
-        still, jnp.tile(jnp.array([0.5, 0.0]), (len(images), 1)), 1 + still, still
-    )
+    half = still(len(images))._replace(translate=jnp.tile(jnp.array([0.5, 0.0]), (len(images), 1)))
     wide = np.pad(images.astype(float), ((0, 0), (0, 0), (1, 0)))
     between = (wide[:, :, :-1] + wide[:, :, 1:]) / 2
     np.testing.assert_array_equal(augment.bilinear(images, half), between)
@@ -210,15 +210,11 @@ def test_bilinear_shifts_by_halves(expected):
 def test_light_falls_on_the_mapped_image(expected):
     """A shift by a pixel, the nearest of the notebooks' maps and a bilinear one do the same."""
     images = expected["images"]
-    light = augment.draw_parameters(jax.random.key(2), len(images))
-    still = jnp.zeros(len(images))
-    shift = jnp.tile(jnp.array([1.0, 0.0]), (len(images), 1))
-    moved = augment.AffineAndLight(augment.Affine(still, shift, 1 + still, still), light)
-    plain = light._replace(
-        rotation=still, angle=still, translate=shift, scale=1 + still, shear=still
-    )
-    lit = augment.bilinear_and_light(images, moved)
+    light = augment.draw_parameters(jax.random.key(2), len(images)).light
+    shift = still(len(images))._replace(translate=jnp.tile(jnp.array([1.0, 0.0]), (len(images), 1)))
+    lit = augment.bilinear_and_light(images, augment.AffineAndLight(shift, light))
     assert lit.dtype == jnp.uint8
+    plain = augment.Parameters(jnp.zeros(len(images)), shift, light)
     np.testing.assert_array_equal(lit, augment.apply_parameters(images, plain))
 
 
@@ -245,22 +241,3 @@ def test_affine_maps_are_drawn_from_their_ranges(name, strength):
         assert low <= float(values.min()) < low + 0.01 * reach
         assert high - 0.01 * reach < float(values.max()) <= high
     assert (drawn.translate % 1 != 0).any()  # not whole pixels
-
-
-def test_the_parts_of_the_notebooks_augmentation_make_the_whole(expected, given_parameters):
-    images, p = expected["images"], given_parameters
-    for name in ("rotation", "affine", "jitter"):
-        images = augment.AUGMENTATIONS[name].apply(images, p)
-    whole = augment.AUGMENTATIONS["notebook"].apply(expected["images"], p)
-    np.testing.assert_array_equal(images, whole)
-
-
-def test_each_part_alone(expected, given_parameters):
-    images, p = expected["images"], given_parameters
-
-    def alone(name):
-        return augment.AUGMENTATIONS[name].apply(images, p)
-
-    np.testing.assert_array_equal(alone("rotation"), expected["rotated"])
-    np.testing.assert_array_equal(alone("affine"), expected["affine"])
-    np.testing.assert_array_equal(alone("jitter"), expected["brightness_contrast"])

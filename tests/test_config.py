@@ -13,9 +13,9 @@ from jaxmnist.augment import AUGMENTATIONS
 from jaxmnist.config import (
     ConfigError,
     TrainConfig,
-    by_name,
     check_seeds,
     format_seeds,
+    parse_experiment,
     parse_seeds,
     steps_per_epoch,
 )
@@ -111,7 +111,7 @@ def test_every_change_changes_something_that_can_be_trained(change):
 def test_every_experiment_differs_from_its_baseline_in_its_config():
     for name in IDEAS:
         if "/" in name:
-            baseline, config = by_name(name.rsplit("/", 1)[0]), by_name(name)
+            baseline, config = parse_experiment(name.rsplit("/", 1)[0]), parse_experiment(name)
             assert dataclasses.replace(config, recipe=baseline.recipe) != baseline
 
 
@@ -127,7 +127,7 @@ def test_dropout_is_for_networks_that_have_it_whatever_the_recipe():
 @pytest.mark.parametrize("gone", [(), ("holdout", "fold")])
 def test_a_config_of_format_1_has_the_rest_from_its_recipe(name, gone):
     """Its writer knew 12 fields, and the first one 10."""
-    config = by_name(name, epochs=3)
+    config = parse_experiment(name, epochs=3)
     values = json.loads(config.to_json())
     fields = [field.name for field in dataclasses.fields(config)][:12]
     first = {field: values[field] for field in fields if field not in gone}
@@ -137,7 +137,7 @@ def test_a_config_of_format_1_has_the_rest_from_its_recipe(name, gone):
         TrainConfig.from_json(text.replace('"format": 1', '"format": 2'))
 
 
-def test_what_is_given_stands():
+def test_given_values_replace_the_recipes():
     config = TrainConfig("gap", epochs=1, learning_rate=0.1, augment=False, dropout=0.0)
     assert (config.epochs, config.learning_rate) == (1, 0.1)
     assert (config.augment, config.dropout) == (False, 0.0)
@@ -185,7 +185,7 @@ def test_config_is_frozen():
         ),
         ({"holdout": 0}, r"holdout is 0; expected a whole number of at least 1"),
         ({"holdout": 9, "fold": -1}, r"fold is -1; expected a whole number of at least 0"),
-        ({"fold": 1}, r"fold is 1, but nothing is held out; pass --holdout, too"),
+        ({"fold": 1}, r"fold is 1, but no images are held out; pass --holdout too"),
         ({"dataset": "kminst"}, r"dataset is 'kminst'; .*Did you mean kmnist\?"),
         ({"recipe": "mine"}, r"recipe is 'mine'; expected one of notebook"),
         ({"epochs": 0}, r"epochs is 0; expected a whole number of at least 1"),
@@ -346,15 +346,15 @@ def test_numbers_in_words(numbers, words):
         ("gap_late_pool/affine/no_dropout", "gap_late_pool", "notebook/affine/no_dropout"),
     ],
 )
-def test_a_name_says_what_differs_from_the_notebooks(name, variant, recipe):
+def test_names_of_experiments(name, variant, recipe):
     config = TrainConfig(variant, recipe=recipe, seed=3)
     assert config.name == name
-    assert by_name(name, seed=3) == config
+    assert parse_experiment(name, seed=3) == config
 
 
 def test_an_ablation_changes_one_thing_at_a_time():
     for variant, names in ABLATIONS.items():
-        whole, *changed = (by_name(name) for name in names)
+        whole, *changed = (parse_experiment(name) for name in names)
         assert whole == TrainConfig(variant)
         for config in changed:
             before, after = (values_of(each.variant, each.recipe) for each in (whole, config))

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 import jaxmnist
 from jaxmnist import TrainConfig, data
 from jaxmnist.export import imported
-from jaxmnist.export.network import network_of
+from jaxmnist.export.network import trained_network
 from jaxmnist.export.targets import TARGETS, export
 from jaxmnist.inference import pictures
 from jaxmnist.inference.predict import make_predict
@@ -100,7 +100,7 @@ def picture_of(image, side, inverted):
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "torch"])
 def test_exports_say_of_real_images_what_the_network_says(trained, data_dir, tmp_path, target):
     images = data.load("mnist", data_dir).test_images[:256]
-    file, difference = export(network_of(trained), target, tmp_path, images)
+    file, difference = export(trained_network(trained), target, tmp_path, images)
     assert file.is_file()
     assert difference < 1e-4
 

@@ -18,7 +18,7 @@ from jaxmnist.analysis import evaluation
 from jaxmnist.data import idx
 from jaxmnist.inference import pictures
 from jaxmnist.inference.predict import make_predict
-from jaxmnist.inference.views import together
+from jaxmnist.inference.views import ensemble
 from tests.conftest import SCRIPTS
 
 
@@ -206,7 +206,7 @@ def test_predict_prints_the_ensemble(command, small_seeds, folder, of_digits):
     assert (status, err) == (0, "")
     digit = pictures.read(folder / "0.png")[None]
     log_probs = [make_predict(run)(digit) for run in small_seeds.split()]
-    joint = 100 * np.exp(together(log_probs)[0])
+    joint = 100 * np.exp(ensemble(log_probs)[0])
     each = "  ".join(f"{place}: {percent:.1f}" for place, percent in enumerate(joint))
     assert out == f"{folder / '0.png'}: {joint.argmax()}   (%  {each})\n"
 

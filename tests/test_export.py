@@ -12,7 +12,7 @@ import pytest
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig
 from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo, targets
-from jaxmnist.export.network import ExportError, Network, network_of
+from jaxmnist.export.network import ExportError, TrainedNetwork, trained_network
 from jaxmnist.export.targets import TARGETS, export
 from jaxmnist.models.description import describe
 from jaxmnist.steps import normalise
@@ -30,7 +30,9 @@ GAP = [
 
 
 def network(variant, normalised_input=False):
-    return Network(TrainConfig(variant), golden_variables(variant), MEAN, STD, normalised_input)
+    return TrainedNetwork(
+        TrainConfig(variant), golden_variables(variant), MEAN, STD, normalised_input
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def images():
     return drawn("pixels/export", (5, 28, 28), 0, 255).astype(np.uint8)
 
 
-def logits_of(variant, images):
+def original_logits(variant, images):
     model = jaxmnist.create_model(variant)
     return np.asarray(model.apply(golden_variables(variant), normalise(images, MEAN, STD)))
 
@@ -55,8 +57,8 @@ def test_onnx_is_the_network(variant, images, tmp_path):
     file = tmp_path / "model.onnx"
     onnx_model.write(network(variant), file)
     for count in (5, 1):
-        found = onnx_model.answer(network(variant), file, images[:count])
-        np.testing.assert_allclose(found, logits_of(variant, images[:count]), atol=1e-4)
+        found = onnx_model.logits_of(network(variant), file, images[:count])
+        np.testing.assert_allclose(found, original_logits(variant, images[:count]), atol=1e-4)
 
 
 def test_onnx_is_a_clean_graph_with_the_golden_answers(tmp_path):
@@ -82,8 +84,8 @@ def test_onnx_is_a_clean_graph_with_the_golden_answers(tmp_path):
 def test_stablehlo_is_the_network_for_every_platform(variant, normalised, images, tmp_path):
     file = tmp_path / "model.stablehlo"
     stablehlo.write(network(variant, normalised), file)
-    found = stablehlo.answer(network(variant, normalised), file, images)
-    np.testing.assert_allclose(found, logits_of(variant, images), atol=1e-4)
+    found = stablehlo.logits_of(network(variant, normalised), file, images)
+    np.testing.assert_allclose(found, original_logits(variant, images), atol=1e-4)
     exported = jax.export.deserialize(bytearray(file.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert exported.in_avals[0].dtype == (np.float32 if normalised else np.uint8)
@@ -100,8 +102,8 @@ def test_safetensors_hold_arrays_and_config(images, tmp_path):
         assert "batch_stats/norm1/var" in opened.keys()  # noqa: SIM118 - it is no dictionary
     variables = golden_variables("batch_norm")
     np.testing.assert_array_equal(kernel, variables["params"]["conv1"]["kernel"])
-    found = safetensors_file.answer(network("batch_norm"), file, images)
-    np.testing.assert_allclose(found, logits_of("batch_norm", images), atol=1e-6)
+    found = safetensors_file.logits_of(network("batch_norm"), file, images)
+    np.testing.assert_allclose(found, original_logits("batch_norm", images), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -110,8 +112,8 @@ def test_torch_and_back(variant, images, tmp_path):
     torch = pytest.importorskip("torch")
     file = tmp_path / "model.pt"
     pytorch.write(network(variant), file)
-    found = pytorch.answer(network(variant), file, images)
-    np.testing.assert_allclose(found, logits_of(variant, images), atol=1e-4)
+    found = pytorch.logits_of(network(variant), file, images)
+    np.testing.assert_allclose(found, original_logits(variant, images), atol=1e-4)
     # A notebook has other names, and the order of a dict does not count.
     state = torch.load(file, weights_only=True)
     renamed = {f"model.convblock{name}": value for name, value in sorted(state.items())}
@@ -177,13 +179,13 @@ def test_what_else_a_torch_file_holds_is_named(tmp_path):
 
 
 def test_what_differs_is_refused_and_not_kept(small_run, images, tmp_path, monkeypatch):
-    exported = network_of(small_run)
+    exported = trained_network(small_run)
     file, difference = export(exported, "safetensors", tmp_path, images)
     assert file == tmp_path / "model.safetensors"
     assert difference <= 1e-5
-    before, answer = file.read_bytes(), safetensors_file.answer
+    before, logits_of = file.read_bytes(), safetensors_file.logits_of
     for wrong, said in ((1e-3, "0.001"), (np.nan, "nan")):
-        monkeypatch.setattr(safetensors_file, "answer", lambda *a, w=wrong: answer(*a) + w)
+        monkeypatch.setattr(safetensors_file, "logits_of", lambda *a, w=wrong: logits_of(*a) + w)
         words = f"safetensors differs by {said} from the original; expected at most 1e-04"
         with pytest.raises(ExportError, match=words):
             export(exported, "safetensors", tmp_path, images)
@@ -195,7 +197,7 @@ def test_a_program_that_fails_says_why(images, tmp_path):
     file = tmp_path / "model.stablehlo"
     file.write_bytes(b"no program")
     with pytest.raises(ExportError, match=r"the exported program fails in a process of its own: ."):
-        stablehlo.answer(network("gap"), file, images)
+        stablehlo.logits_of(network("gap"), file, images)
 
 
 @pytest.mark.parametrize("to", ["onnx", "stablehlo", "safetensors"])
@@ -243,4 +245,4 @@ def test_what_is_missing_is_named_with_its_remedy(command, small_run, small_idx_
 def test_every_target_has_its_module():
     for target in targets.TARGETS.values():
         assert callable(target.module.write)
-        assert callable(target.module.answer)
+        assert callable(target.module.logits_of)

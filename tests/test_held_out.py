@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from jaxmnist import RunOptions, TrainConfig, data
 from jaxmnist.analysis import held_out
-from jaxmnist.config import by_name
+from jaxmnist.config import parse_experiment
 from tests.test_results import finished
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -143,7 +143,9 @@ def test_the_published_search_is_current():
     assert len(lines) == 18 + 3 + 2
     for epochs, name, difference, p in lines:
         first, losses = (
-            held_out.by_run(DOCS / "search.jsonl", by_name(each, epochs=epochs, holdout=5000))
+            held_out.by_run(
+                DOCS / "search.jsonl", parse_experiment(each, epochs=epochs, holdout=5000)
+            )
             for each in ("gap/record", name)
         )
         found, found_p = held_out.compare(first, losses)

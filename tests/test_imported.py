@@ -66,10 +66,10 @@ def test_an_imported_network_cannot_be_trained_on(job, tmp_path, small_idx_dir):
 def test_the_command(job, command, small_idx_dir, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     from jaxmnist.export import pytorch
-    from jaxmnist.export.network import Network
+    from jaxmnist.export.network import TrainedNetwork
 
     file, out = tmp_path / "notebook.pt", tmp_path / "run"
-    network = Network(TrainConfig("fc_layer"), golden_variables("fc_layer"), 0.1, 0.3, False)
+    network = TrainedNetwork(TrainConfig("fc_layer"), golden_variables("fc_layer"), 0.1, 0.3, False)
     pytorch.write(network, file)
     monkeypatch.setattr(data.idx, "SHA256", {})
     status, said, err = command(

@@ -8,7 +8,7 @@ import pytest
 from jax.extend.random import threefry_2x32
 
 from jaxmnist.models import layers
-from jaxmnist.models.convolution import conv, image_size, matmul_conv, native_conv, retile
+from jaxmnist.models.convolution import convolve, image_size, matmul_conv, native_conv, retile
 from jaxmnist.models.random_bits import random_words
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -60,8 +60,8 @@ def test_tiled_images_are_convolved_as_plain_ones():
     kernel = normal(1, 3, 3, 3, 8)
     x = retile(plain(images), 2)
     chex.assert_shape(matmul_conv(x, kernel), (8, 2, 2, 4, 4, 4))
-    for convolve in (matmul_conv, native_conv):
-        from_tiles, from_plain = (retile(convolve(i, kernel), 1) for i in (x, plain(images)))
+    for method in (matmul_conv, native_conv):
+        from_tiles, from_plain = (retile(method(i, kernel), 1) for i in (x, plain(images)))
         chex.assert_trees_all_close(from_tiles, from_plain, **TOLERANCE)
 
 
@@ -111,7 +111,7 @@ def test_convolution_worked_by_hand():
 def test_each_backend_gets_its_convolution(monkeypatch, backend, native):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     # A function of its own: traces are cached by function.
-    jaxpr = jax.make_jaxpr(lambda *operands: conv(*operands))(
+    jaxpr = jax.make_jaxpr(lambda *operands: convolve(*operands))(
         plain(normal(0, 2, 5, 5, 3)), normal(1, 3, 3, 2, 4)
     )
     primitives = {equation.primitive.name for equation in jaxpr.eqns}

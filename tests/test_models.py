@@ -12,16 +12,7 @@ from jaxmnist.optim import make_optimizer
 from jaxmnist.state import TrainState
 from jaxmnist.steps import Batch
 from tests.conftest import golden, golden_batch, golden_variables
-
-PARAMETERS = {
-    "skeleton": 6_379_786,
-    "less_params": 4_572,
-    "batch_norm": 4_652,
-    "dropout": 4_708,
-    "fc_layer": 6_124,
-    "augmentation": 6_124,
-    "gap": 7_364,
-}
+from tests.test_description import PARAMETERS
 
 
 def shapes_of(variant):

@@ -10,7 +10,7 @@ import pytest
 
 from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig
 from jaxmnist.analysis import results
-from jaxmnist.config import by_name
+from jaxmnist.config import parse_experiment
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.runs.run import Snapshot
 
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 
 def finished(name="gap", seed=0, accuracies=(99.0, 99.5, 99.4), **config) -> Run:
     """A run that ends with such test accuracies, one an epoch, without having been trained."""
-    trained = by_name(name, seed=seed, **{"epochs": len(accuracies), **config})
+    trained = parse_experiment(name, seed=seed, **{"epochs": len(accuracies), **config})
     rows = [
         {
             "epoch": epoch,
@@ -191,7 +191,7 @@ def test_skeleton_may_have_only_the_first_seeds(file):
 def test_other_recipes_and_changes_follow_their_network(file):
     names = ("gap/record", "gap_wide/record", "gap_late_pool", "gap/affine", "gap", "gap/fast")
     for name in names:
-        results.add(file, finished(name, accuracies=[99.0] * by_name(name).epochs))
+        results.add(file, finished(name, accuracies=[99.0] * parse_experiment(name).epochs))
     found = results.read(file)
     assert list(found) == [
         *("gap", "gap/affine", "gap/fast", "gap/record", "gap_late_pool", "gap_wide/record")
@@ -238,8 +238,8 @@ def test_different_configs_do_not_mix(file, other, words):
 
 
 def test_configs_to_train_do_not_mix():
-    whole, short = by_name("gap", epochs=15), by_name("gap/fast", epochs=15)
-    results.check_mix({}, [whole, by_name("skeleton"), by_name("gap/no_dropout")])
+    whole, short = parse_experiment("gap", epochs=15), parse_experiment("gap/fast", epochs=15)
+    results.check_mix({}, [whole, parse_experiment("skeleton"), parse_experiment("gap/no_dropout")])
     words = "^gap/fast with epochs 15 does not mix with gap, seed 0, with its recipe: pass "
     with pytest.raises(ConfigError, match=words):
         results.check_mix({}, [whole, short])

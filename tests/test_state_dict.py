@@ -50,7 +50,7 @@ def unnumbered(kind, place):
 
 @pytest.mark.parametrize("variant", jaxmnist.VARIANTS)
 @pytest.mark.parametrize("name", [in_blocks, far_apart])
-def test_numbered_names_decide_whatever_the_order(variant, name):
+def test_numbered_names_decide_in_any_order(variant, name):
     state = state_of(variant, name)
     items = list(state.items())
     random.Random(0).shuffle(items)

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from jaxmnist.analysis import stats
-from jaxmnist.config import ConfigError, TrainConfig, by_name, check_format, format_seeds
+from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds, parse_experiment
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import NETWORKS, RECIPES, VARIANTS
 from jaxmnist.runs import run_folder
@@ -288,7 +288,7 @@ def _check_finished(network: VariantResults) -> None:
 
 def _changes(config: TrainConfig) -> str:
     """Return the fields that differ from those of the recipe, with their values."""
-    plain = dataclasses.asdict(by_name(config.name, seed=config.seed))
+    plain = dataclasses.asdict(parse_experiment(config.name, seed=config.seed))
     values = dataclasses.asdict(config)
     return ", ".join(f"{name} {values[name]!r}" for name in values if values[name] != plain[name])
 

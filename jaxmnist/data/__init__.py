@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxmnist.config import ConfigError, check_name
+from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.data import idx
-from jaxmnist.data.cache import folder_beside, publish, read_cache, remove, write_cache
+from jaxmnist.data.cache import folder_beside, publish, read_cache, write_cache
 from jaxmnist.data.dataset import (
     CLASSES,
     NORMALISATION,
@@ -65,7 +65,7 @@ def load(
         ConfigError: the data set is unknown, or a folder is not on this machine.
         DataError: the data set cannot be obtained, or has the wrong content.
     """
-    check_name("dataset", dataset, DATASETS)
+    check_choice("dataset", dataset, DATASETS)
     if idx_dir is not None:
         return _read_idx_dir(dataset, _local_folder("idx_dir", idx_dir))
     published = idx.SHA256.get(dataset, {})
@@ -139,16 +139,19 @@ def _local_folder(name: str, value: str | os.PathLike) -> Path:
 def _read_or_prepare(
     dataset: str, data_dir: Path, published: Mapping[str, str], progress: Progress
 ) -> Files:
-    """Read a prepared data set, and prepare it first if there is none."""
+    """Read a prepared data set; without a readable one, download and prepare it."""
     # Imported here: TFDS imports slowly, and a start from the cache does not need it.
     from jaxmnist.data import sources, tfds_mnist
 
     own = tfds_mnist.own_folder(dataset, data_dir)
-    stock = tfds_mnist.stock_folder(dataset, data_dir)
-    for folder in (own, stock):
-        files = _read_prepared(folder, published, progress, ours=folder == own)
-        if files is not None:
-            return files
+    for folder in (own, tfds_mnist.stock_folder(dataset, data_dir)):
+        try:
+            files = tfds_mnist.read(folder, progress)
+            if files is not None:
+                idx.check(files, published, folder)
+                return files
+        except DataError as error:
+            _log.warning("passed over: %s", error)
     fetched = sources.fetch(dataset, progress)
     idx.check(fetched, published, "the network")
     try:
@@ -159,27 +162,4 @@ def _read_or_prepare(
     except (OSError, RuntimeError) as error:
         advice = "make room there, or pass another --data-dir"
         _log.warning("%s could not be prepared in %s: %s; %s", dataset, data_dir, error, advice)
-        return fetched
-    return _read_prepared(own, published, progress, ours=True) or fetched
-
-
-def _read_prepared(
-    folder: Path, published: Mapping[str, str], progress: Progress, ours: bool
-) -> Files | None:
-    """Read a prepared data set; return None if it is missing, damaged or unreadable.
-
-    A damaged data set is removed if it is ours.
-    """
-    from jaxmnist.data import tfds_mnist
-
-    try:
-        files = tfds_mnist.read(folder, progress)
-        if files is not None:
-            idx.check(files, published, folder)
-        return files
-    except (DataError, OSError) as error:
-        if ours and isinstance(error, DataError):
-            remove(folder, error)
-        else:
-            _log.warning("passed over: %s", error)
-        return None
+    return fetched

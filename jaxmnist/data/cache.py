@@ -17,10 +17,7 @@ _DIGESTS = "SHA256SUMS"
 
 
 def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Dataset | None:
-    """Read the arrays from the cache; return None if it is missing, damaged or unreadable.
-
-    A damaged cache is removed. A cache that the system currently cannot read is kept.
-    """
+    """Read the arrays from the cache; return None if it is missing, damaged or unreadable."""
     if not os.path.exists(cache):
         return None
     try:
@@ -30,25 +27,11 @@ def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Datas
             raise DataError(f"{cache / _DIGESTS} is damaged")
         files = {name: (cache / name).read_bytes() for name in idx.NAMES}
         return to_dataset(dataset, files, published or kept, cache)
-    except (DataError, ValueError, *idx.NOT_A_FILE) as error:
-        remove(cache, error)
     except OSError as error:
         _log.warning("passed over: %s", idx.describe_error(error, cache))
+    except (DataError, ValueError) as error:
+        _log.warning("passed over: %s", error)
     return None
-
-
-def remove(folder: Path, reason: Exception) -> None:
-    """Remove a damaged folder of ours and log it; keep a folder that cannot be removed."""
-    try:
-        # Rename first, so that another process that removes it finds all of it or nothing.
-        with folder_beside(folder) as scratch:
-            folder.rename(scratch / folder.name)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        _log.warning("passed over: %s; it cannot be removed: %s", reason, error)
-        return
-    _log.warning("removed: %s", reason)
 
 
 def write_cache(files: Files, cache: Path) -> None:
@@ -77,9 +60,13 @@ def folder_beside(final: Path) -> Iterator[Path]:
 
 
 def publish(built: Path, final: Path) -> None:
-    """Move a finished folder to its final path, unless another process already did."""
+    """Move a finished folder to its final path, in place of a damaged one."""
+    # Renamed whole, so that another process never finds half of a copy.
+    with contextlib.suppress(FileNotFoundError):
+        final.rename(built.with_name(f"{built.name}.damaged"))
     try:
         built.rename(final)
     except OSError:
+        # Another process may have published the same meanwhile.
         if not final.exists():
             raise

@@ -45,12 +45,11 @@ def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
             f"holdout is {count} and fold {fold}, but there are {available} training images: "
             f"expected a fold of at most {max((available - 1) // count - 1, 0)}, or fewer images"
         )
-    held = np.zeros(available, bool)
-    held[available - count * (fold + 1) : available - count * fold] = True
+    held = slice(available - count * (fold + 1), available - count * fold)
     images, labels = dataset.train_images, dataset.train_labels
     return dataset._replace(
-        train_images=images[~held],
-        train_labels=labels[~held],
+        train_images=np.delete(images, held, axis=0),
+        train_labels=np.delete(labels, held),
         test_images=images[held],
         test_labels=labels[held],
     )
@@ -59,16 +58,12 @@ def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
 def to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: object) -> Dataset:
     """Verify the checksums of the four files and return their arrays."""
     idx.check(files, digests, origin)
-    names = {name: f"{name} from {origin}" for name in idx.NAMES}
-    train_images = idx.parse_images(files[idx.TRAIN_IMAGES], names[idx.TRAIN_IMAGES])
-    train_labels = idx.parse_labels(files[idx.TRAIN_LABELS], names[idx.TRAIN_LABELS])
-    test_images = idx.parse_images(files[idx.TEST_IMAGES], names[idx.TEST_IMAGES])
-    test_labels = idx.parse_labels(files[idx.TEST_LABELS], names[idx.TEST_LABELS])
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+    arrays = [idx.parse(files[name], name, f"{name} from {origin}") for name in idx.NAMES]
+    for images, labels in (arrays[:2], arrays[2:]):
         if len(images) != len(labels):
             raise DataError(f"{origin} has {len(images)} images but {len(labels)} labels")
-    mean, std = NORMALISATION.get(dataset) or _mean_and_std(train_images)
-    return Dataset(train_images, train_labels, test_images, test_labels, mean, std)
+    mean, std = NORMALISATION.get(dataset) or _mean_and_std(arrays[0])
+    return Dataset(*arrays, mean, std)
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
@@ -78,5 +73,5 @@ def _mean_and_std(images: np.ndarray) -> tuple[float, float]:
     mean = float(share @ values)
     std = float(np.sqrt(share @ (values - mean) ** 2))
     if std == 0:
-        raise DataError("all training pixels are alike; there is nothing to learn from them")
+        raise DataError("all training pixels are equal; there is nothing to learn from them")
     return mean, std

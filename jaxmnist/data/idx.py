@@ -74,9 +74,6 @@ _OWNERS = {
     for name, digest in known.items()
 }
 
-# Errors for a missing file, or a path that is not a file; others are failures of the system.
-NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-
 Files = Mapping[str, bytes]
 
 # Progress callback: description, amount done, total amount.
@@ -152,7 +149,7 @@ def _entries(folder: Path, name: str) -> list[Path]:
     """Return the entries of a folder that match a name in any spelling, .gz files last."""
     try:
         names = os.listdir(folder)
-    except NOT_A_FILE:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     # Skip hidden files: macOS writes a ._X next to many files X.
     found = [each for each in names if _plain(each) == _plain(name) and each[0] != "."]
@@ -237,6 +234,12 @@ def check(files: Files, expected: Mapping[str, str], origin: object) -> None:
 def sha256(content: bytes) -> str:
     """Return the SHA-256 checksum in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def parse(content: bytes, name: str, origin: object) -> np.ndarray:
+    """Parse the file of one of `NAMES`, by `parse_images` or `parse_labels`."""
+    is_images = name in (TRAIN_IMAGES, TEST_IMAGES)
+    return (parse_images if is_images else parse_labels)(content, origin)
 
 
 def parse_images(content: bytes, origin: object) -> np.ndarray:

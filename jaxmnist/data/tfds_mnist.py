@@ -4,7 +4,6 @@ The stock builders need TensorFlow to encode images. The builder here passes enc
 TFDS and uses the array_record format, which can be read without TensorFlow.
 """
 
-import errno
 import io
 import os
 import tempfile
@@ -27,20 +26,6 @@ _SPLITS = {
 }
 # Examples between two progress reports.
 BLOCK = 1000
-
-# System messages for failed reads; array_record raises RuntimeErrors that contain them.
-_REFUSALS = [
-    os.strerror(number)
-    for number in (
-        errno.EACCES,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.EPERM,
-        errno.ESTALE,
-    )
-]
 
 _STOCK: dict[str, Any] = dict(
     zip(DATASETS, (mnist.MNIST, mnist.FashionMNIST, mnist.KMNIST), strict=True)
@@ -146,8 +131,7 @@ def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
         The files; None if there is no data set, or its format needs TensorFlow.
 
     Raises:
-        DataError: the data set is damaged.
-        OSError: the system cannot read the data set.
+        DataError: the data set is damaged, or the system cannot read it.
     """
     if not os.path.exists(folder):
         return None
@@ -159,36 +143,11 @@ def read(folder: Path, progress: Progress) -> dict[str, bytes] | None:
         for split, (images_name, labels_name) in _SPLITS.items():
             images, labels = _read_split(builder, split, progress)
             files[images_name], files[labels_name] = idx.to_bytes(images), idx.to_bytes(labels)
-    except MemoryError:
-        raise
     # TFDS, array_record, protobuf and Pillow do not document their errors for damaged files.
     except Exception as error:
-        refusal = _find_refusal(error)
-        if refusal is not None:
-            raise OSError(f"{folder} cannot be read: {_first_line(refusal)}") from error
-        raise DataError(
-            f"the prepared data set in {folder} is damaged ({_first_line(error)})"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the prepared data set in {folder} cannot be read: {reason}") from error
     return files
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _find_refusal(error: BaseException | None) -> BaseException | None:
-    """Return the error in the chain of causes that is a failure of the system, or None."""
-    # Only the outermost: TFDS tries to import TensorFlow, and works without it.
-    if isinstance(error, ImportError):
-        return error
-    while error is not None:
-        numbered = isinstance(error, OSError) and error.errno is not None
-        if numbered and not isinstance(error, idx.NOT_A_FILE):
-            return error
-        if isinstance(error, MemoryError) or any(words in str(error) for words in _REFUSALS):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _read_split(builder, split: str, progress: Progress) -> tuple[np.ndarray, np.ndarray]:

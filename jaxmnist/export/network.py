@@ -1,6 +1,5 @@
 """Trained networks for export: layers as data, their arrays, and the input."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from jaxmnist.config import TrainConfig
 from jaxmnist.models import create_model
-from jaxmnist.models.description import Layer, describe
+from jaxmnist.models.description import LayerSpec, describe
 from jaxmnist.runs.run import Run
 from jaxmnist.steps import normalise
 
@@ -22,7 +21,7 @@ class ExportError(RuntimeError):
     """A failed export, or one whose logits differ from the network's."""
 
 
-class Network(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """A trained network to export."""
 
     config: TrainConfig
@@ -31,15 +30,12 @@ class Network(NamedTuple):
     std: np.ndarray
     normalised_input: bool  # float32 [N, 28, 28, 1], normalised, instead of uint8 [N, 28, 28]
 
-    def layers(self) -> Iterator[tuple[str, Layer, Arrays]]:
-        """Yield name, description and arrays of each layer, in order of use."""
-        numbers = Counter()
+    def layers(self) -> Iterator[tuple[LayerSpec, Arrays]]:
+        """Yield each layer in order of use, with its arrays."""
+        params, batch_stats = (self.variables.get(key, {}) for key in ("params", "batch_stats"))
         for layer in describe(self.config.variant):
-            kind = layer["kind"]
-            name = f"{kind}{numbers[kind]}"
-            numbers[kind] += 1
-            parts = (collection.get(name, {}) for collection in self.variables.values())
-            yield name, layer, {key: value for part in parts for key, value in part.items()}
+            name = layer["name"]
+            yield layer, params.get(name, {}) | batch_stats.get(name, {})
 
     def input_of(self, images: np.ndarray) -> np.ndarray:
         """Convert images uint8 `[N, 28, 28]` to the input of the export."""
@@ -55,7 +51,7 @@ class Network(NamedTuple):
         return np.asarray(model.apply(self.variables, self.normalise(images)))
 
 
-def network_of(run: Run, normalised_input: bool = False) -> Network:
+def trained_network(run: Run, normalised_input: bool = False) -> TrainedNetwork:
     """Return the network of a run, for export.
 
     Args:
@@ -67,4 +63,4 @@ def network_of(run: Run, normalised_input: bool = False) -> Network:
     """
     variables = jax.tree.map(np.asarray, run.variables)
     mean, std = (np.asarray(value, np.float32) for value in run.normalisation)
-    return Network(run.config, variables, mean, std, normalised_input)
+    return TrainedNetwork(run.config, variables, mean, std, normalised_input)

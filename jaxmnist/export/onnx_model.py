@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist.export.network import Arrays, Network
-from jaxmnist.models.description import SIZE, Layer
+from jaxmnist.export.network import Arrays, TrainedNetwork
+from jaxmnist.models.description import SIZE, LayerSpec
 
 # Versions old enough for every runtime in use.
 OPSET, IR_VERSION = 17, 8
 
 
-def write(network: Network, file: Path) -> None:
+def write(network: TrainedNetwork, file: Path) -> None:
     """Write the network as an ONNX model, from any number of `images` to `logits` `[N, 10]`.
 
     Raises:
@@ -24,8 +24,8 @@ def write(network: Network, file: Path) -> None:
 
     builder = _Builder()
     end = builder.images(network)
-    for name, layer, arrays in network.layers():
-        end = builder.layer(end, name, layer, arrays)
+    for layer, arrays in network.layers():
+        end = builder.layer(end, layer, arrays)
     builder.node("Flatten", [end], "logits", axis=1)
     kind = TensorProto.FLOAT if network.normalised_input else TensorProto.UINT8
     shape = ["N", SIZE, SIZE, *([1] if network.normalised_input else [])]
@@ -47,7 +47,7 @@ def write(network: Network, file: Path) -> None:
     file.write_bytes(model.SerializeToString())
 
 
-def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
+def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
     """Compute logits float32 `[N, 10]` of images with onnxruntime.
 
     Args:
@@ -81,7 +81,7 @@ class _Builder:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def images(self, network: Network) -> str:
+    def images(self, network: TrainedNetwork) -> str:
         """Add the nodes from the input to normalised `[N, 1, 28, 28]`; return the output name."""
         from onnx import TensorProto
 
@@ -99,8 +99,9 @@ class _Builder:
         shape = self.constant("shape", np.array([-1, 1, SIZE, SIZE], np.int64))
         return self.node("Reshape", [end, shape], "normalised")
 
-    def layer(self, end: str, name: str, layer: Layer, arrays: Arrays) -> str:
+    def layer(self, end: str, layer: LayerSpec, arrays: Arrays) -> str:
         """Add one layer after `end`, and return the name of its output."""
+        name = layer["name"]
         match layer["kind"]:
             case "conv":
                 weight = self.constant(f"{name}/weight", arrays["kernel"].transpose(3, 2, 0, 1))

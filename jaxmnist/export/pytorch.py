@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.config import ConfigError
-from jaxmnist.export.network import Network
-from jaxmnist.export.state_dict import CONV, NORM, variables_of
-from jaxmnist.models.description import Layer, describe
+from jaxmnist.export.network import TrainedNetwork
+from jaxmnist.export.state_dict import TORCH_NAMES, variables_of
+from jaxmnist.models.description import LayerSpec, describe
 
 COUNTER = "num_batches_tracked"
 WEIGHTS_ALONE = "expected what torch.save(model.state_dict(), FILE) writes"
 
 
-def write(network: Network, file: Path) -> None:
+def write(network: TrainedNetwork, file: Path) -> None:
     """Write the state dict of `make_network(describe(variant))`.
 
     Raises:
@@ -27,9 +27,8 @@ def write(network: Network, file: Path) -> None:
     import torch
 
     state = {}
-    for place, (_, layer, arrays) in enumerate(network.layers()):
-        names = {"conv": CONV, "norm": NORM}.get(layer["kind"], {})
-        for ours, theirs in names.items():
+    for place, (layer, arrays) in enumerate(network.layers()):
+        for ours, theirs in TORCH_NAMES.get(layer["kind"], {}).items():
             if ours in arrays:
                 value = arrays[ours].transpose(3, 2, 0, 1) if ours == "kernel" else arrays[ours]
                 state[f"{place}.{theirs}"] = torch.tensor(value)
@@ -38,7 +37,7 @@ def write(network: Network, file: Path) -> None:
     torch.save(state, file)
 
 
-def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
+def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
     """Compute logits `[N, 10]` of images with PyTorch and the arrays of a file.
 
     Args:
@@ -55,11 +54,11 @@ def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
         return module.eval()(pixels).numpy()
 
 
-def make_network(layers: list[Layer]) -> Any:
+def make_network(layers: list[LayerSpec]) -> Any:
     """Build the network as a `torch.nn.Sequential`, one module per layer."""
     from torch import nn
 
-    def make(layer: Layer) -> nn.Module:
+    def make(layer: LayerSpec) -> nn.Module:
         features, inputs, side = layer["features"], layer["inputs"], layer.get("kernel_size")
         match layer["kind"]:
             case "conv":

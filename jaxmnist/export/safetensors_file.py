@@ -3,26 +3,27 @@
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from jaxmnist.config import TrainConfig
-from jaxmnist.export.network import Network
-from jaxmnist.inference.pretrained import to_arrays, to_variables
+from jaxmnist.export.network import TrainedNetwork
 from jaxmnist.models import create_model
 
 
-def write(network: Network, file: Path) -> None:
+def write(network: TrainedNetwork, file: Path) -> None:
     """Write `params/conv0/kernel` and all other arrays, and `config` as JSON.
 
     Raises:
         OSError: the file cannot be written.
     """
-    arrays = to_arrays(network.variables)
+    named = flatten_dict(network.variables, sep="/")
+    arrays = {name: np.ascontiguousarray(value) for name, value in named.items()}
     file.write_bytes(save(arrays, metadata={"config": network.config.to_json()}))
 
 
-def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
+def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
     """Compute logits `[N, 10]` of images with the arrays and config of a file.
 
     Args:
@@ -32,6 +33,7 @@ def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
     """
     with safe_open(file, "numpy") as opened:
         config = TrainConfig.from_json(opened.metadata()["config"])
-        variables = to_variables({key: opened.get_tensor(key) for key in opened.offset_keys()})
+        arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    variables = unflatten_dict(arrays, sep="/")
     model = create_model(config.variant, config.dropout)
     return np.asarray(model.apply(variables, network.normalise(images)))

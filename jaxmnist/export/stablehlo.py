@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxmnist.export.network import ExportError, Network
+from jaxmnist.export.network import ExportError, TrainedNetwork
 from jaxmnist.models import create_model
 from jaxmnist.models.description import SIZE
 from jaxmnist.steps import normalise
@@ -30,7 +30,7 @@ assert "jaxmnist" not in sys.modules
 """
 
 
-def write(network: Network, file: Path) -> None:
+def write(network: TrainedNetwork, file: Path) -> None:
     """Write the network as a program from any number of images to logits `[N, 10]`.
 
     Raises:
@@ -55,7 +55,7 @@ def write(network: Network, file: Path) -> None:
     file.write_bytes(exported.serialize())
 
 
-def answer(network: Network, file: Path, images: np.ndarray) -> np.ndarray:
+def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
     """Compute logits `[N, 10]` of images with the program, in a process without this package.
 
     Args:

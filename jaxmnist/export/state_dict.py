@@ -18,8 +18,10 @@ from jaxmnist.config import ConfigError
 from jaxmnist.models.description import describe
 
 # From our names to PyTorch's names of a layer's arrays, in PyTorch's order.
-CONV = {"kernel": "weight", "bias": "bias"}
-NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+TORCH_NAMES = {
+    "conv": {"kernel": "weight", "bias": "bias"},
+    "norm": {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
+}
 
 # Last part of PyTorch's name, and number of dimensions.
 Role = tuple[str, int]
@@ -30,7 +32,7 @@ class Slot(NamedTuple):
     """An array that a network needs."""
 
     layer: str  # conv0, norm3
-    key: str  # a key of CONV or NORM
+    key: str  # kernel, scale, ...
     role: Role
     shape: Shape  # PyTorch's shape
 
@@ -70,17 +72,13 @@ def variables_of(
 
 def slots_of(variant: str) -> Iterator[Slot]:
     """Yield the arrays of a network in order of use."""
-    numbers = {"conv": itertools.count(), "norm": itertools.count()}
     for layer in describe(variant):
-        if layer["kind"] not in numbers:
-            continue
-        name = f"{layer['kind']}{next(numbers[layer['kind']])}"
-        for key, leaf in (CONV if layer["kind"] == "conv" else NORM).items():
+        for key, leaf in TORCH_NAMES.get(layer["kind"], {}).items():
             shape: Shape = (layer["features"],)
             if key == "kernel":
                 shape = (layer["features"], layer["inputs"], *[layer["kernel_size"]] * 2)
             if layer["kind"] == "norm" or key == "kernel" or layer["use_bias"]:
-                yield Slot(name, key, (leaf, len(shape)), shape)
+                yield Slot(layer["name"], key, (leaf, len(shape)), shape)
 
 
 def _matched(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo
-from jaxmnist.export.network import ExportError, Network
+from jaxmnist.export.network import ExportError, TrainedNetwork
 
 # Largest difference of logits that rounding can cause.
 TOLERANCE = 1e-4
@@ -17,7 +17,7 @@ class Target(NamedTuple):
     """An export format."""
 
     file: str
-    module: ModuleType  # with `write(network, file)` and `answer(network, file, images)`
+    module: ModuleType  # with `write(network, file)` and `logits_of(network, file, images)`
     takes_images: bool  # whether the input format is part of the file
     extra: str  # the required extra of pyproject.toml
 
@@ -30,7 +30,9 @@ TARGETS = {
 }
 
 
-def export(network: Network, target: str, folder: Path, images: np.ndarray) -> tuple[Path, float]:
+def export(
+    network: TrainedNetwork, target: str, folder: Path, images: np.ndarray
+) -> tuple[Path, float]:
     """Write a network in a format and compare its logits with the original's.
 
     Args:
@@ -52,8 +54,8 @@ def export(network: Network, target: str, folder: Path, images: np.ndarray) -> t
     scratch = file.with_name(f".new-{file.name}")
     try:
         TARGETS[target].module.write(network, scratch)
-        answered = TARGETS[target].module.answer(network, scratch, images)
-        difference = float(np.abs(answered - network.logits(images)).max())
+        computed = TARGETS[target].module.logits_of(network, scratch, images)
+        difference = float(np.abs(computed - network.logits(images)).max())
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"{target} differs by {difference:.2g} from the original; expected at most "

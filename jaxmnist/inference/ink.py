@@ -93,7 +93,7 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
         for part in parts
         if part.size >= SPECK * tallest and darkest[part.labels[0]] >= CORE * ink.max()
     ]
-    digits = _group(parts)
+    digits = _merge_parts(parts)
     if any(digit.width > WIDE * digit.height for digit in digits):
         raise PictureError("what is drawn is wider than a digit; expected digits side by side")
     if len(digits) > MOST_DIGITS:
@@ -140,9 +140,14 @@ def _is_dark_on_light(greys: np.ndarray) -> bool:
     sheets = [_sheet(light), _sheet(~light)]
     if sheets[0] == sheets[1] == 0:
         # The picture is cropped at the digit, which may fill most of it: the edges are paper.
-        return bool(np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]]).mean() >= 0.5)
+        return bool(border(light).mean() >= 0.5)
     # The smaller sheet lies on the larger one.
     return sheets[1] == 0 or 0 < sheets[0] <= sheets[1]
+
+
+def border(values: np.ndarray) -> np.ndarray:
+    """Return the values along the four edges of an array `[H, W]`."""
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
 def _sheet(mask: np.ndarray) -> int:
@@ -332,7 +337,7 @@ def _distance_to_edge(shape: tuple[int, ...]) -> np.ndarray:
     return np.minimum(rows[:, None], columns[None])
 
 
-def _group(parts: list[_Part]) -> list[_Part]:
+def _merge_parts(parts: list[_Part]) -> list[_Part]:
     """Merge the parts of each digit; digits are side by side."""
     tallest = max(part.height for part in parts)
     digits: list[_Part] = []
@@ -377,13 +382,8 @@ def _as_mnist(ink: np.ndarray) -> np.ndarray:
     height, width = (max(round(length * scale), 1) for length in ink.shape)
     small = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
     digit = np.asarray(small)
-    top, left = (_offset(digit.sum(axis=1 - axis)) for axis in (0, 1))
+    offsets = np.round((SIZE - 1) / 2 - np.array(ndimage.center_of_mass(digit)))
+    top, left = np.clip(offsets, 0, np.subtract(SIZE, digit.shape)).astype(int)
     picture = np.zeros((SIZE, SIZE))
     picture[top : top + height, left : left + width] = digit / digit.max()
     return np.round(255 * picture).astype(np.uint8)
-
-
-def _offset(mass: np.ndarray) -> int:
-    """Return the first row of a digit with its centre of mass, from its rows, in the middle."""
-    centre = (np.arange(len(mass)) + 0.5) @ mass / mass.sum()
-    return int(np.clip(round(SIZE / 2 - centre), 0, SIZE - len(mass)))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxmnist.inference.ink import PictureError, find_digits
+from jaxmnist.inference.ink import PictureError, border, find_digits
 
 # Above an A4 scan at 1,200 dpi (139 million) and any phone (200 million).
 MAX_PIXELS = 250_000_000
@@ -22,8 +22,6 @@ MAX_BYTES = 256 << 20
 LEAST_INK = 12
 # Pictures with a longer side than this, in pixels, are reduced before processing.
 ENOUGH = 1024
-# Rows of the reduced picture that are computed at once.
-STRIP = 64
 # Values of white with 10, 12, 14 and 16 bits.
 WHITES = (1023, 4095, 16383, 65535)
 # Modes whose values cannot be averaged, and the modes to convert them to.
@@ -136,23 +134,14 @@ def _register_heic() -> None:
 
 
 def _smaller(image: Image.Image) -> Image.Image:
-    """Reduce a large picture strip by strip, without a large copy of it."""
+    """Reduce a large picture to at most `ENOUGH` pixels a side, by averages of all its pixels."""
     exif, factor = image.getexif(), math.ceil(max(image.size) / ENOUGH)
-    if factor == 1:
-        return _with_shades(image)
-    width = max(round(image.width / factor), 1)
-    strips, mode = [], image.mode
-    for top in range(0, image.height, STRIP * factor):
-        bottom = min(top + STRIP * factor, image.height)
-        strip = _with_shades(image.crop((0, top, image.width, bottom)))
-        rows = max(round((bottom - top) / factor), 1)
-        strips.append(np.asarray(strip.resize((width, rows), Image.Resampling.BOX)))
-        mode = strip.mode
-    whole = Image.fromarray(np.concatenate(strips))
-    if whole.mode != mode and not mode.startswith("I;16"):
-        whole = Image.fromarray(np.concatenate(strips)).convert(mode)
-    whole.getexif().update(exif)
-    return whole
+    image = _with_shades(image)
+    if factor > 1:
+        width, height = (max(round(length / factor), 1) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BOX)
+        image.getexif().update(exif)
+    return image
 
 
 def _greys(image: Image.Image) -> np.ndarray:
@@ -201,12 +190,8 @@ def _opaque_page(luminance: np.ndarray, opacity: np.ndarray) -> np.ndarray | Non
     if not len(rows):
         return None
     inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    is_page = _border(opacity[inside]).mean() > 0.9 and np.ptp(luminance[inside]) >= LEAST_INK
+    is_page = border(opacity[inside]).mean() > 0.9 and np.ptp(luminance[inside]) >= LEAST_INK
     return luminance[inside] if is_page else None
-
-
-def _border(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
 def _with_shades(image: Image.Image) -> Image.Image:

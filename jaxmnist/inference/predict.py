@@ -109,8 +109,10 @@ def make_predict(run: Run) -> Predict:
         size = min(EVAL_BLOCK, max(len(pixels), 1))
         padded = np.pad(pixels, ((0, -len(pixels) % size), (0, 0), (0, 0)))
         blocks = padded.reshape(-1, size, *pixels.shape[1:])
-        said = [np.asarray(_of_block(model, run.variables, block, mean, std)) for block in blocks]
-        return np.concatenate([np.empty((0, CLASSES), np.float32), *said])[: len(pixels)]
+        log_probs = [
+            np.asarray(_of_block(model, run.variables, block, mean, std)) for block in blocks
+        ]
+        return np.concatenate([np.empty((0, CLASSES), np.float32), *log_probs])[: len(pixels)]
 
     return predict
 

@@ -6,18 +6,18 @@ digest of the images, rows and summary. SHA256SUMS holds the digest of each file
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from jaxmnist.config import ConfigError, check_name
+from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.metrics import Metrics
 from jaxmnist.runs import checkpoint, run_folder
 from jaxmnist.runs.run import Run, Snapshot, config_of, seed_run
@@ -46,19 +46,21 @@ def load_pretrained(name: str) -> Run:
         ConfigError: there is no such network, or its file is damaged.
         OSError: the file cannot be read.
     """
-    check_name("pretrained network", name, [*NAMES, *SHORT_NAMES])
+    check_choice("pretrained network", name, [*NAMES, *SHORT_NAMES])
     file = FOLDER / _file_name(SHORT_NAMES.get(name, name))
     if _digest(file) not in (FOLDER / DIGESTS).read_text():
         raise ConfigError(f"{file} differs from its digest in {DIGESTS}; install the package again")
     with safe_open(file, "numpy") as opened:
         metadata = json.loads(opened.metadata()[_METADATA])
-        variables = to_variables({key: opened.get_tensor(key) for key in opened.offset_keys()})
+        arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     config, rows = config_of(metadata), metadata["rows"]
+    variables = jax.tree.map(jnp.asarray, unflatten_dict(arrays, sep="/"))
     state = TrainState(
         step=jnp.int32(rows[-1]["step"]),
         key=jax.random.key(config.seed, impl=KEY_IMPL),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=optax.EmptyState(),
-        **jax.tree.map(jnp.asarray, variables),
     )
     snapshot = Snapshot(state, Metrics.zero(), 0.0, rows, metadata["summary"])
     return seed_run(config, snapshot, OUTPUT / file.stem)
@@ -93,7 +95,9 @@ def write_pretrained(runs: Sequence[Run], folder: Path = FOLDER) -> list[Path]:
 
 def _write(run: Run, file: Path) -> Path:
     metadata = checkpoint.newest_metadata(run_folder.checkpoint_folder(run.path, run.config.seed))
-    file.write_bytes(save(to_arrays(run.variables), {_METADATA: json.dumps(metadata)}))
+    named = flatten_dict(run.variables, sep="/")
+    arrays = {name: np.ascontiguousarray(value) for name, value in named.items()}
+    file.write_bytes(save(arrays, {_METADATA: json.dumps(metadata)}))
     return file
 
 
@@ -103,22 +107,3 @@ def _file_name(name: str) -> str:
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def to_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the arrays of a network by name, such as `params/conv0/kernel`."""
-    return {
-        f"{collection}/{layer}/{key}": np.ascontiguousarray(value)
-        for collection, layers in variables.items()
-        for layer, leaves in layers.items()
-        for key, value in leaves.items()
-    }
-
-
-def to_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the variables of a network from its arrays by name."""
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, value in arrays.items():
-        collection, layer, key = name.split("/")
-        variables[collection].setdefault(layer, {})[key] = value
-    return variables

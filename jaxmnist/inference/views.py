@@ -14,7 +14,7 @@ from jaxmnist.inference.predict import Predict
 MAX_VIEWS = 1000
 
 
-def with_views(predict: Predict, views: int) -> Predict:
+def with_tta(predict: Predict, views: int) -> Predict:
     """Return a prediction function that averages over slightly moved copies of each image.
 
     Args:
@@ -34,11 +34,11 @@ def with_views(predict: Predict, views: int) -> Predict:
 
     def predict_views(pixels: np.ndarray) -> np.ndarray:
         count = len(pixels)
-        said = []
+        log_probs = []
         for parameters in moves:
             of_each = (np.broadcast_to(np.float32(p), (count, *np.shape(p))) for p in parameters)
-            said.append(predict(np.asarray(move(pixels, *of_each))))
-        return together(said)
+            log_probs.append(predict(np.asarray(move(pixels, *of_each))))
+        return ensemble(log_probs)
 
     return predict_views
 
@@ -49,13 +49,13 @@ def _small_move(drawn: np.ndarray) -> tuple[float, tuple[float, float], float, f
     return 5 * angle, (round(1.4 * x), round(1.4 * y)), 1 + 0.08 * scale, 5 * shear
 
 
-def together(said: Sequence[np.ndarray]) -> np.ndarray:
+def ensemble(log_probs: Sequence[np.ndarray]) -> np.ndarray:
     """Average log-probabilities and renormalise them.
 
     Args:
-        said: log-probabilities, float32 `[N, 10]` each.
+        log_probs: log-probabilities, float32 `[N, 10]` each.
 
     Returns:
         float32 `[N, 10]`.
     """
-    return log_softmax(np.mean(said, axis=0), axis=1).astype(np.float32)
+    return log_softmax(np.mean(log_probs, axis=0), axis=1).astype(np.float32)

@@ -1,24 +1,24 @@
 """Networks: the seven variants of the course, and those of the ablations."""
 
-from jaxmnist.config import check_name
-from jaxmnist.models import variants, variations
+from jaxmnist.config import check_choice
+from jaxmnist.models import ablations, variants
 from jaxmnist.models.variants import Network
 from jaxmnist.recipes import values_of
 
 __all__ = ["NETWORKS", "Network", "create_model"]
 
 NETWORKS: dict[str, type[Network]] = {
-    "skeleton": variants.Skeleton,
-    "less_params": variants.LessParams,
-    "batch_norm": variants.BatchNormalised,
-    "dropout": variants.DroppedOut,
-    "fc_layer": variants.FullyConnected,
-    "augmentation": variants.Augmented,
-    "gap": variants.Gap,
-    "gap_without_norm": variations.GapWithoutNorm,
-    "gap_late_pool": variations.GapLatePool,
-    "gap_wide": variations.GapWide,
-    "gap_two_pools": variations.GapTwoPools,
+    "skeleton": variants.SkeletonNet,
+    "less_params": variants.LessParamsNet,
+    "batch_norm": variants.BatchNormNet,
+    "dropout": variants.DropoutNet,
+    "fc_layer": variants.FcLayerNet,
+    "augmentation": variants.AugmentationNet,
+    "gap": variants.GapNet,
+    "gap_without_norm": ablations.GapWithoutNormNet,
+    "gap_late_pool": ablations.GapLatePoolNet,
+    "gap_wide": ablations.GapWideNet,
+    "gap_two_pools": ablations.GapTwoPoolsNet,
 }
 
 
@@ -37,6 +37,6 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
     Raises:
         ConfigError: the variant is unknown.
     """
-    check_name("variant", variant, NETWORKS)
+    check_choice("variant", variant, NETWORKS)
     recipe = values_of(variant, "notebook")
     return NETWORKS[variant](recipe["dropout"] if dropout_rate is None else dropout_rate)

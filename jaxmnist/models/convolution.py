@@ -208,7 +208,7 @@ def native_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     return y[:, None, None]
 
 
-def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     """Convolve with the faster method on the default backend; see `matmul_conv`."""
     fast = matmul_conv if jax.default_backend() == "cpu" else native_conv
     return fast(x, kernel, padding)

@@ -9,11 +9,11 @@ from jaxmnist.models import create_model, layers
 SIZE = 28
 FLOAT_BYTES = 4
 
-Layer = dict[str, Any]
+LayerSpec = dict[str, Any]
 
 
-def describe(variant: str) -> list[Layer]:
-    """Return the layers in order, each with the channels and side of its input and output.
+def describe(variant: str) -> list[LayerSpec]:
+    """Return the layers in order, each with its name, and the channels and side of in- and output.
 
     Args:
         variant: one of `jaxmnist.VARIANTS`.
@@ -23,8 +23,8 @@ def describe(variant: str) -> list[Layer]:
     """
     channels, side = 1, SIZE
     described = []
-    for layer in create_model(variant).layers():
-        before = {"inputs": channels, "input_side": side}
+    for name, layer in create_model(variant).named_layers():
+        before = {"name": name, "inputs": channels, "input_side": side}
         match layer:
             case layers.Conv():
                 channels, side = layer.features, side + 2 * layer.padding - layer.kernel_size + 1
@@ -52,14 +52,14 @@ def describe(variant: str) -> list[Layer]:
     return described
 
 
-def forward_flop(layer: Layer) -> int:
+def forward_flop(layer: LayerSpec) -> int:
     """Return the multiplications and additions of a layer's convolution, forward, for one image."""
     if layer["kind"] != "conv":
         return 0
     return 2 * layer["kernel_size"] ** 2 * layer["inputs"] * layer["features"] * layer["side"] ** 2
 
 
-def step_flop(network: list[Layer]) -> int:
+def step_flop(network: list[LayerSpec]) -> int:
     """Return the arithmetic of the convolutions in a training step, for one image.
 
     The forward pass, the kernel gradient and the input gradient cost the same. The first layer
@@ -69,7 +69,7 @@ def step_flop(network: list[Layer]) -> int:
     return 3 * sum(flop) - flop[0]
 
 
-def forward_bytes(layer: Layer) -> int:
+def forward_bytes(layer: LayerSpec) -> int:
     """Return the least bytes that a layer's forward pass reads and writes, for one image."""
     taken = layer["inputs"] * layer["input_side"] ** 2
     returned = layer["features"] * layer["side"] ** 2

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxmnist.collectives import Axis, axis_index, axis_size, pmean
 from jaxmnist.models.convolution import (
-    conv,
+    convolve,
     image_size,
     retile,
 )
@@ -59,7 +59,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
-        y = conv(x, self.param("kernel", torch_uniform, shape), self.padding)
+        y = convolve(x, self.param("kernel", torch_uniform, shape), self.padding)
         if self.use_bias:
             bound = 1 / math.sqrt(math.prod(shape[:3]))
             bias = self.param("bias", _uniform(bound), (self.features,))

@@ -1,10 +1,11 @@
 """The drill-down: seven networks for 28x28 digits, each adding one idea to the one before.
 
 A network is a list of layers. The seven lists, from top to bottom, are the whole course.
+`python scripts/train.py --variant gap` trains the last one; docs/results.md has the results of all.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -73,26 +74,28 @@ class Network(nn.Module):
         """Return the layers in order of use."""
         raise NotImplementedError
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def named_layers(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the layers in order of use, each with its name."""
         kinds = {Conv: "conv", BatchNorm: "norm", Dropout: "dropout"}
         numbers = Counter()
-        x = from_images(images)
         for layer in self.layers():
+            kind = kinds[type(layer)] if isinstance(layer, nn.Module) else layer.__name__
+            yield f"{kind}{numbers[kind]}", layer
+            numbers[kind] += 1
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = from_images(images)
+        for name, layer in self.named_layers():
             if isinstance(layer, nn.Module):
-                kind = kinds[type(layer)]
-                x = layer.clone(parent=self, name=f"{kind}{numbers[kind]}")(x, train, self.axis)
-                numbers[kind] += 1
+                x = layer.clone(parent=self, name=name)(x, train, self.axis)
             else:
                 x = layer(x)
         return to_logits(x)
 
 
-class Skeleton(Network):
-    """The first network that works: 3x3 convolutions, two poolings, 6,379,786 parameters.
-
-    `python scripts/train.py --variant skeleton`; results: docs/results.md.
-    """
+class SkeletonNet(Network):
+    """The first network that works: 3x3 convolutions, two poolings, 6,379,786 parameters."""
 
     def layers(self) -> Sequence[Layer]:
         return [
@@ -114,11 +117,10 @@ class Skeleton(Network):
         ]
 
 
-class LessParams(Network):
+class LessParamsNet(Network):
     """Fewer parameters: narrow layers, a 1x1 transition, an average instead of the 7x7 end.
 
-    4,572 parameters, no biases. `python scripts/train.py --variant less_params`;
-    results: docs/results.md.
+    4,572 parameters, no biases.
     """
 
     def layers(self) -> Sequence[Layer]:
@@ -135,12 +137,11 @@ class LessParams(Network):
         ]
 
 
-class BatchNormalised(Network):
+class BatchNormNet(Network):
     """Batch normalisation, once per block: 4,652 parameters.
 
     Normalisation comes before the ReLU in the transition block and after it elsewhere, as in the
     notebook.
-    `python scripts/train.py --variant batch_norm`; results: docs/results.md.
     """
 
     def layers(self) -> Sequence[Layer]:
@@ -159,11 +160,8 @@ class BatchNormalised(Network):
         ]
 
 
-class DroppedOut(Network):
-    """Dropout, and batch normalisation after every convolution: 4,708 parameters.
-
-    `python scripts/train.py --variant dropout`; results: docs/results.md.
-    """
+class DropoutNet(Network):
+    """Dropout, and batch normalisation after every convolution: 4,708 parameters."""
 
     def layers(self) -> Sequence[Layer]:
         rate = self.dropout_rate
@@ -180,10 +178,10 @@ class DroppedOut(Network):
         ]
 
 
-class FullyConnected(Network):
+class FcLayerNet(Network):
     """More capacity: a wider block, and a fully connected layer after the average.
 
-    6,124 parameters. `python scripts/train.py --variant fc_layer`; results: docs/results.md.
+    6,124 parameters.
     """
 
     def layers(self) -> Sequence[Layer]:
@@ -201,17 +199,14 @@ class FullyConnected(Network):
         ]
 
 
-class Augmented(FullyConnected):
-    """The fc_layer network, trained on augmented images: 6,124 parameters.
-
-    `python scripts/train.py --variant augmentation`; results: docs/results.md.
-    """
+class AugmentationNet(FcLayerNet):
+    """The fc_layer network, trained on augmented images: 6,124 parameters."""
 
 
-class Gap(Network):
+class GapNet(Network):
     """More width in late layers, a layer after the average, and the one-cycle schedule.
 
-    7,364 parameters. `python scripts/train.py --variant gap`; results: docs/results.md.
+    7,364 parameters.
     """
 
     def layers(self) -> Sequence[Layer]:

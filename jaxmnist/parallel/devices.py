@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmnist.collectives import Axis
-from jaxmnist.config import ConfigError, check_name
+from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.state import KEY_IMPL, is_key, wrap_key
 
 # Ways to compile a program for several devices.
@@ -179,7 +179,7 @@ def choose_devices(requested: int | None, parallel: str, batch_size: int | None 
         ConfigError: there are fewer devices, `parallel` is unknown, or the choice is not possible
             with several processes.
     """
-    check_name("parallel", parallel, PARALLELS)
+    check_choice("parallel", parallel, PARALLELS)
     check_platform()
     available = jax.device_count()
     count = available if requested is None else requested

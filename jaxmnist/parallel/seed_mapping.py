@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxmnist.config import ConfigError, check_name
+from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.parallel.devices import ONE, Devices
 from jaxmnist.parallel.limits import available_bytes, cores
 
@@ -27,7 +27,7 @@ def choose_mapping(requested: str, seeds: int, devices: Devices = ONE) -> str:
     Raises:
         ConfigError: the mapping is unknown, or not possible on this device.
     """
-    check_name("seed_mapping", requested, ("auto", *MAPPINGS))
+    check_choice("seed_mapping", requested, ("auto", *MAPPINGS))
     backend = jax.default_backend()
     if requested == "processes" and backend != "cpu":
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Variations of gap with one change each, for ablations."""
+"""Networks for ablations: gap with one change each, and gap in other shapes."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from jaxmnist.models.layers import (
     global_avg_pool,
     max_pool,
 )
-from jaxmnist.models.variants import Gap, Layer, conv, conv_relu_norm, conv_relu_norm_drop
+from jaxmnist.models.variants import GapNet, Layer, conv, conv_relu_norm, conv_relu_norm_drop
 
 
-class GapWithoutNorm(Gap):
+class GapWithoutNormNet(GapNet):
     """The gap network without batch normalisation: 7,188 parameters."""
 
     def layers(self) -> Sequence[Layer]:
         return [layer for layer in super().layers() if not isinstance(layer, BatchNorm)]
 
 
-class GapLatePool(Gap):
+class GapLatePoolNet(GapNet):
     """The gap network with the average one layer later, before the last: 7,364 parameters.
 
     An average after the last layer would be equivalent, because that layer is linear.
@@ -28,7 +28,7 @@ class GapLatePool(Gap):
         return [*before, global_avg_pool, last]
 
 
-class GapWide(Gap):
+class GapWideNet(GapNet):
     """The gap network with 1x1 convolutions traded for wider 3x3 ones: 7,082 parameters."""
 
     def layers(self) -> Sequence[Layer]:
@@ -45,23 +45,14 @@ class GapWide(Gap):
         ]
 
 
-class GapTwoPools(Gap):
+class GapTwoPoolsNet(GapNet):
     """The gap network with a second pooling: 7,364 parameters.
 
     The last 3x3 layer covers the whole image. Its output is one pixel and needs no average.
     """
 
     def layers(self) -> Sequence[Layer]:
-        rate = self.dropout_rate
-        return [
-            *conv_relu_norm(4),  # 26x26
-            *conv_relu_norm_drop(8, rate),  # 24x24
-            max_pool,  # 12x12
-            *conv_relu_norm_drop(10, rate, kernel_size=1),
-            *conv_relu_norm_drop(16, rate),  # 10x10
-            max_pool,  # 5x5
-            *conv_relu_norm_drop(16, rate),  # 3x3
-            *conv_relu_norm_drop(18, rate),  # 1x1
-            *conv_relu_norm_drop(16, rate, kernel_size=1),
-            conv(10, kernel_size=1),
-        ]
+        layers = [layer for layer in super().layers() if layer is not global_avg_pool]
+        # Two blocks of four layers after the first pooling; images are 10x10 there.
+        layers.insert(layers.index(max_pool) + 9, max_pool)
+        return layers
