@@ -58,12 +58,14 @@ def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
 def to_dataset(dataset: str, files: Files, digests: Mapping[str, str], origin: object) -> Dataset:
     """Verify the checksums of the four files and return their arrays."""
     idx.check(files, digests, origin)
-    arrays = [idx.parse(files[name], name, f"{name} from {origin}") for name in idx.NAMES]
-    for images, labels in (arrays[:2], arrays[2:]):
+    train_images, train_labels, test_images, test_labels = (
+        idx.parse(files[name], name, f"{name} from {origin}") for name in idx.NAMES
+    )
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(labels):
             raise DataError(f"{origin} has {len(images)} images but {len(labels)} labels")
-    mean, std = NORMALISATION.get(dataset) or _mean_and_std(arrays[0])
-    return Dataset(*arrays, mean, std)
+    mean, std = NORMALISATION.get(dataset) or _mean_and_std(train_images)
+    return Dataset(train_images, train_labels, test_images, test_labels, mean, std)
 
 
 def _mean_and_std(images: np.ndarray) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.metrics import Metrics
 from jaxmnist.runs import checkpoint, run_folder
-from jaxmnist.runs.run import Run, Snapshot, config_of, seed_run
+from jaxmnist.runs.run import Run, Snapshot, config_of, make_run
 from jaxmnist.state import KEY_IMPL, TrainState
 
 NAMES = (
@@ -63,7 +63,7 @@ def load_pretrained(name: str) -> Run:
         opt_state=optax.EmptyState(),
     )
     snapshot = Snapshot(state, Metrics.zero(), 0.0, rows, metadata["summary"])
-    return seed_run(config, snapshot, OUTPUT / file.stem)
+    return make_run(config, {config.seed: snapshot}, OUTPUT / file.stem)
 
 
 def write_pretrained(runs: Sequence[Run], folder: Path = FOLDER) -> list[Path]:

@@ -151,10 +151,9 @@ def make_run(
     snapshots = {seed: end for seed, end in ends.items() if isinstance(end, Snapshot)}
     failures = {seed: str(end) for seed, end in ends.items() if seed not in snapshots}
     summaries = {seed: snapshot.summary or {} for seed, snapshot in snapshots.items()}
-    for summary in summaries.values():
-        facts = facts_of(summary)
+    facts = next(map(facts_of, summaries.values()), facts or {})
     steps = next((each.step for each in snapshots.values()), 0)
-    summary = make_summary(config, list(ends), steps, summaries, failures, facts or {})
+    summary = make_summary(config, list(ends), steps, summaries, failures, facts)
     return Run(config, snapshots, failures, summary, path)
 
 
