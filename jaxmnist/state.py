@@ -1,6 +1,7 @@
 """The state of training as one tree, and the named random streams of a seed."""
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -73,10 +74,16 @@ def initial_state(
     with_ema: bool = False,
 ) -> TrainState:
     """Call `create_state` in one compiled program."""
-    # It runs once: on a CPU, optimising the program would take ten times longer than it saves.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    create = jax.jit(create_state, static_argnums=(0, 1, 3), compiler_options=options)
-    return create(model, tx, seed, with_ema)
+    return jit_once(create_state, static_argnums=(0, 1, 3))(model, tx, seed, with_ema)
+
+
+def jit_once(function: Callable, **options: Any) -> Callable:
+    """Return `jax.jit` of a function that is called once: on a CPU without optimisation.
+
+    Optimising the program would take ten times longer than it saves.
+    """
+    level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=level, **options)
 
 
 def update_ema(state: TrainState, decay: float) -> TrainState:

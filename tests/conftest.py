@@ -51,6 +51,11 @@ class Tiny(variants.Network):
         ]
 
 
+# The seven variants; the largest takes as long as the others together.
+SKELETON_SLOW = [
+    pytest.param(variant, marks=pytest.mark.slow) if variant == "skeleton" else variant
+    for variant in jaxmnist.VARIANTS
+]
 NETWORKS["tiny"] = Tiny
 RECIPES["notebook"]["tiny"] = RECIPES["notebook"]["gap"]
 RECIPES["record"]["tiny"] = RECIPES["record"]["gap"]

@@ -16,6 +16,7 @@ import jaxmnist
 from jaxmnist import TrainConfig
 from jaxmnist.models import description
 from jaxmnist.models.description import describe
+from jaxmnist.state import jit_once
 from tests.conftest import COMPILED_QUICKLY, SCRIPTS, golden_batch, golden_variables
 from tests.test_description import PARAMETERS
 
@@ -122,8 +123,8 @@ def test_the_flax_peer_is_the_same_network(parts, variant):
         return {names[name[:4]] + name[4:]: leaves for name, leaves in layers.items()}
 
     theirs = {collection: renamed(layers) for collection, layers in ours.items()}
-    expected = jaxmnist.create_model(variant).apply(ours, images)
-    chex.assert_trees_all_close(plain.apply(theirs, images), expected, atol=1e-4)
+    expected = jit_once(jaxmnist.create_model(variant).apply)(ours, images)
+    chex.assert_trees_all_close(jit_once(plain.apply)(theirs, images), expected, atol=1e-4)
 
 
 @pytest.mark.slow

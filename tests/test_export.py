@@ -15,8 +15,9 @@ from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo, ta
 from jaxmnist.export.network import ExportError, TrainedNetwork, trained_network
 from jaxmnist.export.targets import TARGETS, export
 from jaxmnist.models.description import describe
+from jaxmnist.state import jit_once
 from jaxmnist.steps import normalise
-from tests.conftest import drawn, golden, golden_batch, golden_variables
+from tests.conftest import SKELETON_SLOW, drawn, golden, golden_batch, golden_variables
 
 MEAN, STD = np.array(0.1307, np.float32), np.array(0.3081, np.float32)
 # In ONNX, the operators of each layer of gap between the images and the logits.
@@ -49,10 +50,12 @@ def images():
 
 def original_logits(variant, images):
     model = jaxmnist.create_model(variant)
-    return np.asarray(model.apply(golden_variables(variant), normalise(images, MEAN, STD)))
+    return np.asarray(
+        jit_once(model.apply)(golden_variables(variant), normalise(images, MEAN, STD))
+    )
 
 
-@pytest.mark.parametrize("variant", jaxmnist.VARIANTS)
+@pytest.mark.parametrize("variant", SKELETON_SLOW)
 def test_onnx_is_the_network(variant, images, tmp_path):
     file = tmp_path / "model.onnx"
     onnx_model.write(network(variant), file)

@@ -36,6 +36,7 @@ def renamed(params):
     return {names[name[:-1]] + name[-1]: leaves for name, leaves in params.items()}
 
 
+@pytest.mark.slow
 def test_twenty_steps_are_the_packages(one_file, first_state):
     """In float64, where rounding hides nothing."""
     images, labels = golden_batch(16)

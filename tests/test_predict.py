@@ -13,6 +13,7 @@ from jaxmnist import ConfigError
 from jaxmnist.data import idx
 from jaxmnist.inference.predict import load_runs, load_seed, make_predict
 from jaxmnist.inference.views import ensemble, with_tta
+from jaxmnist.state import jit_once
 from jaxmnist.steps import normalise
 from tests.conftest import drawn
 
@@ -27,7 +28,7 @@ def test_predicts_any_number_of_images(predict, small_run, count):
     pixels = drawn("pixels/predictions", (430, 28, 28), 0, 255).astype(np.uint8)[:count]
     mean, std = small_run.normalisation
     model = jaxmnist.create_model(small_run.config.variant)
-    logits = model.apply(small_run.variables, normalise(pixels, mean, std))
+    logits = jit_once(model.apply)(small_run.variables, normalise(pixels, mean, std))
     log_probs = predict(pixels)
     assert log_probs.shape == (count, 10)
     chex.assert_trees_all_close(log_probs, np.asarray(jax.nn.log_softmax(logits)), atol=1e-5)

@@ -21,6 +21,7 @@ from jaxmnist.runs.loop import Stopped, TrainingError
 from jaxmnist.runs.run import begun_config
 from jaxmnist.runs.setup import Progress, SeedDone, Started, to_devices
 from jaxmnist.runs.summary import environment
+from jaxmnist.state import jit_once
 from tests import conftest
 from tests.conftest import golden_batch, small_files
 
@@ -361,7 +362,7 @@ def test_a_run_of_format_1_can_be_read_but_not_resumed(name, tmp_path):
     assert (run.config.epochs, len(run.rows)) == (1, len(run.summary["seeds"]))
     images, _ = golden_batch(4)
     model = jaxmnist.create_model("gap")
-    logits = [model.apply(s.state.variables, images) for s in run.snapshots.values()]
+    logits = [jit_once(model.apply)(s.state.variables, images) for s in run.snapshots.values()]
     np.testing.assert_allclose(
         np.squeeze(logits), np.load(FIXTURES / f"{name}_logits.npy"), atol=1e-5
     )

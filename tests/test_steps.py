@@ -15,7 +15,7 @@ from jaxmnist.models import layers
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.programs import compile_programs, stack, unstack
 from jaxmnist.runs.setup import to_devices
-from jaxmnist.state import initial_state, stream
+from jaxmnist.state import initial_state, jit_once, stream
 from jaxmnist.steps import (
     EVAL_BLOCK,
     Batch,
@@ -110,7 +110,7 @@ def test_evaluation_counts_every_image(gap):
     assert count % EVAL_BLOCK != 0
     metrics = gap.evaluate(state)
     assert int(metrics.count) == count
-    logits = gap.model.apply(
+    logits = jit_once(gap.model.apply)(
         {"params": state.params, "batch_stats": state.batch_stats},
         normalise(gap.test_images.pixels, gap.test_images.mean, gap.test_images.std),
     )
@@ -186,7 +186,7 @@ def test_every_step_drops_others():
 
 
 def test_every_step_augments_otherwise_and_the_same_step_the_same(gap):
-    augmented = jax.jit(functools.partial(batch_at, config=gap.config))
+    augmented = jit_once(functools.partial(batch_at, config=gap.config))
     state, order = gap.create(0), jnp.arange(600)
 
     def images(step, position):
@@ -196,7 +196,7 @@ def test_every_step_augments_otherwise_and_the_same_step_the_same(gap):
     chex.assert_trees_all_equal(images(3, 0), images(3, 0))
     assert (images(3, 0) != images(4, 0)).any()
     without = dataclasses.replace(gap.config, augment=False)
-    plain = jax.jit(functools.partial(batch_at, config=without))
+    plain = jit_once(functools.partial(batch_at, config=without))
     batch = plain(state, gap.images, order, jnp.int32(2))
     expected = normalise(gap.images.pixels[128:192], gap.images.mean, gap.images.std)
     chex.assert_trees_all_close(batch.images, expected, atol=1e-6)
@@ -227,7 +227,7 @@ def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):
 
 def test_evaluating_fewer_images_than_a_block(gap):
     few = Images(*(leaf[:7] for leaf in gap.test_images[:2]), *gap.test_images[2:])
-    metrics = jax.jit(functools.partial(evaluate, model=gap.model))(gap.create(0), few)
+    metrics = jit_once(functools.partial(evaluate, model=gap.model))(gap.create(0), few)
     assert int(metrics.count) == 7
 
 

@@ -11,6 +11,7 @@ from jaxmnist.config import TrainConfig
 from jaxmnist.models import create_model
 from jaxmnist.models.description import LayerSpec, describe
 from jaxmnist.runs.run import Run
+from jaxmnist.state import jit_once
 from jaxmnist.steps import normalise
 
 # Arrays by name, as in the state; `kernel` is [kh, kw, I, O].
@@ -48,7 +49,7 @@ class TrainedNetwork(NamedTuple):
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute the original's logits, float32 `[N, 10]`, of images uint8 `[N, 28, 28]`."""
         model = create_model(self.config.variant, self.config.dropout)
-        return np.asarray(model.apply(self.variables, self.normalise(images)))
+        return np.asarray(jit_once(model.apply)(self.variables, self.normalise(images)))
 
 
 def trained_network(run: Run, normalised_input: bool = False) -> TrainedNetwork:

@@ -10,6 +10,7 @@ from safetensors.numpy import save
 from jaxmnist.config import TrainConfig
 from jaxmnist.export.network import TrainedNetwork
 from jaxmnist.models import create_model
+from jaxmnist.state import jit_once
 
 
 def write(network: TrainedNetwork, file: Path) -> None:
@@ -36,4 +37,4 @@ def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.nda
         arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     variables = unflatten_dict(arrays, sep="/")
     model = create_model(config.variant, config.dropout)
-    return np.asarray(model.apply(variables, network.normalise(images)))
+    return np.asarray(jit_once(model.apply)(variables, network.normalise(images)))
