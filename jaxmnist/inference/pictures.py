@@ -22,6 +22,8 @@ MAX_BYTES = 256 << 20
 LEAST_INK = 12
 # Pictures with a longer side than this, in pixels, are reduced before processing.
 ENOUGH = 1024
+# Rows of the reduced picture that are computed at once, to bound the memory.
+STRIP = 64
 # Values of white with 10, 12, 14 and 16 bits.
 WHITES = (1023, 4095, 16383, 65535)
 # Modes whose values cannot be averaged, and the modes to convert them to.
@@ -134,14 +136,23 @@ def _register_heic() -> None:
 
 
 def _smaller(image: Image.Image) -> Image.Image:
-    """Reduce a large picture to at most `ENOUGH` pixels a side, by averages of all its pixels."""
+    """Reduce a large picture strip by strip, without a large copy of it."""
     exif, factor = image.getexif(), math.ceil(max(image.size) / ENOUGH)
-    image = _with_shades(image)
-    if factor > 1:
-        width, height = (max(round(length / factor), 1) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BOX)
-        image.getexif().update(exif)
-    return image
+    if factor == 1:
+        return _with_shades(image)
+    width = max(round(image.width / factor), 1)
+    strips, mode = [], image.mode
+    for top in range(0, image.height, STRIP * factor):
+        bottom = min(top + STRIP * factor, image.height)
+        strip = _with_shades(image.crop((0, top, image.width, bottom)))
+        rows = max(round((bottom - top) / factor), 1)
+        strips.append(np.asarray(strip.resize((width, rows), Image.Resampling.BOX)))
+        mode = strip.mode
+    whole = Image.fromarray(np.concatenate(strips))
+    if whole.mode != mode and not mode.startswith("I;16"):
+        whole = Image.fromarray(np.concatenate(strips)).convert(mode)
+    whole.getexif().update(exif)
+    return whole
 
 
 def _greys(image: Image.Image) -> np.ndarray:
