@@ -1,0 +1,482 @@
+// The operations of scipy.ndimage, NumPy and Pillow that prepare.js uses, each under their name.
+//
+// Borders, ties and the order of additions are theirs as well, so that results agree to the bit,
+// apart from the last bit of Math.exp.
+//
+// An image is { height, width, values } with a typed array of values, row by row. A mask is an image
+// with a Uint8Array of 0 and 1; labels are an image with an Int32Array.
+
+export function image(height, width, values = new Float64Array(height * width)) {
+  return { height, width, values };
+}
+
+// Return f(value, index) for each pixel, as an image with values of a type.
+export function map({ height, width, values }, f, Type = Float64Array) {
+  const result = new Type(values.length);
+  for (let index = 0; index < values.length; index += 1) result[index] = f(values[index], index);
+  return image(height, width, result);
+}
+
+// Return f(value, index) for each pixel, as a mask.
+export function mask(picture, f) {
+  return map(picture, f, Uint8Array);
+}
+
+export function transpose({ height, width, values }) {
+  const result = new values.constructor(values.length);
+  for (let row = 0; row < height; row += 1) {
+    for (let column = 0; column < width; column += 1) {
+      result[column * height + row] = values[row * width + column];
+    }
+  }
+  return image(width, height, result);
+}
+
+// Return part of an image; `bottom` and `right` are exclusive.
+export function crop({ width, values }, { top, bottom, left, right }) {
+  const result = new values.constructor((bottom - top) * (right - left));
+  for (let row = top; row < bottom; row += 1) {
+    const source = values.subarray(row * width + left, row * width + right);
+    result.set(source, (row - top) * (right - left));
+  }
+  return image(bottom - top, right - left, result);
+}
+
+// Return the image with columns of zeros on both sides.
+export function padColumns({ height, width, values }, count) {
+  const result = image(height, width + 2 * count, new values.constructor(height * (width + 2 * count)));
+  for (let row = 0; row < height; row += 1) {
+    const source = values.subarray(row * width, (row + 1) * width);
+    result.values.set(source, row * result.width + count);
+  }
+  return result;
+}
+
+export function max(values) {
+  let most = -Infinity;
+  for (let index = 0; index < values.length; index += 1) most = Math.max(most, values[index]);
+  return most;
+}
+
+export function min(values) {
+  let least = Infinity;
+  for (let index = 0; index < values.length; index += 1) least = Math.min(least, values[index]);
+  return least;
+}
+
+export function mean(values) {
+  let sum = 0;
+  for (let index = 0; index < values.length; index += 1) sum += values[index];
+  return sum / values.length;
+}
+
+export function any(values) {
+  return values.some((value) => value !== 0);
+}
+
+// Return the sum of at most 128 numbers in the order of np.sum: eight sums, then their sum. `round`
+// is Math.fround for float32.
+export function pairwiseSum(values, round = Number) {
+  const whole = values.length - (values.length % 8);
+  let sum = 0;
+  if (whole > 0) {
+    const sums = Array.from(values.subarray(0, 8));
+    for (let index = 8; index < whole; index += 1) {
+      sums[index % 8] = round(sums[index % 8] + values[index]);
+    }
+    for (let step = 1; step < 8; step *= 2) {
+      for (let at = 0; at < 8; at += 2 * step) sums[at] = round(sums[at] + sums[at + step]);
+    }
+    sum = sums[0];
+  }
+  for (let index = whole; index < values.length; index += 1) sum = round(sum + values[index]);
+  return sum;
+}
+
+// Round to the nearest integer, and halves to the even one, as Python's round and np.round do.
+export function round(number) {
+  const nearest = Math.round(number);
+  return nearest - number === 0.5 && nearest % 2 !== 0 ? nearest - 1 : nearest;
+}
+
+export function clip(number, least, most) {
+  return Math.min(Math.max(number, least), most);
+}
+
+// np.percentile, with linear interpolation between the two nearest values.
+export function percentile(values, percent) {
+  const place = (values.length - 1) * (percent / 100);
+  const [below, above] = selected(values, Math.floor(place));
+  const weight = place - Math.floor(place);
+  const step = above - below;
+  return weight < 0.5 ? below + step * weight : above - step * (1 - weight);
+}
+
+export function median(values) {
+  const [below, above] = selected(values, Math.floor((values.length - 1) / 2));
+  return values.length % 2 ? below : (below + above) / 2;
+}
+
+// Return the values at a place and at the next of the sorted values, by Hoare's quickselect.
+function selected(values, place) {
+  const parted = Float64Array.from(values);
+  let [first, last] = [0, parted.length - 1];
+  while (first < last) {
+    const pivot = parted[(first + last) >> 1];
+    let [left, right] = [first, last];
+    while (left <= right) {
+      while (parted[left] < pivot) left += 1;
+      while (parted[right] > pivot) right -= 1;
+      if (left <= right) {
+        const moved = parted[left];
+        parted[left] = parted[right];
+        parted[right] = moved;
+        left += 1;
+        right -= 1;
+      }
+    }
+    if (place <= right) last = right;
+    else if (place >= left) first = left;
+    else break;
+  }
+  return [parted[place], place + 1 < parted.length ? min(parted.subarray(place + 1)) : parted[place]];
+}
+
+// scipy.ndimage.gaussian_filter with its defaults: reflected borders, and 4 standard deviations.
+export function gaussianFilter(picture, sigma) {
+  const radius = Math.floor(4 * sigma + 0.5);
+  const kernel = new Float64Array(2 * radius + 1);
+  for (let at = -radius; at <= radius; at += 1) {
+    kernel[at + radius] = Math.exp((-0.5 / (sigma * sigma)) * at * at);
+  }
+  const sum = pairwiseSum(kernel);
+  const weights = kernel.map((weight) => weight / sum);
+  const border = { before: radius, after: radius, mode: "reflect" };
+  const correlate = (line, result) => correlateSymmetric(line, weights, result);
+  return filterLines(filterLines(picture, 0, border, correlate), 1, border, correlate);
+}
+
+// Add the products of the middle first, then of the pairs from the outermost to the innermost.
+function correlateSymmetric(line, weights, result) {
+  const [radius, last] = [weights.length >> 1, weights.length - 1];
+  for (let place = 0; place < result.length; place += 1) {
+    let sum = line[place + radius] * weights[radius];
+    for (let at = 0; at < radius; at += 1) {
+      sum += (line[place + at] + line[place + last - at]) * weights[at];
+    }
+    result[place] = sum;
+  }
+}
+
+// scipy.ndimage.grey_dilation with a rectangle [height, width] and a border mode.
+export function greyDilation(picture, size, mode) {
+  return slidingExtremes(picture, size, mode, Math.max, (length) => (length - 1) >> 1);
+}
+
+// scipy.ndimage.grey_erosion. A window of even length reaches further back, a dilation's forward.
+export function greyErosion(picture, size, mode) {
+  return slidingExtremes(picture, size, mode, Math.min, (length) => length >> 1);
+}
+
+export function greyClosing(picture, size, mode) {
+  return greyErosion(greyDilation(picture, size, mode), size, mode);
+}
+
+export function greyOpening(picture, size, mode) {
+  return greyDilation(greyErosion(picture, size, mode), size, mode);
+}
+
+// Return the largest (pick: Math.max) or smallest value in a window around each pixel.
+function slidingExtremes(picture, size, mode, pick, reachBack) {
+  let result = picture;
+  size.forEach((length, axis) => {
+    const before = reachBack(length);
+    const border = { before, after: length - 1 - before, mode };
+    const slide = (line, extremes) => slidingExtreme(line, length, pick, extremes);
+    if (length > 1) result = filterLines(result, axis, border, slide);
+  });
+  return result;
+}
+
+// The same for one line, in a time that does not depend on the window's length. Source: van Herk, "A
+// fast algorithm for local minimum and maximum filters on rectangular and octagonal kernels",
+// Pattern Recognition Letters 13, 1992.
+function slidingExtreme(line, length, pick, result) {
+  // In blocks as long as the window: extremes from the block's first value, and to its last.
+  const [fromFirst, toLast] = [line.slice(), line.slice()];
+  for (let at = 1; at < line.length; at += 1) {
+    if (at % length !== 0) fromFirst[at] = pick(fromFirst[at - 1], line[at]);
+  }
+  for (let at = line.length - 2; at >= 0; at -= 1) {
+    if ((at + 1) % length !== 0) toLast[at] = pick(toLast[at + 1], line[at]);
+  }
+  // A window ends in the block after the one in which it begins, or is a block.
+  for (let at = 0; at < result.length; at += 1) {
+    result[at] = pick(toLast[at], fromFirst[at + length - 1]);
+  }
+}
+
+// Filter each line along an axis (0: columns, 1: rows). `filter(line, result)` gets the line with
+// values before and after it that follow from the border mode.
+function filterLines({ height, width, values }, axis, border, filter) {
+  const [lines, step] = axis === 0 ? [width, 1] : [height, width];
+  const [length, stride] = axis === 0 ? [height, width] : [width, 1];
+  const sources = extended(length, border);
+  const [line, filtered] = [new Float64Array(sources.length), new Float64Array(length)];
+  const result = new values.constructor(values.length);
+  for (let first = 0; first < lines * step; first += step) {
+    for (let at = 0; at < sources.length; at += 1) {
+      line[at] = sources[at] < 0 ? 0 : values[first + sources[at] * stride];
+    }
+    filter(line, filtered);
+    for (let at = 0; at < length; at += 1) result[first + at * stride] = filtered[at];
+  }
+  return image(height, width, result);
+}
+
+// Return the place in a line of each value of the extended line; -1 for the constant 0.
+function extended(length, { before, after, mode }) {
+  return Int32Array.from({ length: before + length + after }, (_, at) => {
+    const place = at - before;
+    if (place >= 0 && place < length) return place;
+    if (mode === "constant") return -1;
+    if (mode === "nearest") return clip(place, 0, length - 1);
+    const period = 2 * length; // "reflect": d c b a | a b c d | d c b a
+    const inPeriod = ((place % period) + period) % period;
+    return inPeriod < length ? inPeriod : period - 1 - inPeriod;
+  });
+}
+
+export const FOUR = [[-1, 0], [0, -1], [0, 1], [1, 0]];
+export const EIGHT = [...FOUR, [-1, -1], [-1, 1], [1, -1], [1, 1]];
+
+// scipy.ndimage.label: number connected regions from 1, in the order of their first pixels.
+export function label(region, neighbours = FOUR) {
+  const { height, width, values } = region;
+  const labels = new Int32Array(values.length);
+  const stack = new Int32Array(values.length);
+  let count = 0;
+  for (let first = 0; first < values.length; first += 1) {
+    if (!values[first] || labels[first]) continue;
+    labels[first] = count += 1;
+    stack[0] = first;
+    for (let size = 1; size > 0; ) {
+      const pixel = stack[(size -= 1)];
+      const [row, column] = [Math.floor(pixel / width), pixel % width];
+      for (const [down, right] of neighbours) {
+        const [nextRow, nextColumn] = [row + down, column + right];
+        if (nextRow < 0 || nextRow >= height || nextColumn < 0 || nextColumn >= width) continue;
+        const next = nextRow * width + nextColumn;
+        if (!values[next] || labels[next]) continue;
+        labels[next] = count;
+        stack[size] = next;
+        size += 1;
+      }
+    }
+  }
+  return { labels: image(height, width, labels), count };
+}
+
+// scipy.ndimage.find_objects: the bounding box of each label from 1, null where there is none.
+export function findObjects({ width, values }) {
+  const boxes = Array(max(values)).fill(null);
+  for (let index = 0; index < values.length; index += 1) {
+    if (!values[index]) continue;
+    const [row, column] = [Math.floor(index / width), index % width];
+    const box = (boxes[values[index] - 1] ??= { top: row, bottom: 0, left: column, right: 0 });
+    box.bottom = row + 1;
+    box.left = Math.min(box.left, column);
+    box.right = Math.max(box.right, column + 1);
+  }
+  return boxes;
+}
+
+// scipy.ndimage.sum_labels, for all labels from 0 to the largest.
+export function sumLabels(picture, labels) {
+  const sums = new Float64Array(max(labels.values) + 1);
+  picture.values.forEach((value, index) => (sums[labels.values[index]] += value));
+  return sums;
+}
+
+// scipy.ndimage.maximum of values that are not negative, for all labels from 0 to the largest.
+export function maximumLabels(picture, labels) {
+  const most = new Float64Array(max(labels.values) + 1);
+  picture.values.forEach((value, index) => {
+    const at = labels.values[index];
+    most[at] = Math.max(most[at], value);
+  });
+  return most;
+}
+
+// scipy.ndimage.distance_transform_edt: the index of the nearest pixel that is 0, and the distance;
+// 0 if no pixel is 0.
+//
+// Of several nearest pixels it is the one in the first column, and there in the first row. Source:
+// Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions", Theory of Computing 8,
+// 2012.
+export function distanceTransform({ height, width, values }) {
+  const nearest = new Int32Array(values.length);
+  const rows = nearestRows({ height, width, values });
+  for (let row = 0; row < height; row += 1) {
+    const first = row * width;
+    const { columns, starts } = nearestColumns(rows.subarray(first, first + width), row);
+    for (let column = 0, at = 0; column < width && columns.length > 0; column += 1) {
+      if (column === starts[at + 1]) at += 1;
+      nearest[first + column] = rows[first + columns[at]] * width + columns[at];
+    }
+  }
+  const distances = Float64Array.from(nearest, (found, index) => {
+    const down = Math.floor(found / width) - Math.floor(index / width);
+    return values[index] ? Math.hypot(down, (found % width) - (index % width)) : 0;
+  });
+  return { nearest: image(height, width, nearest), distances: image(height, width, distances) };
+}
+
+// Return the row of the nearest 0 in each pixel's column, the upper one of two; -1 if there is none.
+function nearestRows({ height, width, values }) {
+  const rows = new Int32Array(values.length).fill(-1);
+  for (let column = 0; column < width; column += 1) {
+    for (let row = 0, above = -1; row < height; row += 1) {
+      if (!values[row * width + column]) above = row;
+      rows[row * width + column] = above;
+    }
+    for (let row = height - 1, below = -1; row >= 0; row -= 1) {
+      const at = row * width + column;
+      if (!values[at]) below = row;
+      if (below >= 0 && (rows[at] < 0 || below - row < row - rows[at])) rows[at] = below;
+    }
+  }
+  return rows;
+}
+
+// Return the columns in which the nearest pixels of a row are, and the place where each one's begin:
+// the lower envelope of the parabolas of squared distance.
+function nearestColumns(rows, row) {
+  const [columns, starts] = [[], []];
+  const squared = (column) => (rows[column] - row) ** 2 + column ** 2;
+  for (let column = 0; column < rows.length; column += 1) {
+    if (rows[column] < 0) continue;
+    let start = 0;
+    while (columns.length > 0) {
+      const last = columns.at(-1);
+      start = Math.floor((squared(column) - squared(last)) / (2 * (column - last))) + 1;
+      if (start > starts.at(-1)) break;
+      columns.pop();
+      starts.pop();
+      start = 0;
+    }
+    if (start >= rows.length) continue;
+    columns.push(column);
+    starts.push(start);
+  }
+  return { columns, starts };
+}
+
+const POLE = Math.sqrt(3) - 2; // of the recursive filter that gives the coefficients
+const PADDING = 12; // pixels at each border, beyond which the filter's start does not matter
+
+// scipy.ndimage.zoom with cubic splines, grid_mode and mode "nearest", by an integer factor.
+//
+// Source: Unser, Aldroubi and Eden, "Fast B-spline transforms for continuous image representation and
+// interpolation", IEEE Transactions on Pattern Analysis and Machine Intelligence 13, 1991.
+export function zoom({ height, width, values }, factor) {
+  const padded = padEdges({ height, width, values }, PADDING);
+  const whole = { before: 0, after: 0, mode: "nearest" };
+  const splines = filterLines(filterLines(padded, 0, whole, coefficients), 1, whole, coefficients);
+  const [rows, columns] = [height, width].map((length) => samples(length, factor));
+  const result = image(rows.length, columns.length);
+  rows.forEach((row, y) => {
+    columns.forEach((column, x) => {
+      let sum = 0;
+      for (let down = 0; down < 4; down += 1) {
+        const first = (row.first + down) * padded.width + column.first;
+        for (let right = 0; right < 4; right += 1) {
+          const value = splines.values[first + right];
+          sum += value * row.weights[down] * column.weights[right];
+        }
+      }
+      result.values[y * result.width + x] = sum;
+    });
+  });
+  return result;
+}
+
+// np.pad with mode "edge".
+function padEdges({ height, width, values }, count) {
+  const result = image(height + 2 * count, width + 2 * count);
+  return map(result, (_, index) => {
+    const row = clip(Math.floor(index / result.width) - count, 0, height - 1);
+    return values[row * width + clip((index % result.width) - count, 0, width - 1)];
+  });
+}
+
+// Fill `result` with the coefficients of the cubic spline through the values of a line, which
+// continues as in a mirror.
+function coefficients(line, result) {
+  const last = line.length - 1;
+  const gain = (1 - POLE) * (1 - 1 / POLE);
+  line.forEach((value, at) => (result[at] = value * gain));
+  const turn = POLE ** last;
+  result[0] += turn * result[last];
+  for (let at = 1, power = POLE; at < last; at += 1, power *= POLE) {
+    result[0] += power * (result[at] + turn * result[last - at]);
+  }
+  result[0] /= 1 - turn * turn;
+  for (let at = 1; at <= last; at += 1) result[at] += POLE * result[at - 1];
+  result[last] = ((POLE * result[last - 1] + result[last]) * POLE) / (POLE * POLE - 1);
+  for (let at = last - 1; at >= 0; at -= 1) result[at] = POLE * (result[at + 1] - result[at]);
+}
+
+// Return the first of four coefficients, and their weights, for each value of an enlarged line.
+function samples(length, factor) {
+  const step = length / (length * factor);
+  return Array.from({ length: length * factor }, (_, at) => {
+    const place = (at + 0.5) * step - 0.5 + PADDING;
+    const y = place - Math.floor(place);
+    const z = 1 - y;
+    const weights = [
+      (z * z * z) / 6,
+      (y * y * (y - 2) * 3 + 4) / 6,
+      (z * z * (z - 2) * 3 + 4) / 6,
+    ];
+    weights.push(1 - weights[0] - weights[1] - weights[2]);
+    return { first: Math.floor(place) - 1, weights };
+  });
+}
+
+// Pillow's Image.resize of float32 pixels with Resampling.BOX.
+export function resizeBox(picture, height, width) {
+  const small = resizeRows(map(picture, (value) => value, Float32Array), width);
+  return transpose(resizeRows(transpose(small), height));
+}
+
+function resizeRows({ height, width, values }, size) {
+  if (size === width) return image(height, width, values);
+  const boxes = boxesOf(width, size);
+  const result = new Float32Array(height * size);
+  for (let row = 0; row < height; row += 1) {
+    boxes.forEach(({ first, weights }, column) => {
+      let sum = 0;
+      weights.forEach((weight, at) => (sum += values[row * width + first + at] * weight));
+      result[row * size + column] = sum;
+    });
+  }
+  return image(height, size, result);
+}
+
+// Return the first pixel in the box of each resized pixel, and the weights from there on.
+function boxesOf(length, size) {
+  const scale = length / size;
+  const support = 0.5 * Math.max(scale, 1);
+  return Array.from({ length: size }, (_, at) => {
+    const centre = (at + 0.5) * scale;
+    const first = Math.max(Math.trunc(centre - support + 0.5), 0);
+    const end = Math.min(Math.trunc(centre + support + 0.5), length);
+    const inside = Array.from({ length: end - first }, (_, place) => {
+      const distance = (place + first - centre + 0.5) * (1 / Math.max(scale, 1));
+      return distance > -0.5 && distance <= 0.5 ? 1 : 0;
+    });
+    const count = inside.reduce((sum, weight) => sum + weight, 0);
+    return { first, weights: inside.map((weight) => (count ? weight / count : 0)) };
+  });
+}
