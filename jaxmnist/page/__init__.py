@@ -1,0 +1,1 @@
+"""The page that runs trained networks in a browser, without a server."""
