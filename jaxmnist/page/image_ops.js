@@ -87,17 +87,6 @@ export function crop({ width, values }, { top, bottom, left, right }) {
   return image(bottom - top, right - left, result);
 }
 
-// Return the image with columns of zeros on both sides.
-export function padColumns({ height, width, values }, count) {
-  const padded = width + 2 * count;
-  const result = image(height, padded, new values.constructor(height * padded));
-  for (let row = 0; row < height; row += 1) {
-    const source = values.subarray(row * width, (row + 1) * width);
-    result.values.set(source, row * padded + count);
-  }
-  return result;
-}
-
 export function max(values) {
   let most = -Infinity;
   for (let index = 0; index < values.length; index += 1) if (values[index] > most) most = values[index];
@@ -199,8 +188,9 @@ export function gaussianFilter(picture, sigma) {
   const sum = pairwiseSum(kernel);
   const weights = kernel.map((weight) => weight / sum);
   const border = { before: radius, after: radius, mode: "reflect" };
-  const correlate = (line, result) => correlateSymmetric(line, weights, result);
-  return filterLines(filterLines(picture, 0, border, correlate), 1, border, correlate);
+  const smooth = (each) =>
+    filterRows(each, border, (line, result) => correlateSymmetric(line, weights, result));
+  return smooth(transpose(smooth(transpose(picture))));
 }
 
 // Add the products of the middle first, then of the pairs from the outermost to the innermost.
@@ -215,38 +205,20 @@ function correlateSymmetric(line, weights, result) {
   }
 }
 
-// scipy.ndimage.grey_dilation with a rectangle [height, width] and a border mode.
-export function greyDilation(picture, size, mode) {
-  return slidingMaximum(picture, size, mode, 1);
+// scipy.ndimage.grey_closing with a square of odd side and mode "nearest".
+export function greyClosing(picture, side) {
+  const dilate = (each) => slidingMaximum(each, side, 1);
+  const erode = (each) => slidingMaximum(each, side, -1);
+  return erode(transpose(erode(dilate(transpose(dilate(picture))))));
 }
 
-// scipy.ndimage.grey_erosion: the maximum of the negative values, negated.
-export function greyErosion(picture, size, mode) {
-  return slidingMaximum(picture, size, mode, -1);
-}
-
-export function greyClosing(picture, size, mode) {
-  return greyErosion(greyDilation(picture, size, mode), size, mode);
-}
-
-export function greyOpening(picture, size, mode) {
-  return greyDilation(greyErosion(picture, size, mode), size, mode);
-}
-
-// Return the maximum of sign * values in a window around each pixel, times the sign.
-function slidingMaximum(picture, size, mode, sign) {
-  let result = picture;
-  size.forEach((length, axis) => {
-    if (length === 1) return;
-    // A window of even length reaches further back in an erosion, further forward in a dilation.
-    const before = sign > 0 ? (length - 1) >> 1 : length >> 1;
-    const border = { before, after: length - 1 - before, mode };
-    const sides = [picture.height, picture.width];
-    const toLast = new Float64Array(before + sides[axis] + border.after);
-    const maximum = (line, most) => maximumOfWindows(line, length, sign, toLast, most);
-    result = filterLines(result, axis, border, maximum);
-  });
-  return result;
+// Return the maximum of sign * values in a window of a row around each pixel, times the sign.
+function slidingMaximum(picture, length, sign) {
+  const border = { before: length >> 1, after: length >> 1, mode: "nearest" };
+  const toLast = new Float64Array(picture.width + length - 1);
+  return filterRows(picture, border, (line, result) =>
+    maximumOfWindows(line, length, sign, toLast, result),
+  );
 }
 
 // The same for one line, in a time that does not depend on the window's length. Source: van Herk, "A
@@ -255,32 +227,28 @@ function slidingMaximum(picture, size, mode, sign) {
 function maximumOfWindows(line, length, sign, toLast, result) {
   // In blocks as long as the window: maxima up to the block's last value, and from its first.
   for (let first = 0; first < line.length; first += length) {
-    const last = Math.min(first + length, line.length) - 1;
-    toLast[last] = sign * line[last];
-    for (let at = last - 1; at >= first; at -= 1) {
+    let most = -Infinity;
+    for (let at = Math.min(first + length, line.length) - 1; at >= first; at -= 1) {
       const value = sign * line[at];
-      toLast[at] = value > toLast[at + 1] ? value : toLast[at + 1];
+      if (value > most) most = value;
+      toLast[at] = most;
     }
   }
   // A window is a block, or ends in the block after the one in which it begins.
-  let fromFirst = -Infinity;
-  for (let end = 0, place = 0; end < line.length; end += 1, place += 1) {
-    if (place === length) {
-      place = 0;
-      fromFirst = -Infinity;
+  for (let first = 0; first < line.length; first += length) {
+    let most = -Infinity;
+    for (let end = first; end < Math.min(first + length, line.length); end += 1) {
+      const value = sign * line[end];
+      if (value > most) most = value;
+      const at = end - length + 1;
+      if (at >= 0) result[at] = sign * (toLast[at] > most ? toLast[at] : most);
     }
-    const value = sign * line[end];
-    if (value > fromFirst) fromFirst = value;
-    const at = end - length + 1;
-    if (at >= 0) result[at] = sign * (toLast[at] > fromFirst ? toLast[at] : fromFirst);
   }
 }
 
-// Filter each line along an axis (0: columns, 1: rows). `filter(line, result)` gets the line with
-// values before and after it that follow from the border mode.
-function filterLines(picture, axis, border, filter) {
-  if (axis === 0) return transpose(filterLines(transpose(picture), 1, border, filter));
-  const { height, width, values } = picture;
+// Filter each row. `filter(line, result)` gets the row with values before and after it that follow
+// from the border mode.
+function filterRows({ height, width, values }, border, filter) {
   const { places, sources } = borders(width, border);
   const line = new Float64Array(border.before + width + border.after);
   const result = new Float64Array(values.length);
@@ -289,13 +257,11 @@ function filterLines(picture, axis, border, filter) {
     for (let at = 0; at < places.length; at += 1) line[places[at]] = line[sources[at]];
     filter(line, result.subarray(first, first + width));
   }
-  return image(height, width, new values.constructor(result));
+  return image(height, width, result);
 }
 
-// Return the places before and after a line, and those whose values they take; none for the
-// constant 0.
+// Return the places before and after a line, and those whose values they take.
 function borders(length, { before, after, mode }) {
-  if (mode === "constant") return { places: [], sources: [] };
   const place = (at) => (at < before ? at : length + at);
   const source = (at) => {
     if (mode === "nearest") return clip(at, 0, length - 1);
@@ -305,6 +271,34 @@ function borders(length, { before, after, mode }) {
   };
   const places = new Int32Array(before + after).map((_, at) => place(at));
   return { places, sources: places.map((at) => source(at - before) + before) };
+}
+
+// Opening of a mask by a row of pixels: of the runs in each row, keep those at least as long.
+export function openRows({ height, width, values }, length) {
+  const result = image(height, width, new Uint8Array(values.length));
+  for (let row = 0; row < height; row += 1) {
+    const end = (row + 1) * width;
+    for (let at = row * width, first = at; at < end; at += 1) {
+      if (!values[at]) first = at + 1;
+      else if (at + 1 === end || !values[at + 1]) {
+        if (at + 1 - first >= length) result.values.fill(1, first, at + 1);
+      }
+    }
+  }
+  return result;
+}
+
+// Closing of a mask by a row of pixels, with zeros around it: fill the gaps that are shorter.
+export function closeRows({ height, width, values }, length) {
+  const result = image(height, width, values.slice());
+  for (let row = 0; row < height; row += 1) {
+    for (let at = row * width, last = -Infinity; at < (row + 1) * width; at += 1) {
+      if (!values[at]) continue;
+      if (at - last <= length) result.values.fill(1, last, at);
+      last = at;
+    }
+  }
+  return result;
 }
 
 // scipy.ndimage.label with 4 or 8 neighbours: number connected regions from 1, in the order of their
@@ -444,7 +438,8 @@ const PADDING = 12; // pixels at each border, beyond which the filter's start do
 export function zoom({ height, width, values }, factor) {
   const padded = padEdges({ height, width, values }, PADDING);
   const whole = { before: 0, after: 0, mode: "nearest" };
-  const splines = filterLines(filterLines(padded, 0, whole, coefficients), 1, whole, coefficients);
+  const filtered = transpose(filterRows(transpose(padded), whole, coefficients));
+  const splines = filterRows(filtered, whole, coefficients);
   const [rows, columns] = [height, width].map((length) => samples(length, factor));
   const result = image(rows.length, columns.length);
   rows.forEach((row, y) => {

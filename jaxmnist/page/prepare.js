@@ -7,14 +7,13 @@ import {
   any,
   atLeast,
   clip,
+  closeRows,
   crop,
   distanceTransform,
   equal,
   findObjects,
   gaussianFilter,
   greyClosing,
-  greyDilation,
-  greyOpening,
   image,
   label,
   lookUp,
@@ -23,7 +22,7 @@ import {
   mean,
   median,
   min,
-  padColumns,
+  openRows,
   pairwiseSum,
   percentile,
   resizeBox,
@@ -152,7 +151,7 @@ function inkOf(greys) {
     [smooth, blurred] = [smooth, blurred].map((each) => affine(each, -1, 255));
   }
   const window = Math.floor(round(WINDOW * length) / 2) * 2 + 1;
-  const light = greyClosing(blurred, [window, window], "nearest");
+  const light = greyClosing(blurred, window);
   const ink = subtract(light, smooth);
   // Relative to the illumination, for ink in a shadow. The floor of 128 limits the noise.
   for (let at = 0; at < ink.values.length; at += 1) {
@@ -307,6 +306,7 @@ function withoutLines(ink) {
     const isBox = any(across.values) && any(down.values);
     return isBox ? image(ink.height, ink.width) : withoutEdges(ink);
   }
+  if (!any(across.values) && !any(down.values)) return ink;
   const free = parts.filter((part) => !touches(part, ink));
   const main = (free.length ? free : parts).reduce((one, other) =>
     other.size > one.size ? other : one,
@@ -327,10 +327,19 @@ function lines(dark) {
   const length = round(LONG * longest(dark));
   const thickness = round(THIN * longest(dark));
   // Lines are rarely straight: a pixel up or down counts as the same row.
-  const thick = greyDilation(dark, [3, 1], "constant");
-  const runs = greyOpening(thick, [1, Math.max(length, 3)], "constant");
-  const strokes = greyOpening(dark, [thickness + 1, 1], "constant");
+  const runs = openRows(thickened(dark), Math.max(length, 3));
+  const strokes = transpose(openRows(transpose(dark), thickness + 1));
   return where(equal(strokes, 0), where(runs, dark));
+}
+
+// Return the dilation of a mask by a pixel up and down.
+function thickened({ height, width, values }) {
+  const result = image(height, width, values.slice());
+  for (let at = width; at < values.length; at += 1) {
+    if (values[at]) result.values[at - width] = 1;
+    if (values[at - width]) result.values[at] = 1;
+  }
+  return result;
 }
 
 // Select the lines that extend beyond the digit at both ends, or are far thinner than strokes.
@@ -338,18 +347,13 @@ function lines(dark) {
 // `left` and `right`: the first column of the digit and the one after its last; `stroke`: the
 // thickness of its strokes, in pixels.
 function longer(rows, left, right, stroke) {
-  const { height, width } = rows;
-  if (!any(rows.values)) return rows;
   // A digit interrupts a line that it crosses: close the gap.
-  const gap = right - left + 5;
-  const closed = greyClosing(padColumns(rows, gap), [1, gap], "reflect");
-  const joined = crop(closed, { top: 0, bottom: height, left: gap, right: gap + width });
-  const { labels } = label(joined, 8);
+  const { labels } = label(closeRows(rows, right - left + 5), 8);
   const areas = sumLabels(rows, labels);
   const kept = findObjects(labels).map((box, at) => {
     const length = box.right - box.left;
-    const beyond = Math.min(left - box.left, box.right - right) >= BEYOND * width;
-    return length >= LINE * width && (beyond || areas[at + 1] < 0.4 * stroke * length);
+    const beyond = Math.min(left - box.left, box.right - right) >= BEYOND * rows.width;
+    return length >= LINE * rows.width && (beyond || areas[at + 1] < 0.4 * stroke * length);
   });
   return where(lookUp([false, ...kept], labels), rows);
 }
