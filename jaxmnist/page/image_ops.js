@@ -3,8 +3,8 @@
 // Borders, ties and the order of additions are theirs as well, so that results agree to the bit,
 // apart from the last bit of Math.exp.
 //
-// An image is { height, width, values } with a typed array of values, row by row. A mask is an image
-// with a Uint8Array of 0 and 1; labels are an image with an Int32Array.
+// An image is { height, width, values } with a typed array of values, row by row. A mask is an
+// image with a Uint8Array of 0 and 1; labels are an image with an Int32Array.
 
 const BLOCK = 16;
 
@@ -89,13 +89,13 @@ export function crop({ width, values }, { top, bottom, left, right }) {
 
 export function max(values) {
   let most = -Infinity;
-  for (let index = 0; index < values.length; index += 1) if (values[index] > most) most = values[index];
+  for (let at = 0; at < values.length; at += 1) if (values[at] > most) most = values[at];
   return most;
 }
 
 export function min(values) {
   let least = Infinity;
-  for (let index = 0; index < values.length; index += 1) if (values[index] < least) least = values[index];
+  for (let at = 0; at < values.length; at += 1) if (values[at] < least) least = values[at];
   return least;
 }
 
@@ -175,7 +175,8 @@ function selected(values, place) {
     else if (place >= left) first = left;
     else break;
   }
-  return [parted[place], place + 1 < parted.length ? min(parted.subarray(place + 1)) : parted[place]];
+  const rest = parted.subarray(Math.min(place + 1, parted.length - 1));
+  return [parted[place], min(rest)];
 }
 
 // scipy.ndimage.gaussian_filter with its defaults: reflected borders, and 4 standard deviations.
@@ -221,8 +222,8 @@ function slidingMaximum(picture, length, sign) {
   );
 }
 
-// The same for one line, in a time that does not depend on the window's length. Source: van Herk, "A
-// fast algorithm for local minimum and maximum filters on rectangular and octagonal kernels",
+// The same for one line, in a time that does not depend on the window's length. Source: van Herk,
+// "A fast algorithm for local minimum and maximum filters on rectangular and octagonal kernels",
 // Pattern Recognition Letters 13, 1992.
 function maximumOfWindows(line, length, sign, toLast, result) {
   // In blocks as long as the window: maxima up to the block's last value, and from its first.
@@ -301,8 +302,8 @@ export function closeRows({ height, width, values }, length) {
   return result;
 }
 
-// scipy.ndimage.label with 4 or 8 neighbours: number connected regions from 1, in the order of their
-// first pixels.
+// scipy.ndimage.label with 4 or 8 neighbours: number connected regions from 1, in the order of
+// their first pixels.
 export function label({ height, width, values }, neighbours) {
   const labels = new Int32Array(values.length);
   const stack = new Int32Array(values.length);
@@ -316,7 +317,8 @@ export function label({ height, width, values }, neighbours) {
       size -= 1;
       const row = Math.floor(stack[size] / width);
       const column = stack[size] % width;
-      const [lastRow, lastColumn] = [Math.min(row + 1, height - 1), Math.min(column + 1, width - 1)];
+      const lastRow = Math.min(row + 1, height - 1);
+      const lastColumn = Math.min(column + 1, width - 1);
       for (let y = Math.max(row - 1, 0); y <= lastRow; y += 1) {
         for (let x = Math.max(column - 1, 0); x <= lastColumn; x += 1) {
           const next = y * width + x;
@@ -388,7 +390,7 @@ export function distanceTransform({ height, width, values }) {
   return { nearest, distances };
 }
 
-// Return the row of the nearest 0 in each pixel's column, the upper one of two; -1 if there is none.
+// Return the row of the nearest 0 in each pixel's column, the upper one of two, or -1.
 function nearestRows({ height, width, values }) {
   const rows = new Int32Array(values.length).fill(-1);
   for (let column = 0; column < width; column += 1) {
@@ -405,8 +407,8 @@ function nearestRows({ height, width, values }) {
   return rows;
 }
 
-// Return the columns in which the nearest pixels of a row are, and the place where each one's begin:
-// the lower envelope of the parabolas of squared distance.
+// Return the columns of a row's nearest pixels, and the place from which each is the nearest: the
+// lower envelope of the parabolas of squared distance.
 function nearestColumns(rows, row) {
   const [columns, starts] = [[], []];
   const squared = (column) => (rows[column] - row) * (rows[column] - row) + column * column;
@@ -433,8 +435,8 @@ const PADDING = 12; // pixels at each border, beyond which the filter's start do
 
 // scipy.ndimage.zoom with cubic splines, grid_mode and mode "nearest", by an integer factor.
 //
-// Source: Unser, Aldroubi and Eden, "Fast B-spline transforms for continuous image representation and
-// interpolation", IEEE Transactions on Pattern Analysis and Machine Intelligence 13, 1991.
+// Source: Unser, Aldroubi and Eden, "Fast B-spline transforms for continuous image representation
+// and interpolation", IEEE Transactions on Pattern Analysis and Machine Intelligence 13, 1991.
 export function zoom({ height, width, values }, factor) {
   const padded = padEdges({ height, width, values }, PADDING);
   const whole = { before: 0, after: 0, mode: "nearest" };
