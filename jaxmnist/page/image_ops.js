@@ -3,30 +3,75 @@
 // Borders, ties and the order of additions are theirs as well, so that results agree to the bit,
 // apart from the last bit of Math.exp.
 //
-// An image is { height, width, values } with a typed array of values, row by row. A mask is an image
-// with a Uint8Array of 0 and 1; labels are an image with an Int32Array.
+// An image is { height, width, values } with a typed array of values, row by row. A mask is an
+// image with a Uint8Array of 0 and 1; labels are an image with an Int32Array.
+
+const BLOCK = 16;
 
 export function image(height, width, values = new Float64Array(height * width)) {
   return { height, width, values };
 }
 
-// Return f(value, index) for each pixel, as an image with values of a type.
-export function map({ height, width, values }, f, Type = Float64Array) {
-  const result = new Type(values.length);
-  for (let index = 0; index < values.length; index += 1) result[index] = f(values[index], index);
-  return image(height, width, result);
+// The pixelwise operations are loops over typed arrays and take no function of a pixel: a call for
+// each pixel is ten times as slow.
+
+// Return factor * value + term.
+export function affine({ height, width, values }, factor, term) {
+  const result = image(height, width);
+  for (let at = 0; at < values.length; at += 1) result.values[at] = factor * values[at] + term;
+  return result;
 }
 
-// Return f(value, index) for each pixel, as a mask.
-export function mask(picture, f) {
-  return map(picture, f, Uint8Array);
+export function subtract({ height, width, values }, { values: others }) {
+  const result = image(height, width);
+  for (let at = 0; at < values.length; at += 1) result.values[at] = values[at] - others[at];
+  return result;
 }
 
+export function above({ height, width, values }, least) {
+  const result = image(height, width, new Uint8Array(values.length));
+  for (let at = 0; at < values.length; at += 1) result.values[at] = values[at] > least;
+  return result;
+}
+
+export function atLeast({ height, width, values }, least) {
+  const result = image(height, width, new Uint8Array(values.length));
+  for (let at = 0; at < values.length; at += 1) result.values[at] = values[at] >= least;
+  return result;
+}
+
+export function equal({ height, width, values }, number) {
+  const result = image(height, width, new Uint8Array(values.length));
+  for (let at = 0; at < values.length; at += 1) result.values[at] = values[at] === number;
+  return result;
+}
+
+// Return the pixels of a mask or an image where another mask is 1, elsewhere 0.
+export function where({ values: condition }, { height, width, values }) {
+  const result = image(height, width, new values.constructor(values.length));
+  for (let at = 0; at < values.length; at += 1) if (condition[at]) result.values[at] = values[at];
+  return result;
+}
+
+// Return table[label]: a mask of the labels for which the table is 1 or true.
+export function lookUp(table, { height, width, values }) {
+  const entries = Uint8Array.from(table);
+  const result = image(height, width, new Uint8Array(values.length));
+  for (let at = 0; at < values.length; at += 1) result.values[at] = entries[values[at]];
+  return result;
+}
+
+// Transpose in blocks that fit the processor's nearest cache.
 export function transpose({ height, width, values }) {
   const result = new values.constructor(values.length);
-  for (let row = 0; row < height; row += 1) {
-    for (let column = 0; column < width; column += 1) {
-      result[column * height + row] = values[row * width + column];
+  for (let top = 0; top < height; top += BLOCK) {
+    for (let left = 0; left < width; left += BLOCK) {
+      const [bottom, right] = [Math.min(top + BLOCK, height), Math.min(left + BLOCK, width)];
+      for (let row = top; row < bottom; row += 1) {
+        for (let column = left; column < right; column += 1) {
+          result[column * height + row] = values[row * width + column];
+        }
+      }
     }
   }
   return image(width, height, result);
@@ -42,25 +87,15 @@ export function crop({ width, values }, { top, bottom, left, right }) {
   return image(bottom - top, right - left, result);
 }
 
-// Return the image with columns of zeros on both sides.
-export function padColumns({ height, width, values }, count) {
-  const result = image(height, width + 2 * count, new values.constructor(height * (width + 2 * count)));
-  for (let row = 0; row < height; row += 1) {
-    const source = values.subarray(row * width, (row + 1) * width);
-    result.values.set(source, row * result.width + count);
-  }
-  return result;
-}
-
 export function max(values) {
   let most = -Infinity;
-  for (let index = 0; index < values.length; index += 1) most = Math.max(most, values[index]);
+  for (let at = 0; at < values.length; at += 1) if (values[at] > most) most = values[at];
   return most;
 }
 
 export function min(values) {
   let least = Infinity;
-  for (let index = 0; index < values.length; index += 1) least = Math.min(least, values[index]);
+  for (let at = 0; at < values.length; at += 1) if (values[at] < least) least = values[at];
   return least;
 }
 
@@ -71,7 +106,8 @@ export function mean(values) {
 }
 
 export function any(values) {
-  return values.some((value) => value !== 0);
+  for (let index = 0; index < values.length; index += 1) if (values[index]) return true;
+  return false;
 }
 
 // Return the sum of at most 128 numbers in the order of np.sum: eight sums, then their sum. `round`
@@ -119,7 +155,7 @@ export function median(values) {
 
 // Return the values at a place and at the next of the sorted values, by Hoare's quickselect.
 function selected(values, place) {
-  const parted = Float64Array.from(values);
+  const parted = values.slice();
   let [first, last] = [0, parted.length - 1];
   while (first < last) {
     const pivot = parted[(first + last) >> 1];
@@ -139,7 +175,8 @@ function selected(values, place) {
     else if (place >= left) first = left;
     else break;
   }
-  return [parted[place], place + 1 < parted.length ? min(parted.subarray(place + 1)) : parted[place]];
+  const rest = parted.subarray(Math.min(place + 1, parted.length - 1));
+  return [parted[place], min(rest)];
 }
 
 // scipy.ndimage.gaussian_filter with its defaults: reflected borders, and 4 standard deviations.
@@ -152,8 +189,9 @@ export function gaussianFilter(picture, sigma) {
   const sum = pairwiseSum(kernel);
   const weights = kernel.map((weight) => weight / sum);
   const border = { before: radius, after: radius, mode: "reflect" };
-  const correlate = (line, result) => correlateSymmetric(line, weights, result);
-  return filterLines(filterLines(picture, 0, border, correlate), 1, border, correlate);
+  const smooth = (each) =>
+    filterRows(each, border, (line, result) => correlateSymmetric(line, weights, result));
+  return smooth(transpose(smooth(transpose(picture))));
 }
 
 // Add the products of the middle first, then of the pairs from the outermost to the innermost.
@@ -168,109 +206,128 @@ function correlateSymmetric(line, weights, result) {
   }
 }
 
-// scipy.ndimage.grey_dilation with a rectangle [height, width] and a border mode.
-export function greyDilation(picture, size, mode) {
-  return slidingExtremes(picture, size, mode, Math.max, (length) => (length - 1) >> 1);
+// scipy.ndimage.grey_closing with a square of odd side and mode "nearest".
+export function greyClosing(picture, side) {
+  const dilate = (each) => slidingMaximum(each, side, 1);
+  const erode = (each) => slidingMaximum(each, side, -1);
+  return erode(transpose(erode(dilate(transpose(dilate(picture))))));
 }
 
-// scipy.ndimage.grey_erosion. A window of even length reaches further back, a dilation's forward.
-export function greyErosion(picture, size, mode) {
-  return slidingExtremes(picture, size, mode, Math.min, (length) => length >> 1);
+// Return the maximum of sign * values in a window of a row around each pixel, times the sign.
+function slidingMaximum(picture, length, sign) {
+  const border = { before: length >> 1, after: length >> 1, mode: "nearest" };
+  const toLast = new Float64Array(picture.width + length - 1);
+  return filterRows(picture, border, (line, result) =>
+    maximumOfWindows(line, length, sign, toLast, result),
+  );
 }
 
-export function greyClosing(picture, size, mode) {
-  return greyErosion(greyDilation(picture, size, mode), size, mode);
-}
-
-export function greyOpening(picture, size, mode) {
-  return greyDilation(greyErosion(picture, size, mode), size, mode);
-}
-
-// Return the largest (pick: Math.max) or smallest value in a window around each pixel.
-function slidingExtremes(picture, size, mode, pick, reachBack) {
-  let result = picture;
-  size.forEach((length, axis) => {
-    const before = reachBack(length);
-    const border = { before, after: length - 1 - before, mode };
-    const slide = (line, extremes) => slidingExtreme(line, length, pick, extremes);
-    if (length > 1) result = filterLines(result, axis, border, slide);
-  });
-  return result;
-}
-
-// The same for one line, in a time that does not depend on the window's length. Source: van Herk, "A
-// fast algorithm for local minimum and maximum filters on rectangular and octagonal kernels",
+// The same for one line, in a time that does not depend on the window's length. Source: van Herk,
+// "A fast algorithm for local minimum and maximum filters on rectangular and octagonal kernels",
 // Pattern Recognition Letters 13, 1992.
-function slidingExtreme(line, length, pick, result) {
-  // In blocks as long as the window: extremes from the block's first value, and to its last.
-  const [fromFirst, toLast] = [line.slice(), line.slice()];
-  for (let at = 1; at < line.length; at += 1) {
-    if (at % length !== 0) fromFirst[at] = pick(fromFirst[at - 1], line[at]);
+function maximumOfWindows(line, length, sign, toLast, result) {
+  // In blocks as long as the window: maxima up to the block's last value, and from its first.
+  for (let first = 0; first < line.length; first += length) {
+    let most = -Infinity;
+    for (let at = Math.min(first + length, line.length) - 1; at >= first; at -= 1) {
+      const value = sign * line[at];
+      if (value > most) most = value;
+      toLast[at] = most;
+    }
   }
-  for (let at = line.length - 2; at >= 0; at -= 1) {
-    if ((at + 1) % length !== 0) toLast[at] = pick(toLast[at + 1], line[at]);
-  }
-  // A window ends in the block after the one in which it begins, or is a block.
-  for (let at = 0; at < result.length; at += 1) {
-    result[at] = pick(toLast[at], fromFirst[at + length - 1]);
+  // A window is a block, or ends in the block after the one in which it begins.
+  for (let first = 0; first < line.length; first += length) {
+    let most = -Infinity;
+    for (let end = first; end < Math.min(first + length, line.length); end += 1) {
+      const value = sign * line[end];
+      if (value > most) most = value;
+      const at = end - length + 1;
+      if (at >= 0) result[at] = sign * (toLast[at] > most ? toLast[at] : most);
+    }
   }
 }
 
-// Filter each line along an axis (0: columns, 1: rows). `filter(line, result)` gets the line with
-// values before and after it that follow from the border mode.
-function filterLines({ height, width, values }, axis, border, filter) {
-  const [lines, step] = axis === 0 ? [width, 1] : [height, width];
-  const [length, stride] = axis === 0 ? [height, width] : [width, 1];
-  const sources = extended(length, border);
-  const [line, filtered] = [new Float64Array(sources.length), new Float64Array(length)];
-  const result = new values.constructor(values.length);
-  for (let first = 0; first < lines * step; first += step) {
-    for (let at = 0; at < sources.length; at += 1) {
-      line[at] = sources[at] < 0 ? 0 : values[first + sources[at] * stride];
-    }
-    filter(line, filtered);
-    for (let at = 0; at < length; at += 1) result[first + at * stride] = filtered[at];
+// Filter each row. `filter(line, result)` gets the row with values before and after it that follow
+// from the border mode.
+function filterRows({ height, width, values }, border, filter) {
+  const { places, sources } = borders(width, border);
+  const line = new Float64Array(border.before + width + border.after);
+  const result = new Float64Array(values.length);
+  for (let first = 0; first < values.length; first += width) {
+    line.set(values.subarray(first, first + width), border.before);
+    for (let at = 0; at < places.length; at += 1) line[places[at]] = line[sources[at]];
+    filter(line, result.subarray(first, first + width));
   }
   return image(height, width, result);
 }
 
-// Return the place in a line of each value of the extended line; -1 for the constant 0.
-function extended(length, { before, after, mode }) {
-  return Int32Array.from({ length: before + length + after }, (_, at) => {
-    const place = at - before;
-    if (place >= 0 && place < length) return place;
-    if (mode === "constant") return -1;
-    if (mode === "nearest") return clip(place, 0, length - 1);
+// Return the places before and after a line, and those whose values they take.
+function borders(length, { before, after, mode }) {
+  const place = (at) => (at < before ? at : length + at);
+  const source = (at) => {
+    if (mode === "nearest") return clip(at, 0, length - 1);
     const period = 2 * length; // "reflect": d c b a | a b c d | d c b a
-    const inPeriod = ((place % period) + period) % period;
+    const inPeriod = ((at % period) + period) % period;
     return inPeriod < length ? inPeriod : period - 1 - inPeriod;
-  });
+  };
+  const places = new Int32Array(before + after).map((_, at) => place(at));
+  return { places, sources: places.map((at) => source(at - before) + before) };
 }
 
-export const FOUR = [[-1, 0], [0, -1], [0, 1], [1, 0]];
-export const EIGHT = [...FOUR, [-1, -1], [-1, 1], [1, -1], [1, 1]];
+// Opening of a mask by a row of pixels: of the runs in each row, keep those at least as long.
+export function openRows({ height, width, values }, length) {
+  const result = image(height, width, new Uint8Array(values.length));
+  for (let row = 0; row < height; row += 1) {
+    const end = (row + 1) * width;
+    for (let at = row * width, first = at; at < end; at += 1) {
+      if (!values[at]) first = at + 1;
+      else if (at + 1 === end || !values[at + 1]) {
+        if (at + 1 - first >= length) result.values.fill(1, first, at + 1);
+      }
+    }
+  }
+  return result;
+}
 
-// scipy.ndimage.label: number connected regions from 1, in the order of their first pixels.
-export function label(region, neighbours = FOUR) {
-  const { height, width, values } = region;
+// Closing of a mask by a row of pixels, with zeros around it: fill the gaps that are shorter.
+export function closeRows({ height, width, values }, length) {
+  const result = image(height, width, values.slice());
+  for (let row = 0; row < height; row += 1) {
+    for (let at = row * width, last = -Infinity; at < (row + 1) * width; at += 1) {
+      if (!values[at]) continue;
+      if (at - last <= length) result.values.fill(1, last, at);
+      last = at;
+    }
+  }
+  return result;
+}
+
+// scipy.ndimage.label with 4 or 8 neighbours: number connected regions from 1, in the order of
+// their first pixels.
+export function label({ height, width, values }, neighbours) {
   const labels = new Int32Array(values.length);
   const stack = new Int32Array(values.length);
   let count = 0;
   for (let first = 0; first < values.length; first += 1) {
     if (!values[first] || labels[first]) continue;
-    labels[first] = count += 1;
+    count += 1;
+    labels[first] = count;
     stack[0] = first;
     for (let size = 1; size > 0; ) {
-      const pixel = stack[(size -= 1)];
-      const [row, column] = [Math.floor(pixel / width), pixel % width];
-      for (const [down, right] of neighbours) {
-        const [nextRow, nextColumn] = [row + down, column + right];
-        if (nextRow < 0 || nextRow >= height || nextColumn < 0 || nextColumn >= width) continue;
-        const next = nextRow * width + nextColumn;
-        if (!values[next] || labels[next]) continue;
-        labels[next] = count;
-        stack[size] = next;
-        size += 1;
+      size -= 1;
+      const row = Math.floor(stack[size] / width);
+      const column = stack[size] % width;
+      const lastRow = Math.min(row + 1, height - 1);
+      const lastColumn = Math.min(column + 1, width - 1);
+      for (let y = Math.max(row - 1, 0); y <= lastRow; y += 1) {
+        for (let x = Math.max(column - 1, 0); x <= lastColumn; x += 1) {
+          const next = y * width + x;
+          if (!values[next] || labels[next]) continue;
+          if (neighbours === 4 && y !== row && x !== column) continue;
+          labels[next] = count;
+          stack[size] = next;
+          size += 1;
+        }
       }
     }
   }
@@ -278,33 +335,34 @@ export function label(region, neighbours = FOUR) {
 }
 
 // scipy.ndimage.find_objects: the bounding box of each label from 1, null where there is none.
-export function findObjects({ width, values }) {
+export function findObjects({ height, width, values }) {
   const boxes = Array(max(values)).fill(null);
-  for (let index = 0; index < values.length; index += 1) {
-    if (!values[index]) continue;
-    const [row, column] = [Math.floor(index / width), index % width];
-    const box = (boxes[values[index] - 1] ??= { top: row, bottom: 0, left: column, right: 0 });
-    box.bottom = row + 1;
-    box.left = Math.min(box.left, column);
-    box.right = Math.max(box.right, column + 1);
+  for (let row = 0; row < height; row += 1) {
+    for (let column = 0; column < width; column += 1) {
+      const number = values[row * width + column];
+      if (number === 0) continue;
+      const box = (boxes[number - 1] ??= { top: row, bottom: 0, left: column, right: 0 });
+      box.bottom = row + 1;
+      box.left = Math.min(box.left, column);
+      box.right = Math.max(box.right, column + 1);
+    }
   }
   return boxes;
 }
 
 // scipy.ndimage.sum_labels, for all labels from 0 to the largest.
-export function sumLabels(picture, labels) {
-  const sums = new Float64Array(max(labels.values) + 1);
-  picture.values.forEach((value, index) => (sums[labels.values[index]] += value));
+export function sumLabels({ values }, { values: labels }) {
+  const sums = new Float64Array(max(labels) + 1);
+  for (let at = 0; at < values.length; at += 1) sums[labels[at]] += values[at];
   return sums;
 }
 
 // scipy.ndimage.maximum of values that are not negative, for all labels from 0 to the largest.
-export function maximumLabels(picture, labels) {
-  const most = new Float64Array(max(labels.values) + 1);
-  picture.values.forEach((value, index) => {
-    const at = labels.values[index];
-    most[at] = Math.max(most[at], value);
-  });
+export function maximumLabels({ values }, { values: labels }) {
+  const most = new Float64Array(max(labels) + 1);
+  for (let at = 0; at < values.length; at += 1) {
+    if (values[at] > most[labels[at]]) most[labels[at]] = values[at];
+  }
   return most;
 }
 
@@ -315,24 +373,24 @@ export function maximumLabels(picture, labels) {
 // Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions", Theory of Computing 8,
 // 2012.
 export function distanceTransform({ height, width, values }) {
-  const nearest = new Int32Array(values.length);
-  const rows = nearestRows({ height, width, values });
+  const nearest = image(height, width, new Int32Array(values.length));
+  const distances = image(height, width);
+  const allRows = nearestRows({ height, width, values });
   for (let row = 0; row < height; row += 1) {
     const first = row * width;
-    const { columns, starts } = nearestColumns(rows.subarray(first, first + width), row);
-    for (let column = 0, at = 0; column < width && columns.length > 0; column += 1) {
-      if (column === starts[at + 1]) at += 1;
-      nearest[first + column] = rows[first + columns[at]] * width + columns[at];
+    const rows = allRows.subarray(first, first + width);
+    const { columns, starts } = nearestColumns(rows, row);
+    for (let column = 0, place = 0; column < width && columns.length > 0; column += 1) {
+      if (column === starts[place + 1]) place += 1;
+      const [down, right] = [rows[columns[place]] - row, columns[place] - column];
+      nearest.values[first + column] = rows[columns[place]] * width + columns[place];
+      distances.values[first + column] = Math.sqrt(down * down + right * right);
     }
   }
-  const distances = Float64Array.from(nearest, (found, index) => {
-    const down = Math.floor(found / width) - Math.floor(index / width);
-    return values[index] ? Math.hypot(down, (found % width) - (index % width)) : 0;
-  });
-  return { nearest: image(height, width, nearest), distances: image(height, width, distances) };
+  return { nearest, distances };
 }
 
-// Return the row of the nearest 0 in each pixel's column, the upper one of two; -1 if there is none.
+// Return the row of the nearest 0 in each pixel's column, the upper one of two, or -1.
 function nearestRows({ height, width, values }) {
   const rows = new Int32Array(values.length).fill(-1);
   for (let column = 0; column < width; column += 1) {
@@ -349,11 +407,11 @@ function nearestRows({ height, width, values }) {
   return rows;
 }
 
-// Return the columns in which the nearest pixels of a row are, and the place where each one's begin:
-// the lower envelope of the parabolas of squared distance.
+// Return the columns of a row's nearest pixels, and the place from which each is the nearest: the
+// lower envelope of the parabolas of squared distance.
 function nearestColumns(rows, row) {
   const [columns, starts] = [[], []];
-  const squared = (column) => (rows[column] - row) ** 2 + column ** 2;
+  const squared = (column) => (rows[column] - row) * (rows[column] - row) + column * column;
   for (let column = 0; column < rows.length; column += 1) {
     if (rows[column] < 0) continue;
     let start = 0;
@@ -377,12 +435,13 @@ const PADDING = 12; // pixels at each border, beyond which the filter's start do
 
 // scipy.ndimage.zoom with cubic splines, grid_mode and mode "nearest", by an integer factor.
 //
-// Source: Unser, Aldroubi and Eden, "Fast B-spline transforms for continuous image representation and
-// interpolation", IEEE Transactions on Pattern Analysis and Machine Intelligence 13, 1991.
+// Source: Unser, Aldroubi and Eden, "Fast B-spline transforms for continuous image representation
+// and interpolation", IEEE Transactions on Pattern Analysis and Machine Intelligence 13, 1991.
 export function zoom({ height, width, values }, factor) {
   const padded = padEdges({ height, width, values }, PADDING);
   const whole = { before: 0, after: 0, mode: "nearest" };
-  const splines = filterLines(filterLines(padded, 0, whole, coefficients), 1, whole, coefficients);
+  const filtered = transpose(filterRows(transpose(padded), whole, coefficients));
+  const splines = filterRows(filtered, whole, coefficients);
   const [rows, columns] = [height, width].map((length) => samples(length, factor));
   const result = image(rows.length, columns.length);
   rows.forEach((row, y) => {
@@ -403,11 +462,12 @@ export function zoom({ height, width, values }, factor) {
 
 // np.pad with mode "edge".
 function padEdges({ height, width, values }, count) {
-  const result = image(height + 2 * count, width + 2 * count);
-  return map(result, (_, index) => {
-    const row = clip(Math.floor(index / result.width) - count, 0, height - 1);
-    return values[row * width + clip((index % result.width) - count, 0, width - 1)];
+  const padded = width + 2 * count;
+  const pixels = Float64Array.from({ length: (height + 2 * count) * padded }, (_, index) => {
+    const row = clip(Math.floor(index / padded) - count, 0, height - 1);
+    return values[row * width + clip((index % padded) - count, 0, width - 1)];
   });
+  return image(height + 2 * count, padded, pixels);
 }
 
 // Fill `result` with the coefficients of the cubic spline through the values of a line, which
@@ -446,7 +506,8 @@ function samples(length, factor) {
 
 // Pillow's Image.resize of float32 pixels with Resampling.BOX.
 export function resizeBox(picture, height, width) {
-  const small = resizeRows(map(picture, (value) => value, Float32Array), width);
+  const pixels = image(picture.height, picture.width, new Float32Array(picture.values));
+  const small = resizeRows(pixels, width);
   return transpose(resizeRows(transpose(small), height));
 }
 

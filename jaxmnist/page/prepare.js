@@ -2,33 +2,35 @@
 // the steps of jaxmnist/inference/ink.py in the same order and under the same names.
 
 import {
-  EIGHT,
-  FOUR,
+  above,
+  affine,
   any,
+  atLeast,
   clip,
+  closeRows,
   crop,
   distanceTransform,
+  equal,
   findObjects,
   gaussianFilter,
   greyClosing,
-  greyDilation,
-  greyOpening,
   image,
   label,
-  map,
-  mask,
+  lookUp,
   max,
   maximumLabels,
   mean,
   median,
   min,
-  padColumns,
+  openRows,
   pairwiseSum,
   percentile,
   resizeBox,
   round,
+  subtract,
   sumLabels,
   transpose,
+  where,
   zoom,
 } from "./image_ops.js";
 
@@ -94,7 +96,7 @@ class Part {
 // `greys`: width * height numbers, 0 to 255, row by row, dark on light or light on dark. Returns a
 // Uint8Array of 28 * 28 pixels. Throws a PictureError if the picture does not show one digit.
 export function prepare(greys, width, height) {
-  const digits = findDigits(image(height, width, Float64Array.from(greys)));
+  const digits = findDigits(image(height, width, new Float64Array(greys)));
   if (digits.length !== 1) {
     throw new PictureError(`${digits.length} digits side by side; expected one`);
   }
@@ -137,7 +139,7 @@ function resized(greys) {
   const [height, width] = [greys.height, greys.width].map((side) =>
     Math.max(round((side * MOST_SIZE) / length), 1),
   );
-  return map(resizeBox(greys, height, width), (grey) => grey);
+  return image(height, width, new Float64Array(resizeBox(greys, height, width).values));
 }
 
 // Return how much darker each pixel is than the paper (1: black), and the noise level.
@@ -146,15 +148,18 @@ function inkOf(greys) {
   let smooth = gaussianFilter(greys, length / 300);
   let blurred = gaussianFilter(greys, length / 100);
   if (!isDarkOnLight(blurred)) {
-    [smooth, blurred] = [smooth, blurred].map((each) => map(each, (grey) => 255 - grey));
+    [smooth, blurred] = [smooth, blurred].map((each) => affine(each, -1, 255));
   }
   const window = Math.floor(round(WINDOW * length) / 2) * 2 + 1;
-  const light = greyClosing(blurred, [window, window], "nearest").values;
+  const light = greyClosing(blurred, window);
+  const ink = subtract(light, smooth);
   // Relative to the illumination, for ink in a shadow. The floor of 128 limits the noise.
-  const ink = map(smooth, (grey, at) => (light[at] - grey) / Math.max(light[at], 128));
+  for (let at = 0; at < ink.values.length; at += 1) {
+    ink.values[at] /= Math.max(light.values[at], 128);
+  }
   // The paper is lighter than the estimated light.
   const paper = percentile(ink.values, 25);
-  return { ink: map(ink, (value) => value - paper), noise: noiseOf(ink) };
+  return { ink: affine(ink, 1, -paper), noise: noiseOf(ink) };
 }
 
 function noiseOf({ height, width, values }) {
@@ -174,8 +179,9 @@ function noiseOf({ height, width, values }) {
 // Return whether the ink is darker than the paper.
 function isDarkOnLight(greys) {
   const [least, most] = [min(greys.values), max(greys.values)];
-  const light = mask(greys, (grey) => grey - least >= most - grey);
-  const dark = mask(light, (value) => !value);
+  // At least as far from the darkest grey as from the lightest.
+  const light = atLeast(subtract(affine(greys, 1, -least), affine(greys, -1, most)), 0);
+  const dark = equal(light, 0);
   const [lightSheet, darkSheet] = [sheet(light), sheet(dark)];
   if (lightSheet === 0 && darkSheet === 0) {
     // The picture is cropped at the digit, which may fill most of it: the edges are paper.
@@ -199,12 +205,11 @@ function edges(picture, band) {
 
 // Return the area of the largest region if it is rectangular like a sheet, otherwise 0.
 function sheet(region) {
-  const { labels, count } = label(region);
+  const { labels, count } = label(region, 4);
   if (!count) return 0;
   const areas = sumLabels(region, labels);
   const largest = areas.indexOf(max(areas));
-  const box = crop(labels, findObjects(labels)[largest - 1]);
-  const inside = mask(box, (number) => number === largest);
+  const inside = equal(crop(labels, findObjects(labels)[largest - 1]), largest);
   // A band, because sheets are rarely upright and a digit may reach an edge.
   const [top, bottom, left, right] = edges(inside, Math.max(Math.floor(longest(inside) / 30), 1));
   const isSheet =
@@ -230,19 +235,18 @@ function threshold(ink, noise) {
   if (isLight || darkest < Math.max(LEAST_INK, LEAST_OF_NOISE * noise)) {
     throw new PictureError(NOTHING);
   }
-  return map(ink, (value) => (value < FAINT * darkest ? 0 : value));
+  return where(atLeast(ink, FAINT * darkest), ink);
 }
 
 // Faint ink has edges. Residual illumination has none.
 function hasEdges(ink) {
-  const local = gaussianFilter(ink, longest(ink) / 30).values;
-  const detail = map(ink, (value, at) => value - local[at]);
+  const detail = subtract(ink, gaussianFilter(ink, longest(ink) / 30));
   return max(detail.values) >= EDGE * max(ink.values);
 }
 
 // Return the labels, by default of connected ink, and the part of each label.
 function components(ink, given = null) {
-  const labels = given ?? label(mask(ink, (value) => value > 0), EIGHT).labels;
+  const labels = given ?? label(above(ink, 0), 8).labels;
   const parts = findObjects(labels).flatMap((box, at) =>
     box === null ? [] : [new Part({ labels: [at + 1], ...box })],
   );
@@ -251,27 +255,23 @@ function components(ink, given = null) {
 
 // Label connected ink; split regions that reach the left or right edge where ink is faint.
 function cores(ink) {
-  const darkest = max(ink.values);
-  const { labels: connected, count } = label(mask(ink, (value) => value > 0), EIGHT);
-  const { labels: core } = label(mask(ink, (value) => value > CORE * darkest), EIGHT);
-  const { nearest } = distanceTransform(mask(core, (number) => number === 0));
-  const reaches = new Set([1, connected.width].flatMap((right) => [
-    ...crop(connected, { top: 0, bottom: connected.height, left: right - 1, right }).values,
-  ]));
-  const withCore = new Set(connected.values.filter((_, at) => core.values[at] > 0));
-  return map(
-    connected,
-    (number, at) =>
-      number > 0 && reaches.has(number) && withCore.has(number)
-        ? core.values[nearest.values[at]] + count
-        : number,
-    Int32Array,
+  const { labels, count } = label(above(ink, 0), 8);
+  const { labels: core } = label(above(ink, CORE * max(ink.values)), 8);
+  const inRegion = maximumLabels(core, labels);
+  const parted = new Uint8Array(count + 1);
+  const [, , left, right] = edges(labels, 1);
+  for (const number of [...left.values, ...right.values]) parted[number] = inRegion[number] > 0;
+  if (!any(parted)) return labels;
+  const { nearest } = distanceTransform(equal(core, 0));
+  const split = labels.values.map((number, at) =>
+    parted[number] ? core.values[nearest.values[at]] + count : number,
   );
+  return image(labels.height, labels.width, split);
 }
 
 // Crop dark bands along the edges, such as a desk around the sheet.
 function withoutFrame(ink) {
-  const dark = mask(ink, (value) => value > 0);
+  const dark = above(ink, 0);
   const rows = inside(rowFractions(dark));
   const columns = inside(rowFractions(transpose(dark)));
   const box = { top: rows.first, bottom: rows.end, left: columns.first, right: columns.end };
@@ -295,32 +295,31 @@ function inside(dark) {
 
 // Remove ruled lines, grids and boxes: thin, straight, and longer than the digit.
 function withoutLines(ink) {
-  const dark = mask(ink, (value) => value > 0);
+  const dark = above(ink, 0);
   const across = lines(dark);
   const down = transpose(lines(transpose(dark)));
-  const { labels, parts: all } = components(erased(ink, across, down));
+  const isRest = neither(across, down);
+  const { labels, parts: all } = components(where(isRest, ink));
   const parts = all.filter((part) => part.size >= SMALL * longest(ink));
   if (!parts.length) {
     // A box or grid, or a digit that is one line.
     const isBox = any(across.values) && any(down.values);
     return isBox ? image(ink.height, ink.width) : withoutEdges(ink);
   }
+  if (!any(across.values) && !any(down.values)) return ink;
   const free = parts.filter((part) => !touches(part, ink));
   const main = (free.length ? free : parts).reduce((one, other) =>
     other.size > one.size ? other : one,
   );
-  const { distances } = distanceTransform(mask(labels, (number) => number === main.labels[0]));
+  const { distances } = distanceTransform(equal(labels, main.labels[0]));
   const stroke = 2 * max(distances.values);
-  return erased(
-    ink,
-    longer(across, main.left, main.right, stroke),
-    transpose(longer(transpose(down), main.top, main.bottom, stroke)),
-  );
+  const longAcross = longer(across, main.left, main.right, stroke);
+  const longDown = transpose(longer(transpose(down), main.top, main.bottom, stroke));
+  return where(neither(longAcross, longDown), ink);
 }
 
-// Return the ink outside of two masks.
-function erased(ink, across, down) {
-  return map(ink, (value, at) => (across.values[at] || down.values[at] ? 0 : value));
+function neither(one, other) {
+  return where(equal(one, 0), equal(other, 0));
 }
 
 // Return the pixels of thin horizontal lines, except where strokes cross them.
@@ -328,10 +327,19 @@ function lines(dark) {
   const length = round(LONG * longest(dark));
   const thickness = round(THIN * longest(dark));
   // Lines are rarely straight: a pixel up or down counts as the same row.
-  const thick = greyDilation(dark, [3, 1], "constant");
-  const runs = greyOpening(thick, [1, Math.max(length, 3)], "constant").values;
-  const strokes = greyOpening(dark, [thickness + 1, 1], "constant").values;
-  return mask(dark, (value, at) => value && runs[at] && !strokes[at]);
+  const runs = openRows(thickened(dark), Math.max(length, 3));
+  const strokes = transpose(openRows(transpose(dark), thickness + 1));
+  return where(equal(strokes, 0), where(runs, dark));
+}
+
+// Return the dilation of a mask by a pixel up and down.
+function thickened({ height, width, values }) {
+  const result = image(height, width, values.slice());
+  for (let at = width; at < values.length; at += 1) {
+    if (values[at]) result.values[at - width] = 1;
+    if (values[at - width]) result.values[at] = 1;
+  }
+  return result;
 }
 
 // Select the lines that extend beyond the digit at both ends, or are far thinner than strokes.
@@ -339,19 +347,15 @@ function lines(dark) {
 // `left` and `right`: the first column of the digit and the one after its last; `stroke`: the
 // thickness of its strokes, in pixels.
 function longer(rows, left, right, stroke) {
-  const { height, width } = rows;
   // A digit interrupts a line that it crosses: close the gap.
-  const gap = right - left + 5;
-  const closed = greyClosing(padColumns(rows, gap), [1, gap], "reflect");
-  const joined = crop(closed, { top: 0, bottom: height, left: gap, right: gap + width });
-  const { labels } = label(joined, EIGHT);
+  const { labels } = label(closeRows(rows, right - left + 5), 8);
   const areas = sumLabels(rows, labels);
   const kept = findObjects(labels).map((box, at) => {
     const length = box.right - box.left;
-    const beyond = Math.min(left - box.left, box.right - right) >= BEYOND * width;
-    return length >= LINE * width && (beyond || areas[at + 1] < 0.4 * stroke * length);
+    const beyond = Math.min(left - box.left, box.right - right) >= BEYOND * rows.width;
+    return length >= LINE * rows.width && (beyond || areas[at + 1] < 0.4 * stroke * length);
   });
-  return mask(rows, (value, at) => value && kept[labels.values[at] - 1]);
+  return where(lookUp([false, ...kept], labels), rows);
 }
 
 // Return whether a part touches an edge of the picture.
@@ -374,19 +378,22 @@ function withoutEdges(ink) {
   // Keep a digit that the crop touches: nothing else is as large, and shadows are fainter.
   const isCropped = ({ labels: [number] }) =>
     isInk && depth[number] >= DEEP * Math.min(ink.height, ink.width) && mass[number] > most;
-  const removed = new Set(
-    touching.filter((part) => !isCropped(part)).map((part) => part.labels[0]),
-  );
-  const rest = map(ink, (value, at) => (removed.has(labels.values[at]) ? 0 : value));
+  const kept = new Uint8Array(mass.length).fill(1);
+  for (const part of touching) kept[part.labels[0]] = isCropped(part);
+  const rest = where(lookUp(kept, labels), ink);
   if (!any(rest.values)) throw new PictureError(`${NOTHING}, within its edges`);
   return rest;
 }
 
 function distanceToEdge({ height, width }) {
-  return map(image(height, width), (_, at) => {
-    const [row, column] = [Math.floor(at / width), at % width];
-    return Math.min(row, height - 1 - row, column, width - 1 - column);
-  });
+  const result = image(height, width);
+  for (let row = 0; row < height; row += 1) {
+    for (let column = 0; column < width; column += 1) {
+      const nearest = Math.min(row, height - 1 - row, column, width - 1 - column);
+      result.values[row * width + column] = nearest;
+    }
+  }
+  return result;
 }
 
 // Merge the parts of each digit; digits are side by side.
@@ -426,10 +433,11 @@ function join(one, other) {
 
 // Return the ink of a digit, 0 to 1, in its bounding box.
 function cut(ink, labels, digit) {
-  const numbers = crop(labels, digit).values;
-  const own = map(crop(ink, digit), (value, at) => (digit.labels.includes(numbers[at]) ? value : 0));
-  const darkest = max(own.values);
-  return map(own, (value) => value / darkest);
+  const own = new Uint8Array(max(labels.values) + 1);
+  for (const number of digit.labels) own[number] = 1;
+  const inside = where(lookUp(own, crop(labels, digit)), crop(ink, digit));
+  const darkest = max(inside.values);
+  return image(inside.height, inside.width, inside.values.map((value) => value / darkest));
 }
 
 // Scale ink, 0 to 1, to 20 x 20 pixels, with its centre of mass in the middle of 28 x 28.
