@@ -1,6 +1,7 @@
 """The page as a file: it is whole, loads nothing, and offers the right examples."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -88,12 +89,16 @@ def test_a_page_without_images_has_no_examples(run):
     assert data_of(make_page([run]), "examples") is None
 
 
-def test_networks_of_equal_experiments_are_named_by_their_folders(run, make_run):
-    page = make_page([run, make_run("second"), make_run("fast", recipe="fast")])
-    names = [network["name"] for network in data_of(page, "networks")]
-    assert names == ["gap first", "gap second", "gap/fast fast"]
-    page = make_page([run, make_run("other", recipe="fast")])
-    assert [network["name"] for network in data_of(page, "networks")] == ["gap", "gap/fast"]
+def test_networks_have_different_names(run, make_run):
+    def names(*runs):
+        return [network["name"] for network in data_of(make_page(runs), "networks")]
+
+    fast = make_run("fast", recipe="fast")
+    other_seed = run._replace(config=dataclasses.replace(run.config, seed=3))
+    assert names(run, fast) == ["gap", "gap/fast"]
+    assert names(run, other_seed) == ["gap seed 0", "gap seed 3"]
+    assert names(run, make_run("second"), fast) == ["gap first", "gap second", "gap/fast fast"]
+    assert names(run, run) == ["gap 1", "gap 2"]
 
 
 def test_eight_small_networks_fit_into_a_megabyte_and_a_half(run):

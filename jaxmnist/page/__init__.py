@@ -1,6 +1,5 @@
 """One HTML file in which trained networks read what one draws: no server, no request."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from jaxmnist.data.dataset import Dataset
@@ -37,8 +36,15 @@ def make_page(runs: Sequence[Run], images: Dataset | None = None) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Return a name for each network: the experiment's if unique, else also the folder."""
-    counts = Counter(run.config.name for run in runs)
-    of_experiment = [run.config.name for run in runs]
-    of_folder = [f"{run.config.name} {run.name.rsplit('/', 1)[-1]}" for run in runs]
-    return of_experiment if max(counts.values()) == 1 else of_folder
+    """Return a different name for each network, as short as possible."""
+    names = [run.config.name for run in runs]
+    details = (
+        [""] * len(runs),
+        [f" seed {run.config.seed}" for run in runs],
+        [f" {run.path.name}" for run in runs],
+    )
+    for detail in details:
+        full = [name + more for name, more in zip(names, detail, strict=True)]
+        if len(set(full)) == len(runs):
+            return full
+    return [f"{name} {number}" for number, name in enumerate(names, 1)]

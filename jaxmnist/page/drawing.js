@@ -67,7 +67,7 @@ export function greysOf(drawing, side) {
   canvas.width = canvas.height = side;
   paint(canvas, drawing, "#000");
   const { data } = canvas.getContext("2d").getImageData(0, 0, side, side);
-  return Uint8Array.from({ length: side * side }, (_, place) => data[4 * place]);
+  return new Uint8Array(side * side).map((_, place) => data[4 * place]);
 }
 
 // Returns a test image as a canvas, its ink in a colour and its background transparent.
