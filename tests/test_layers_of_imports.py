@@ -12,6 +12,7 @@ ROOMS = (
     *("models", "data", "steps"),
     *("parallel", "runs"),
     *("analysis", "inference", "export"),
+    "page",
 )
 FILES = sorted((ROOT / "jaxmnist").rglob("*.py"))
 
