@@ -19,5 +19,8 @@ function answer({ description, images, maps, digits, units }) {
   };
 }
 
-const questions = Object.entries(JSON.parse(readFileSync(0)));
-console.log(JSON.stringify(Object.fromEntries(questions.map(([name, each]) => [name, answer(each)]))));
+const answers = {};
+for (const [name, question] of Object.entries(JSON.parse(readFileSync(0)))) {
+  answers[name] = answer(question);
+}
+console.log(JSON.stringify(answers));

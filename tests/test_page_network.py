@@ -18,7 +18,7 @@ import pytest
 import jaxmnist
 from jaxmnist.export.network import network_of
 from jaxmnist.models import layers
-from jaxmnist.models.convolution import native_conv, retile
+from jaxmnist.models.convolution import native_conv
 from jaxmnist.page import networks
 from jaxmnist.page.networks import describe_network
 from tests.conftest import golden_variables, trained_variables
@@ -94,78 +94,95 @@ def ask(names, count, folder):
     return json.loads(process.stdout)
 
 
-def outputs(modules, arrays, images):
-    """The output `[N, H, W, C]` of each layer, each computed alone; dropout is left out."""
-    x, found = layers.from_images(images), []
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, arrays, x):
+    """A layer alone, on activations as inside the networks."""
+    named = {"params": arrays, "batch_stats": arrays}
+    return module.apply(named, x) if isinstance(module, nn.Module) else module(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pull_back(module, arrays, x, dy):
+    """The gradient with respect to a layer's input."""
+    _, pull = jax.vjp(functools.partial(apply, module, arrays), x)
+    return pull(dy)[0]
+
+
+def activations(modules, arrays, images):
+    """The images, and the output of each layer after them."""
+    found = [layers.from_images(images)]
     for module, own in zip(modules, arrays, strict=True):
-        named = {"params": own, "batch_stats": own}
-        x = module.apply(named, x) if isinstance(module, nn.Module) else module(x)
-        if not isinstance(module, layers.Dropout):
-            found.append(retile(x, 1)[:, 0, 0].transpose(3, 1, 2, 0))
+        found.append(apply(module, own, found[-1]))
     return found
 
 
-def check_logits(name, answer, count):
+def plain(x):
+    """Activations as `[N, H, W, C]`."""
+    return np.asarray(x)[:, 0, 0].transpose(3, 1, 2, 0)
+
+
+def check_layers(name, answer, count):
+    """The logits of all images, the maps and gradients of the first.
+
+    Layer by layer, and with the native convolution: pixels that are equal in the image are then
+    equal in every map, and pooling passes the gradient to the first. The matrix form adds in
+    another order for each pixel of a tile, and so may a compiled network; which one is the largest
+    is then a matter of rounding.
+    """
     network = network_of(run_of(name))
-    logits = jax.jit(jaxmnist.create_model(network.config.variant).apply)
-    expected = logits(network.variables, network.normalise(images(count)))
-    np.testing.assert_allclose(answer["logits"], expected, rtol=0, atol=1e-4)
-    probabilities = jax.nn.softmax(expected)
-    np.testing.assert_allclose(answer["probabilities"], probabilities, rtol=0, atol=1e-4)
+    names, described, arrays = zip(*network.layers(), strict=True)
+    inputs = activations(modules_of(name), arrays, network.normalise(images(count)))
+    check_logits(answer, plain(inputs[-1])[:, 0, 0])
+    expected = [
+        (layer_name, layer["kind"], plain(output))
+        for layer_name, layer, output in zip(names, described, inputs[1:], strict=True)
+        if layer["kind"] != "dropout"
+    ]
+    for image, maps in enumerate(answer["maps"]):
+        for found, (layer_name, kind, values) in zip(maps, expected, strict=True):
+            assert (found["name"], found["kind"]) == (layer_name, kind)
+            assert found["shape"] == list(values.shape[1:])
+            close(found["values"], values[image].ravel())
+    # Of the logit of digit k for image k, as `ask` asks.
+    gradient = jnp.eye(10, GRADIENTS)[:, None, None, None, None]
+    for module, own, x in reversed(list(zip(modules_of(name), arrays, inputs, strict=False))):
+        gradient = pull_back(module, own, x[..., :GRADIENTS], gradient)
+    check_gradients(answer["gradients"], plain(gradient))
 
 
-def check_maps(name, answer):
-    network = network_of(run_of(name))
-    expected = jax.jit(lambda images: outputs(modules_of(name), arrays, images))
-    arrays = [own for _, _, own in network.layers()]
-    expected = jax.device_get(expected(network.normalise(images(MAPS))))
-    names = [each for each, layer, _ in network.layers() if layer["kind"] != "dropout"]
-    for found, maps in zip(answer["maps"], zip(*expected, strict=True), strict=True):
-        assert [layer["name"] for layer in found] == names
-        for layer, values in zip(found, maps, strict=True):
-            assert layer["name"].rstrip("0123456789") == layer["kind"]
-            assert layer["shape"] == list(values.shape)
-            np.testing.assert_allclose(layer["values"], values.ravel(), rtol=0, atol=1e-4)
+def check_logits(answer, expected):
+    close(answer["logits"], expected)
+    close(answer["probabilities"], jax.nn.softmax(expected))
 
 
-def check_gradients(name, answer, chosen):
-    """Of the logit of digit k for image k."""
-    network = network_of(run_of(name))
-    model = jaxmnist.create_model(network.config.variant)
-    digits = jnp.arange(GRADIENTS)[chosen]
+def check_gradients(found, expected):
+    for one, other in zip(found, np.asarray(expected), strict=True):
+        close(one, other.ravel(), 1e-4 * np.abs(other).max())
 
-    @jax.jit
-    @jax.grad
-    def gradients(x):
-        logits = model.apply(network.variables, x)
-        return jnp.take_along_axis(logits, digits[:, None], axis=1).sum()
 
-    expected = np.asarray(gradients(network.normalise(images(GRADIENTS)[chosen])))
-    found = np.reshape(answer["gradients"], (-1, 28, 28, 1))[chosen]
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * abs(other).max())
+def close(found, expected, atol=1e-4):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
 def check_fields(name, answer):
-    """The pixels that have a gradient, where all weights are positive and a channel is enough.
+    """A row or column of the image is seen where it changes something, all weights being 1.
 
-    In one of many images: pooling passes the gradient to one pixel of four.
+    One channel is enough for that.
     """
-    units = units_of(name)
     modules, arrays = zip(*map(narrow, modules_of(name)), strict=True)
-
-    @jax.jit
-    @jax.jacrev
-    def jacobian(images):
-        maps = outputs(modules, arrays, images)
-        return jnp.stack([maps[index][:, row, column].sum() for index, row, column in units])
-
-    seen = jacobian(np.random.default_rng(0).random((16, 28, 28, 1), np.float32))
-    seen = np.asarray(seen != 0).any(axis=(1, 4))
-    for unit, field, mask in zip(units, answer["fields"], seen, strict=True):
-        rows, columns = np.nonzero(mask)
-        extent = (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
-        assert tuple(field[key] for key in ("top", "left", "bottom", "right")) == extent, unit
+    rows = np.broadcast_to(np.eye(28, dtype=np.float32)[:, :, None, None], (28, 28, 28, 1))
+    lit = np.concatenate([rows, rows.transpose(0, 2, 1, 3)])
+    _, *outputs = activations(modules, arrays, lit)
+    maps = [
+        plain(output)[..., 0] > 0
+        for module, output in zip(modules, outputs, strict=True)
+        if not isinstance(module, layers.Dropout)
+    ]
+    for (index, row, column), field in zip(units_of(name), answer["fields"], strict=True):
+        seen = maps[index][:, row, column].reshape(2, 28)
+        (top, bottom), (left, right) = (np.flatnonzero(each)[[0, -1]] for each in seen)
+        expected = {"top": top, "left": left, "bottom": bottom + 1, "right": right + 1}
+        assert field == expected, (index, row, column)
 
 
 def narrow(module):
@@ -184,46 +201,45 @@ def answers(tmp_path_factory):
     return ask(SMALL, QUICK, tmp_path_factory.mktemp("node"))
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_logits_and_maps(name, answers):
-    check_logits(name, answers[name], QUICK)
-    check_maps(name, answers[name])
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_gradients(name, answers):
-    check_gradients(name, answers[name], slice(0, None, 2))
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_gradients_where_pixels_are_equal(name, answers, monkeypatch):
-    """The matrix form of the convolution adds in another order for each pixel of a tile.
-
-    There, equal pixels differ by a rounding, and which one the gradient goes to is arbitrary.
-    """
+@pytest.fixture
+def native(monkeypatch):
     monkeypatch.setattr(layers, "conv", native_conv)
-    check_gradients(name, answers[name], slice(1, None, 2))
 
 
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_maps_and_gradients(name, answers):
+    check_layers(name, answers[name], QUICK)
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", SMALL)
 def test_receptive_fields(name, answers):
     check_fields(name, answers[name])
 
 
 @pytest.mark.slow
-def test_many_images(tmp_path):
-    for name, answer in ask(SMALL, MANY, tmp_path).items():
-        check_logits(name, answer, MANY)
+@pytest.mark.usefixtures("native")
+def test_skeleton(tmp_path):
+    answer = ask(["skeleton"], GRADIENTS, tmp_path)["skeleton"]
+    check_layers("skeleton", answer, GRADIENTS)
+    check_fields("skeleton", answer)
 
 
 @pytest.mark.slow
-def test_skeleton(tmp_path, monkeypatch):
-    answer = ask(["skeleton"], MANY, tmp_path)["skeleton"]
-    check_logits("skeleton", answer, MANY)
-    check_maps("skeleton", answer)
-    check_fields("skeleton", answer)
-    monkeypatch.setattr(layers, "conv", native_conv)
-    check_gradients("skeleton", answer, slice(None))
+@pytest.mark.parametrize("names", [SMALL, ("skeleton",)], ids=["small", "skeleton"])
+def test_the_networks_themselves(names, tmp_path):
+    """As they are used, without what makes equal pixels equal: gradients of noise only."""
+    for name, answer in ask(names, MANY, tmp_path).items():
+        network = network_of(run_of(name))
+        apply = jaxmnist.create_model(network.config.variant).apply
+        logits = jax.jit(functools.partial(apply, network.variables))
+        x = network.normalise(images(MANY))
+        check_logits(answer, logits(x))
+        noise, digits = x[:GRADIENTS:2], jnp.arange(0, GRADIENTS, 2)
+        _, pull = jax.vjp(logits, noise)
+        (expected,) = pull(jax.nn.one_hot(digits, 10))
+        check_gradients(answer["gradients"][::2], expected)
 
 
 def test_the_description_holds_the_arrays():

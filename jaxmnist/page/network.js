@@ -1,9 +1,9 @@
 // The networks: forward pass, gradient with respect to the image, receptive fields.
 //
-// A network is what `describe_network` in networks.py returns, with its arrays decoded: a list of
-// layers. Between layers, an image is planes, one a channel: x[(channel * side + row) * side + column],
-// in double precision. In the formulas, x and y are a layer's input and output, dx and dy the
-// gradients of a logit with respect to them.
+// A network is what `describe_network` in networks.py returns, with its arrays decoded. Between its
+// layers an image is planes, one for each channel, in double precision: pixel [channel, row, column]
+// is x[(channel * side + row) * side + column]. In the formulas, x and y are a layer's input
+// and output, dx and dy the gradients of a logit with respect to them.
 
 // For each kind of layer: y of x, dx of dy, and the window of x that one pixel of y sees.
 const KINDS = {
@@ -107,8 +107,8 @@ function convWindow({ kernel_size, padding }) {
   return { size: kernel_size, stride: 1, padding };
 }
 
-// Returns the steps from a pixel of y to those of x that each row of kernel[(s, i), o] weighs. Their
-// number is rounded up to a multiple of four.
+// Returns the steps from a pixel p of y to the pixels [i, p + s] of x, in the order of the kernel's
+// rows [(s, i), o], and zeros up to a multiple of four.
 function shiftsOf({ kernel_size, inputs }, width) {
   const count = kernel_size ** 2 * inputs;
   const shifts = new Int32Array(4 * Math.ceil(count / 4));
@@ -120,7 +120,7 @@ function shiftsOf({ kernel_size, inputs }, width) {
   return shifts;
 }
 
-// Adds four weighted shifts of x to y: a pass over y for each of them takes twice as long.
+// Adds four weighted shifts of x to y; one at a time takes twice as long.
 function addFour(y, x, weights, shifts, k) {
   const [w0, w1, w2, w3] = weights.subarray(k, k + 4);
   const [s0, s1, s2, s3] = shifts.subarray(k, k + 4);
@@ -132,11 +132,10 @@ function addFour(y, x, weights, shifts, k) {
 // Returns the convolution whose kernel[-s, o, i] is the layer's kernel[s, i, o].
 function mirrored({ kernel, kernel_size, padding, inputs, features, input_side, side }) {
   const turned = new Float32Array(kernel.length);
-  const last = kernel_size ** 2 - 1;
   let k = 0;
-  for (let s = 0; s <= last; s++) {
+  for (let s = kernel_size ** 2 - 1; s >= 0; s--) {
     for (let i = 0; i < inputs; i++) {
-      for (let o = 0; o < features; o++) turned[((last - s) * features + o) * inputs + i] = kernel[k++];
+      for (let o = 0; o < features; o++) turned[(s * features + o) * inputs + i] = kernel[k++];
     }
   }
   return {
@@ -179,7 +178,7 @@ function pixelWindow() {
   return { size: 1, stride: 1, padding: 0 };
 }
 
-// Batch normalisation by running statistics: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
+// Batch normalisation by the running statistics: y = (x - mean) scale / sqrt(var + epsilon) + bias.
 
 function norm(layer, x) {
   const factors = normFactors(layer);
@@ -192,8 +191,8 @@ function normGradient(layer, x, dy) {
   return mapChannels(layer, dy, (value, c) => value * factors[c]);
 }
 
-function normFactors(layer) {
-  return Float64Array.from(layer.scale, (scale, c) => scale / Math.sqrt(layer.var[c] + layer.epsilon));
+function normFactors({ scale, var: variance, epsilon }) {
+  return Float64Array.from(scale, (value, c) => value / Math.sqrt(variance[c] + epsilon));
 }
 
 // Max pooling: y is the largest pixel of each 2x2 square of x; a last odd row or column is dropped.
