@@ -191,7 +191,9 @@ def test_no_network_counts_twice(command, small_seeds):
 def test_evaluate_names_what_is_no_run(command, tmp_path):
     status, _, err = command("evaluate", tmp_path / "none")
     assert status == 2
-    assert err.startswith(f"error: {tmp_path / 'none'} does not exist; expected the folder of a run, or")
+    assert err.startswith(
+        f"error: {tmp_path / 'none'} does not exist; expected the folder of a run, or"
+    )
 
 
 def test_predicts_pictures_of_all_kinds(command, small_run, folder, monkeypatch, of_digits):

@@ -173,7 +173,7 @@ class Page:
 
     def wait_for_nothing(self):
         """Until nothing is read, and nothing is shown of what was."""
-        self.wait(lambda: set(self.answers()) == {"–"})
+        self.wait(lambda: set(self.answers()) == {"\N{EN DASH}"})
         assert self.highest_bars() == []
         assert self.ink() == 0
         assert self.ink(".map canvas") == 0
@@ -373,7 +373,7 @@ def test_the_page_computes_what_jax_computes(desktop, address, runs, images):
     rng = np.random.default_rng(0)
     digits = [*images.test_images[:10], *rng.integers(0, 256, (10, 28, 28), dtype=np.uint8)]
     described = desktop.execute_script(
-        "return jaxmnist.networks.map(({name, parameters, accuracy}) => [name, parameters, accuracy])"
+        "return jaxmnist.networks.map((each) => [each.name, each.parameters, each.accuracy])"
     )
     assert described == [
         [run.config.name, run.summary["parameters"], run.summary["final_test_accuracy"][0]]
@@ -413,9 +413,11 @@ def test_a_button_shows_what_speaks_for_and_against(desktop, address):
     assert page.one("#evidence").get_attribute("aria-pressed") == "true"
     legend = page.one("#legend").text.split("\n")
     assert [line.strip() for line in legend] == ["more ink speaks for 3", "against 3"]
-    colours = np.array(page.driver.execute_script("""
+    colours = np.array(
+        page.driver.execute_script("""
         const {data} = document.getElementById("seen").getContext("2d").getImageData(0, 0, 28, 28);
-        return [...data];""")).reshape(784, 4)
+        return [...data];""")
+    ).reshape(784, 4)
     strong = np.abs(evidence) > 0.3 * np.abs(evidence).max()
     is_blue = colours[:, 2] > colours[:, 0]
     np.testing.assert_array_equal(is_blue[strong], evidence[strong] > 0)
@@ -441,13 +443,13 @@ def test_the_chosen_network_shows_its_layers(desktop, address):
     page = Page(desktop, address)
     page.draw(THREE)
     page.wait_for(3)
-    steps = [step.text.split("\n") for step in page.all(".step")]
+    steps = [step.text.replace("\u00d7", "x").split("\n") for step in page.all(".step")]
     assert steps[0] == [
-        *("3 × 3 convolution, ReLU, normalisation", "4 maps of 26 × 26", "44 parameters"),
-        "sees 3 × 3 of the image",
+        *("3 x 3 convolution, ReLU, normalisation", "4 maps of 26 x 26", "44 parameters"),
+        "sees 3 x 3 pixels",
     ]
     assert steps[2] == [
-        *("2 × 2 max-pooling", "8 maps of 12 × 12", "no parameters", "sees 6 × 6 of the image"),
+        *("2 x 2 max-pooling", "8 maps of 12 x 12", "no parameters", "sees 6 x 6 pixels"),
     ]
     assert len(steps) == 10
     counts = [re.search(r"(no|[\d,]+) parameters", " ".join(step))[1] for step in steps]

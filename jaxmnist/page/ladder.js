@@ -37,8 +37,9 @@ export function sentenceOf(networks, logits) {
   if (readers.size === 1 && networks.length > 1) return `All read ${[...readers.keys()]}.`;
   if (readers.size > MOST_ANSWERS) return `They disagree: ${listOf([...readers.keys()].sort())}.`;
   const [first, ...others] = [...readers].sort(([, one], [, other]) => other.length - one.length);
-  const majority = first[1].length > 2 ? `${first[1].length} of ${networks.length} read ${first[0]}` : clause(first);
-  return `${[majority, ...others.map(clause)].join("; ")}.`;
+  const [digit, { length }] = first;
+  const most = length > 2 ? `${length} of ${networks.length} read ${digit}` : clause(first);
+  return `${[most, ...others.map(clause)].join("; ")}.`;
 }
 
 function clause([digit, names]) {
@@ -51,8 +52,9 @@ export function highest(values) {
 
 function makeHead() {
   const digits = make("span", { class: "bars" }, ...DIGITS.map((digit) => make("span", {}, digit)));
-  const words = ["Network", "Reads", digits, "Parameters", "Test accuracy"];
-  return make("div", { class: "head", "aria-hidden": "true" }, ...words.map((word) => make("span", {}, word)));
+  const heads = ["Network", "Reads", digits, "Parameters", "Test accuracy"];
+  const cells = heads.map((head) => make("span", {}, head));
+  return make("div", { class: "head", "aria-hidden": "true" }, ...cells);
 }
 
 function makeRow({ name, idea, parameters, accuracy }, onChoose) {
@@ -65,13 +67,17 @@ function makeRow({ name, idea, parameters, accuracy }, onChoose) {
   const row = make(
     "label",
     { class: "row" },
-    make("span", { class: "name" }, radio, make("strong", {}, name), make("span", { class: "idea" }, idea)),
-    make("span", { class: "answer" }, digit, share),
+    cell("name", radio, make("strong", {}, name), cell("idea", idea)),
+    cell("answer", digit, share),
     bars,
-    make("span", { class: "fact" }, parameters.toLocaleString("en"), make("span", { class: "unit" }, " parameters")),
-    make("span", { class: "fact" }, `${accuracy.toFixed(2)} %`, make("span", { class: "unit" }, " of the test set")),
+    cell("fact", parameters.toLocaleString("en"), cell("unit", " parameters")),
+    cell("fact", `${accuracy.toFixed(2)} %`, cell("unit", " of the test set")),
   );
   return { row, radio, digit, share, cells, bars };
+}
+
+function cell(kind, ...children) {
+  return make("span", { class: kind }, ...children);
 }
 
 function showRow({ row, digit, share, cells, bars }, probabilities, truth) {

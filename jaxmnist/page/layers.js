@@ -39,17 +39,17 @@ export class Layers {
   }
 
   #listen(block) {
-    const { maps, row, side } = block;
+    const { maps, strip, side } = block;
     for (const map of maps) {
       const point = (event) => {
         const { left, top, width } = map.canvas.getBoundingClientRect();
-        const at = (offset) => Math.min(Math.max(Math.floor((offset / width) * side), 0), side - 1);
+        const at = (offset) => clamp(Math.floor((offset / width) * side), side);
         this.#point(block, map, at(event.clientY - top), at(event.clientX - left));
       };
       map.canvas.addEventListener("pointermove", point);
       map.canvas.addEventListener("pointerdown", point);
     }
-    const strip = row.querySelector(".maps");
+    if (block.scores) return;
     strip.addEventListener("pointerleave", (event) => {
       if (event.pointerType === "mouse") this.#unpoint(block);
     });
@@ -61,8 +61,8 @@ export class Layers {
       if (!(event.key in ARROWS) || !block.at) return;
       event.preventDefault();
       const [down, right] = ARROWS[event.key];
-      const inside = (place) => Math.min(Math.max(place, 0), side - 1);
-      this.#point(block, block.map, inside(block.at[0] + down), inside(block.at[1] + right));
+      const [row, column] = block.at;
+      this.#point(block, block.map, clamp(row + down, side), clamp(column + right, side));
     });
   }
 
@@ -89,6 +89,11 @@ export class Layers {
   }
 }
 
+// Returns the nearest place within a side.
+function clamp(place, side) {
+  return Math.min(Math.max(place, 0), side - 1);
+}
+
 // ---- Blocks
 
 // Returns [first, last] of each block: a convolution or a pooling, and what follows it.
@@ -105,30 +110,33 @@ function makeBlock(layers, [first, last], number) {
   const { side, features } = layers[last];
   const members = layers.slice(first, last + 1);
   const isEnd = last === layers.length - 1;
-  const maps = isEnd ? [] : Array.from({ length: Math.min(features, MOST_MAPS) }, () => makeMap(side));
+  const count = isEnd ? 0 : Math.min(features, MOST_MAPS);
+  const maps = Array.from({ length: count }, () => makeMap(side));
   const scores = isEnd ? Array.from({ length: features }, (_, digit) => makeScore(digit)) : null;
-  const [title, ...followers] = members.map(nameOf);
-  const facts = factsOf(layers, last, members, isEnd);
-  const strip = make("div", { class: "maps" }, ...(scores ?? maps).map(({ cell }) => cell));
+  const strip = scores ? make("div", { class: "maps" }) : makeStrip(number, features - count);
+  strip.prepend(...(scores ?? maps).map(({ cell }) => cell));
   strip.style.setProperty("--side", side);
-  if (!isEnd) {
-    strip.tabIndex = 0;
-    strip.setAttribute("role", "group");
-    strip.setAttribute("aria-label", `Maps after step ${number}; the arrow keys move over their pixels`);
-  }
-  if (features > maps.length && !isEnd) strip.append(make("span", { class: "more" }, `and ${features - maps.length} more`));
-  const row = make(
-    "li",
-    {},
-    make(
-      "div",
-      { class: "step" },
-      make("h3", {}, make("strong", {}, title), followers.map((name) => `, ${name}`).join("")),
-      make("p", {}, ...facts.map((fact) => make("span", {}, fact))),
-    ),
-    strip,
+  const row = make("li", {}, makeWords(members, factsOf(layers, last, members)), strip);
+  const marker = make("span", { class: "marker" });
+  return { row, strip, number, last, side, maps, scores, marker, map: null, at: null };
+}
+
+function makeStrip(number, left) {
+  const label = `Maps after step ${number}; the arrow keys move over their pixels`;
+  const strip = make("div", { class: "maps", tabindex: 0, role: "group", "aria-label": label });
+  if (left) strip.append(make("span", { class: "more" }, `and ${left.toLocaleString("en")} more`));
+  return strip;
+}
+
+function makeWords(members, facts) {
+  const [title, ...followers] = members.map(nameOf);
+  const rest = followers.map((name) => `, ${name}`).join("");
+  return make(
+    "div",
+    { class: "step" },
+    make("h3", {}, make("strong", {}, title), rest),
+    make("p", {}, ...facts.map((fact) => make("span", {}, fact))),
   );
-  return { row, number, last, side, maps, scores, at: null, map: null, marker: make("span", { class: "marker" }) };
 }
 
 function nameOf({ kind, kernel_size, input_side }) {
@@ -142,20 +150,21 @@ function nameOf({ kind, kernel_size, input_side }) {
   return names[kind];
 }
 
-function factsOf(layers, last, members, isEnd) {
+function factsOf(layers, last, members) {
   const { side, features } = layers[last];
   const parameters = members.reduce((sum, layer) => sum + parametersOf(layer), 0);
   const middle = receptiveField(layers, last, side >> 1, side >> 1);
-  const size = isEnd ? "10 scores, one for each digit" : `${plural(features, "map")} of ${side} × ${side}`;
+  const maps = `${plural(features, "map")} of ${side} × ${side}`;
   return [
-    size,
+    last === layers.length - 1 ? "10 scores, one for each digit" : maps,
     parameters ? plural(parameters, "parameter") : "no parameters",
-    `sees ${middle.bottom - middle.top} × ${middle.right - middle.left} of the image`,
+    `sees ${middle.bottom - middle.top} × ${middle.right - middle.left} pixels`,
   ];
 }
 
 function parametersOf(layer) {
-  return [layer.kernel, layer.scale, layer.bias].reduce((sum, array) => sum + (array?.length ?? 0), 0);
+  const { kernel, scale, bias } = layer;
+  return [kernel, scale, bias].reduce((sum, array) => sum + (array?.length ?? 0), 0);
 }
 
 // ---- Maps

@@ -23,8 +23,8 @@ export class Paper {
   }
 
   get drawing() {
-    const { example, strokes } = this.#history.now;
-    return this.#stroke ? { example, strokes: [...strokes, this.#stroke.points] } : this.#history.now;
+    const { now } = this.#history;
+    return this.#stroke ? { ...now, strokes: [...now.strokes, this.#stroke.points] } : now;
   }
 
   get canUndo() {

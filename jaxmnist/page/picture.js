@@ -23,7 +23,9 @@ export class Picture {
       return;
     }
     const image = this.#context.createImageData(SIDE, SIDE);
-    const colours = evidence ? evidenceColours(pixels, evidence) : Array.from(pixels, (grey) => [grey, grey, grey]);
+    const colours = evidence
+      ? evidenceColours(pixels, evidence)
+      : Array.from(pixels, (grey) => [grey, grey, grey]);
     colours.forEach((colour, place) => image.data.set([...colour, 255], 4 * place));
     this.#context.putImageData(image, 0, 0);
   }

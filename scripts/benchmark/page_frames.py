@@ -1,4 +1,4 @@
-"""Times the frames of pages of `scripts/demo.py`: `python scripts/benchmark/page_frames.py FILE...`.
+"""Times the frames of pages of scripts/demo.py: `python scripts/benchmark/page_frames.py FILE...`.
 
 A spiral is drawn with the mouse in headless Chromium. For each frame of it, prints the milliseconds
 of the page's own work, and those until the browser's main thread has finished the frame.
