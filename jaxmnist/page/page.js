@@ -9,7 +9,7 @@ import { Paper } from "./paper.js";
 import { Picture } from "./picture.js";
 import { prepare } from "./prepare.js";
 
-const SIDE = 112; // of a drawing that is prepared: four pixels for one of the networks
+const SIDE = 84; // of a drawing that is prepared: three pixels for one of the networks
 const FAVOURITE = "gap"; // is chosen at the start, if it is there
 
 const read = (id) => JSON.parse(element(id).textContent);
