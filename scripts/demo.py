@@ -1,50 +1,35 @@
-"""Opens a page to draw digits on: `python scripts/demo.py runs/gap-seed0`.
+"""Writes one HTML file in which one draws digits, and opens it: `python scripts/demo.py`.
 
-During drawing, the page shows the network's input and its probability of each digit, in a column
-for each run. --drilldown takes the newest run of every variant.
+While one draws, every network answers, and one of them shows its layers. Without arguments these
+are the pretrained networks. The file needs no server, and sends nothing anywhere.
 """
 
 import argparse
 import sys
-import threading
 import webbrowser
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     # Neither `python -m scripts.demo` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np
-from support.command import (
-    Command,
-    add_common_options,
-    require_extra,
-    run_main,
-    use_compilation_cache,
-)
+from support.command import Command, add_common_options, run_main, use_compilation_cache, user_path
 
 from jaxmnist import VARIANTS, data
 from jaxmnist.config import ConfigError
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.inference.predict import DIGITS, check_digits, load_runs, make_predict
-from jaxmnist.recipes import IDEAS
+from jaxmnist.data.idx import DataError
+from jaxmnist.inference import pretrained
+from jaxmnist.inference.predict import DIGITS, check_digits, load_runs
+from jaxmnist.page import make_page
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.checkpoint import CheckpointError
 from jaxmnist.runs.run import Run
 
-if TYPE_CHECKING:
-    import socket
-
-    from page.server import Say
-
 # Default output folders of training and of the drill-down.
 FOLDERS = (Path("runs"), Path("docs/runs"))
-# Test images: enough to contain mistakes of even the best network.
-IMAGES = 2000
-MAX_PORT = 65535
+OUT = Path("runs/demo.html")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +45,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="a run's folder, or that of many seeds"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="a run's folder, or the name of a pretrained network; by default all of these. A "
+        "page with skeleton has 34 MB",
     )
     parser.add_argument(
         "--drilldown",
@@ -68,76 +57,45 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="the newest run of every variant below the folders named, by default "
         f"{' and '.join(map(str, FOLDERS))}",
     )
+    parser.add_argument("--out", type=user_path, default=OUT, help=f"the file, by default {OUT}")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0: others on your network can see the page, too"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    parser.add_argument(
-        "--no-browser", dest="browser", action="store_false", help="only print the address"
+        "--no-browser", dest="browser", action="store_false", help="only write the file"
     )
     add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Load the networks and serve the page until Ctrl-C."""
-    with require_extra("demo"):
-        from page import server
-
-    with listen(arguments.host, arguments.port) as listening:
-        runs = runs_of(arguments)
-        images = data.load(DIGITS, arguments.data_dir, arguments.idx_dir)
-        say = says(runs)
-        shown = what_is_shown(runs, images, say)
-        say(images.test_images[:1])  # compiles for a drawing
-        local = server.is_local(listening.getsockname()[0])
-        app = server.make_app(shown, say, local)
-        own, *others = server.addresses(listening)
-        for network, each in zip(shown["networks"], runs, strict=True):
-            print(f"{network['name']}: {each.path}")
-        for address in others:
-            print(f"others open {address}")
-        print(f"the page is at {own} (Ctrl-C ends it)", flush=True)
-        if arguments.browser:
-            # For some browsers, the call returns only when they are closed.
-            threading.Thread(target=webbrowser.open, args=[own], daemon=True).start()
-        server.serve(app, listening)
-
-
-def listen(host: str, port: int) -> "socket.socket":
-    """Bind the address before the networks are loaded.
-
-    Raises:
-        ConfigError: the address is not available.
-    """
-    from page import server
-
-    if not host:
-        raise ConfigError("host is empty; expected an address, as 127.0.0.1 or 0.0.0.0")
-    if not 0 <= port <= MAX_PORT:
-        raise ConfigError(f"port is {port}; expected 0 (any that is free) to {MAX_PORT}")
-    try:
-        return server.listen(host, port)
-    except OSError as error:
-        raise ConfigError(
-            f"{host}:{port} cannot be listened at: {error.strerror}; pass another --host or --port "
-            "(0: any that is free)"
-        ) from error
+    """Write the page and open it."""
+    out = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    runs = runs_of(arguments)
+    run_folder.write(out, make_page(runs, images_of(arguments)))
+    print(f"{out}: {out.stat().st_size:,} bytes", flush=True)
+    if arguments.browser:
+        webbrowser.open(out.absolute().as_uri())
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
     """Return the runs whose networks are shown.
 
     Raises:
-        ConfigError: no run is named, or one is unfinished or not of digits.
+        ConfigError: a run does not exist, is unfinished, or not of digits.
     """
     if arguments.drilldown:
-        return newest_of_every_variant(arguments.runs or FOLDERS)
-    if not arguments.runs:
-        raise ConfigError("RUN is missing; expected the folder of a finished run, or --drilldown")
-    runs = [run for path in arguments.runs for run in load_runs(path)]
+        return newest_of_every_variant([Path(path) for path in arguments.runs] or FOLDERS)
+    runs = [run for path in arguments.runs or pretrained.NAMES for run in load_runs(path)]
     check_digits(runs)
     return runs
+
+
+def images_of(arguments: argparse.Namespace) -> Dataset | None:
+    """Return the images of the examples; print a note if there are none."""
+    try:
+        return data.load(DIGITS, arguments.data_dir, arguments.idx_dir)
+    except DataError as error:
+        print(f"note: the page has no test images: {error}", file=sys.stderr)
+        return None
 
 
 def newest_of_every_variant(folders: Sequence[Path]) -> list[Run]:
@@ -164,47 +122,6 @@ def newest_of_every_variant(folders: Sequence[Path]) -> list[Run]:
     if missing:
         print(f"note: there is no finished run of {', '.join(missing)}", file=sys.stderr)
     return [newest[variant] for variant in VARIANTS if variant in newest]
-
-
-def says(runs: Sequence[Run]) -> "Say":
-    """Return a function from uint8 `[N, 28, 28]` to log-probabilities `[runs, N, 10]`."""
-    each = [make_predict(run) for run in runs]
-    return lambda pixels: np.stack([predict(pixels) for predict in each])
-
-
-def what_is_shown(runs: Sequence[Run], images: Dataset, say: "Say") -> dict[str, Any]:
-    """Return the networks, and some test images with predictions, JSON-serialisable."""
-    from page.examples import choose_examples
-
-    pixels, labels = images.test_images[:IMAGES], images.test_labels[:IMAGES]
-    said = say(pixels)
-    networks = [
-        {
-            "name": name,
-            "idea": IDEAS.get(run.config.variant, ""),
-            "parameters": run.summary["parameters"],
-            "accuracy": run.summary["final_test_accuracy"][0],
-        }
-        for name, run in zip(names(runs), runs, strict=True)
-    ]
-    examples = [
-        {
-            "number": place,
-            "label": int(labels[place]),
-            "image": pixels[place].ravel().tolist(),
-            "probabilities": np.exp(said[:, place].astype(float)).round(4).tolist(),
-        }
-        for place in choose_examples(list(said), labels)
-    ]
-    return {"networks": networks, "examples": examples}
-
-
-def names(runs: Sequence[Run]) -> list[str]:
-    """Return a name for each column: the variant if unique, else also the folder."""
-    variants = Counter(run.config.variant for run in runs)
-    of_variant = [run.config.variant for run in runs]
-    of_folder = [f"{run.config.variant} {Path(run.name).name}" for run in runs]
-    return of_variant if max(variants.values()) == 1 else of_folder
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The notebook runs from top to bottom, here with a tiny configuration."""
 
+import html
 import re
 import shutil
 import subprocess
@@ -66,6 +67,10 @@ def test_the_notebook_runs(notebook, small_idx_dir, tmp_path):
     digit = cell_with(notebook, "STROKES")
     assert len(pictures(digit)) == 1
     assert re.search(r"the networks read a [0-9]\n", printed(digit))
+    (output,) = cell_with(notebook, "make_page").outputs
+    frame = output["data"]["text/html"]
+    assert "gap seed 0" in html.unescape(frame)
+    assert "://" not in frame
 
 
 @pytest.mark.parametrize("top", ["jaxmnist-main", "."])

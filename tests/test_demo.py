@@ -1,19 +1,17 @@
-"""What `scripts/demo.py` shows, and what it refuses, without a browser."""
+"""What `scripts/demo.py` writes and opens, and what it refuses."""
 
 import os
 import re
 import shutil
-import socket
-import sys
 import webbrowser
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 import jaxmnist
 from jaxmnist import TrainConfig, data
 from jaxmnist.export import imported
+from jaxmnist.inference import pretrained
+from jaxmnist.page import make_page
 from jaxmnist.runs.setup import make_setup
 from tests.conftest import SCRIPTS, golden_variables
 
@@ -33,12 +31,63 @@ def make_run(small_idx_dir, monkeypatch):
 
     def make_run(path, variant, dataset="mnist", ended=0):
         config = TrainConfig(variant, dataset)
-        job = make_setup(config, jaxmnist.RunOptions(idx_dir=small_idx_dir))
-        imported.write_run(job, golden_variables(variant), path, path)
+        setup = make_setup(config, jaxmnist.RunOptions(idx_dir=small_idx_dir))
+        imported.write_run(setup, golden_variables(variant), path, path)
         os.utime(path / "summary.json", (ended, ended))
         return path
 
     return make_run
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The addresses that the browser was opened with."""
+    addresses = []
+    monkeypatch.setattr(webbrowser, "open", addresses.append)
+    return addresses
+
+
+def test_the_page_of_a_run_is_written_and_opened(
+    command, make_run, opened, small_idx_dir, tmp_path
+):
+    run, out = make_run(tmp_path / "run", "less_params"), tmp_path / "new" / "a page.html"
+    words = (run, "--idx-dir", small_idx_dir, "--out", out)
+    status, said, errors = command("demo", *words)
+    page = out.read_text()
+    assert (status, errors) == (0, "")
+    assert said == f"{out}: {len(page.encode()):,} bytes\n"
+    assert opened == [f"file://{tmp_path}/new/a%20page.html"]
+    images = data.load("mnist", idx_dir=small_idx_dir)
+    assert page == make_page([jaxmnist.load_run(run)], images)
+    assert command("demo", *words, "--no-browser")[0] == 0
+    assert len(opened) == 1
+
+
+def test_without_arguments_the_pretrained_networks(
+    command, demo, make_run, opened, small_idx_dir, tmp_path, monkeypatch
+):
+    runs = jaxmnist.load_run(make_run(tmp_path / "run", "gap")).split()
+    asked = []
+    monkeypatch.setattr(demo, "load_runs", lambda name: asked.append(name) or runs)
+    monkeypatch.chdir(tmp_path)
+    status, said, _ = command("demo", "--idx-dir", small_idx_dir)
+    assert status == 0
+    assert asked == list(pretrained.NAMES)
+    assert said.startswith("runs/demo.html: ")
+    assert opened == [(tmp_path / "runs/demo.html").as_uri()]
+
+
+def test_without_test_images_there_is_a_note(command, make_run, tmp_path, monkeypatch):
+    run, out = make_run(tmp_path / "run", "gap"), tmp_path / "page.html"
+
+    def load(*words):
+        raise data.DataError("mnist could not be fetched")
+
+    monkeypatch.setattr(data, "load", load)
+    status, _, errors = command("demo", run, "--out", out, "--no-browser")
+    assert status == 0
+    assert errors == "note: the page has no test images: mnist could not be fetched\n"
+    assert out.read_text() == make_page([jaxmnist.load_run(run)])
 
 
 def test_the_newest_run_of_every_variant_in_their_order(demo, make_run, tmp_path, capsys):
@@ -65,44 +114,9 @@ def test_the_newest_run_of_every_variant_in_their_order(demo, make_run, tmp_path
     assert [run.config.variant for run in found] == ["less_params", "batch_norm", "gap"]
 
 
-def test_what_is_shown_of_networks_and_examples(demo, make_run, small_idx_dir, tmp_path):
-    run = jaxmnist.load_run(make_run(tmp_path / "run", "gap"))
-    images = data.load("mnist", idx_dir=small_idx_dir)
-    shown = demo.what_is_shown([run, run], images, demo.says([run, run]))
-    assert shown["networks"][0] == {
-        "name": "gap run",  # since there are two
-        "idea": "width where it pays, one-cycle schedule",
-        "parameters": 7364,
-        "accuracy": run.summary["final_test_accuracy"][0],
-    }
-    assert len(shown["networks"]) == 2
-    assert demo.names([run]) == ["gap"]
-    for example in shown["examples"]:
-        place = example["number"]
-        assert example["label"] == images.test_labels[place]
-        assert example["image"] == images.test_images[place].ravel().tolist()
-        first, second = example["probabilities"]
-        assert first == second
-        assert sum(first) == pytest.approx(1, abs=1e-3)
-    said = demo.says([run])(images.test_images)[0].argmax(axis=1)
-    assert np.count_nonzero(said != images.test_labels) >= 10
-    wrong = [said[each["number"]] != each["label"] for each in shown["examples"]]
-    assert sum(wrong) == 10
-
-
-def test_an_address_that_is_taken(command, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        status, _, errors = command("demo", tmp_path, "--port", port)
-    assert status == 2
-    assert errors.startswith(f"error: 127.0.0.1:{port} cannot be listened at: ")
-    assert errors.endswith("pass another --host or --port (0: any that is free)\n")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "RUN is missing; expected the folder of a finished run, or --drilldown"),
         (
             ["--drilldown", "nowhere"],
             "there is no finished run of mnist in nowhere; python scripts/drill",
@@ -112,15 +126,11 @@ def test_an_address_that_is_taken(command, tmp_path):
             "there is no finished run of mnist in runs or docs/runs; python scripts/drill",
         ),
         (["nowhere"], "nowhere does not exist"),
-        (["--port", "99999"], r"port is 99999; expected 0 \(any that is free\) to 65535"),
-        (["--host", ""], "host is empty; expected an address, as 127.0.0.1 or 0.0.0.0"),
-        (["--host", "no.such.invalid"], "no.such.invalid:0 cannot be listened at: "),
     ],
 )
 def test_what_cannot_be_shown(command, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    port = [] if "--port" in words else ["--port", 0]
-    status, _, errors = command("demo", *words, *port)
+    status, _, errors = command("demo", *words)
     assert status == 2
     assert len(errors.splitlines()) == 1
     assert re.match(f"error: {message}", errors), errors
@@ -128,48 +138,26 @@ def test_what_cannot_be_shown(command, tmp_path, monkeypatch, words, message):
 
 def test_what_is_not_digits_is_not_shown(command, make_run, tmp_path):
     clothes = make_run(tmp_path / "clothes", "gap", "fashion_mnist")
-    status, _, errors = command("demo", clothes, "--port", 0)
+    status, _, errors = command("demo", clothes, "--out", tmp_path / "page.html")
     assert status == 2
     assert f"{clothes} was trained on fashion_mnist; expected a run of mnist" in errors
 
 
-def test_all_is_compiled_before_the_page_opens(
-    demo, command, make_run, small_idx_dir, tmp_path, monkeypatch
-):
-    from page import server
-
-    run = make_run(tmp_path / "run", "less_params")
-    happened = []
-
-    def says(runs):
-        def say(pixels):
-            happened.append(len(pixels))
-            return np.zeros((1, len(pixels), 10))
-
-        return say
-
-    class Thread:
-        def __init__(self, target, args, daemon):
-            assert target is webbrowser.open
-            self.start = lambda: happened.append(args[0])
-
-    monkeypatch.setattr(demo, "says", says)
-    monkeypatch.setattr(demo, "threading", SimpleNamespace(Thread=Thread))
-    monkeypatch.setattr(server, "serve", lambda app, listening: happened.append("served"))
-    status, said, errors = command("demo", run, "--port", 0, "--idx-dir", small_idx_dir)
-    assert (status, errors) == (0, "")
-    address = said.split()[-4]
-    assert happened == [430, 1, address, "served"]
-    assert re.fullmatch(rf"less_params: {run}\nthe page is at {address} \(Ctrl-C ends it\)\n", said)
-    happened.clear()
-    command("demo", run, "--port", 0, "--idx-dir", small_idx_dir, "--no-browser")
-    assert happened == [430, 1, "served"]
+def test_a_damaged_run_is_an_error(command, make_run, tmp_path):
+    run = make_run(tmp_path / "run", "gap")
+    shutil.rmtree(next((run / "checkpoints" / "seed0").iterdir()) / "arrays")
+    status, _, errors = command("demo", run, "--out", tmp_path / "page.html")
+    assert status == 1
+    assert re.fullmatch(f"error: .*{run}.*\n", errors)
+    assert not (tmp_path / "page.html").exists()
 
 
-def test_a_server_that_is_not_installed(command, monkeypatch, tmp_path):
-    for name in ("page", "page.server"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "flask", None)
-    status, _, errors = command("demo", tmp_path)
-    assert status == 2
-    assert "flask is not installed; pip install -e '.[demo]' installs it" in errors
+@pytest.mark.parametrize("out", ["file/page.html", "folder"])
+def test_an_output_that_cannot_be_written(command, make_run, small_idx_dir, tmp_path, out):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    run = make_run(tmp_path / "run", "gap")
+    words = (run, "--idx-dir", small_idx_dir, "--no-browser", "--out", tmp_path / out)
+    status, _, errors = command("demo", *words)
+    assert status == 1
+    assert re.fullmatch(f"error: .*{tmp_path / out.split('/')[0]}.*\n", errors)

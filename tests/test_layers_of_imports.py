@@ -11,7 +11,7 @@ ROOMS = (
     *("recipes", "config", "collectives", "augment", "optim", "metrics", "state"),
     *("models", "data", "steps"),
     *("parallel", "runs"),
-    *("analysis", "inference", "export"),
+    *("analysis", "inference", "export", "page"),
 )
 FILES = sorted((ROOT / "jaxmnist").rglob("*.py"))
 

@@ -1,185 +1,196 @@
-"""The server of the page of `scripts/demo.py`: what it takes and refuses, and its examples."""
+"""The page as a file: it is whole, loads nothing, and offers the right examples."""
 
+import base64
+import hashlib
+import json
 import re
-import socket
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from jaxmnist.inference import pictures
-from tests.conftest import SCRIPTS
+import jaxmnist
+from jaxmnist import TrainConfig, data
+from jaxmnist.export import imported
+from jaxmnist.inference import pretrained
+from jaxmnist.page import document, make_page
+from jaxmnist.page.examples import find_easy, find_hard
+from jaxmnist.page.networks import describe_network
+from jaxmnist.runs.setup import make_setup
+from tests.conftest import SCRIPTS, golden_variables
 
-PAGE = SCRIPTS / "page"
-SIDE = 140
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    from page import server
-
-    return server
-
-
-def say(pixels):
-    """Two networks: the first reads a 4, the second cannot tell."""
-    sure = np.log(np.where(np.arange(10) == 4, 0.91, 0.01))
-    return np.stack([np.tile(each, (len(pixels), 1)) for each in (sure, np.full(10, np.log(0.1)))])
+COMMITTED = SCRIPTS.parent / "docs" / "demo.html"
+IS_TRAINED = (pretrained.FOLDER / pretrained.DIGESTS).exists()
 
 
-@pytest.fixture
-def client(server):
-    return server.make_app({"networks": [], "examples": []}, say, local=True).test_client()
+def element(page, start):
+    """The content of the element that begins so."""
+    (content,) = re.findall(rf"<{start}>(.*?)</", page, re.DOTALL)
+    return content
 
 
-@pytest.fixture
-def drawing():
-    """A thick line from top to bottom, black on white."""
-    greys = np.full((SIDE, SIDE), 255, np.uint8)
-    greys[20:120, 60:75] = 0
-    return greys
+def data_of(page, name):
+    return json.loads(element(page, f'script type="application/json" id="{name}-data"'))
 
 
-def post(client, content, kind="application/octet-stream"):
-    return client.post("/read", data=content, content_type=kind)
+@pytest.fixture(scope="module")
+def images(small_idx_dir):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.idx, "SHA256", {})
+        return data.load("mnist", idx_dir=small_idx_dir)
 
 
-def test_a_drawing_is_answered_with_what_is_seen_and_said(client, drawing):
-    reply = post(client, drawing.tobytes())
-    assert reply.status_code == 200
-    assert reply.json["image"] == pictures.prepare(drawing.astype(float)).ravel().tolist()
-    first, second = reply.json["probabilities"]
-    assert first == [0.01] * 4 + [0.91] + [0.01] * 5
-    assert second == [0.1] * 10
+@pytest.fixture(scope="module")
+def make_run(small_idx_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+
+    def make_run(name, variant="gap", recipe="notebook", seed=0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data.idx, "SHA256", {})
+            options = jaxmnist.RunOptions(idx_dir=small_idx_dir)
+            setup = make_setup(TrainConfig(variant, recipe=recipe, seed=seed), options)
+        return imported.write_run(setup, golden_variables(variant), folder / name, folder)
+
+    return make_run
 
 
-@pytest.mark.parametrize(
-    ("content", "kind", "status", "words"),
-    [
-        (b"", "application/octet-stream", 400, "0 bytes; expected 140 x 140 = 19600"),
-        (b"\0" * 19599, "application/octet-stream", 400, "19599 bytes"),
-        (b"\0" * 19601, "application/octet-stream", 413, "exceeds"),
-        (b"\0" * 19600, "application/octet-stream", 422, "nothing is drawn on it"),
-        (b"\xff" * 19600, "application/octet-stream", 422, "nothing is drawn on it"),
-        (b"{}", "application/json", 415, "expected application/octet-stream"),
-        (b"a=b", "application/x-www-form-urlencoded", 415, "expected application/octet-stream"),
-    ],
-)
-def test_what_is_no_drawing_is_refused_and_the_next_is_answered(
-    client, drawing, content, kind, status, words
-):
-    reply = post(client, content, kind)
-    assert reply.status_code == status
-    assert words in reply.text
-    assert post(client, drawing.tobytes()).status_code == 200
+@pytest.fixture(scope="module")
+def run(make_run):
+    return make_run("first")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/server.py",
-        "/page/server.py",
-        "/../demo.py",
-        "/%2e%2e/demo.py",
-        "/etc/passwd",
-        "/static/a",
-    ],
-)
-def test_nothing_but_the_page_is_served(client, path):
-    assert client.get(path).status_code == 404
+# ---- The file
 
 
-def test_other_methods_are_refused(client):
-    assert client.get("/read").status_code == 405
-    assert client.post("/", data=b"").status_code == 405
-    assert client.delete("/shown").status_code == 405
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost:80", 200),
-        ("127.0.0.1:8000", 200),
-        ("127.0.0.2", 200),
-        ("[::1]:8000", 200),
-        ("evil.example", 400),
-        ("192.168.0.1", 400),
-        ("127.0.0.1.evil.example", 400),
-    ],
-)
-def test_a_page_from_elsewhere_gets_nothing(server, client, host, status):
-    """Under a name of its own that leads to this machine, or by asking the browser."""
-    reply = client.get("/shown", headers={"Host": host})
-    assert reply.status_code == status
-    assert "Access-Control-Allow-Origin" not in reply.headers
-    public = server.make_app({}, say, local=False).test_client()
-    assert public.get("/shown", headers={"Host": host}).status_code == 200
-
-
-def test_requests_beyond_the_rate_are_refused(server, monkeypatch, drawing):
-    monkeypatch.setattr(server, "RATE", "3 per hour")
-    client = server.make_app({}, say, local=True).test_client()
-    assert client.get("/shown").status_code == 200
-    found = [post(client, drawing.tobytes()).status_code for _ in range(4)]
-    assert found == [200, 200, 429, 429]
-
-
-def test_the_page_loads_nothing_from_elsewhere(server, client):
-    for path, (name, kind) in server.FILES.items():
-        reply = client.get(path)
-        assert (reply.status_code, reply.mimetype) == (200, kind)
-        assert reply.data == (PAGE / name).read_bytes()
-        assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
-        names = set(re.findall(r"\w+://[^\"' ]*", reply.text))
-        assert names <= {"http://www.w3.org/2000/svg"}  # a name, not a place
-    assert post(client, b"").headers["X-Content-Type-Options"] == "nosniff"
-
-
-@pytest.mark.parametrize(("host", "own"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
-def test_the_address_that_a_browser_opens(server, host, own):
-    with server.listen(host, 0) as listening:
-        port = listening.getsockname()[1]
-        assert server.addresses(listening) == [f"http://{own}:{port}/"]
-
-
-def test_the_addresses_that_others_open(server, monkeypatch):
-    cards = {
-        "lo": [SimpleNamespace(family=socket.AF_INET, address="127.0.0.1")],
-        "eth0": [
-            SimpleNamespace(family=socket.AF_PACKET, address="00:00:00:00:00:01"),
-            SimpleNamespace(family=socket.AF_INET, address="192.168.0.7"),
-            SimpleNamespace(family=socket.AF_INET6, address="fe80::1%eth0"),
-        ],
+def test_a_page_has_networks_and_examples(run, images):
+    page = make_page([run], images)
+    (network,) = data_of(page, "networks")
+    layers = network.pop("layers")
+    assert network == {
+        "name": "gap",
+        "idea": "width where it pays, one-cycle schedule",
+        "parameters": 7364,
+        "accuracy": run.summary["final_test_accuracy"][0],
+        "variant": "gap",
+        "mean": pytest.approx(0.1307),
+        "std": pytest.approx(0.3081),
     }
-    monkeypatch.setattr(server.psutil, "net_if_addrs", lambda: cards)
-    with server.listen("0.0.0.0", 0) as listening:
-        port = listening.getsockname()[1]
-        assert server.addresses(listening) == [
-            f"http://127.0.0.1:{port}/",
-            f"http://192.168.0.7:{port}/",
-        ]
+    assert layers == describe_network(run)["layers"]
+    examples = data_of(page, "examples")
+    assert len(examples["hard"]) == 10
+    for example in [*examples["easy"], *examples["hard"]]:
+        place = example["number"]
+        assert example["label"] == images.test_labels[place]
+        pixels = np.frombuffer(base64.b64decode(example["pixels"]), np.uint8)
+        np.testing.assert_array_equal(pixels, images.test_images[place].ravel())
+
+
+def test_a_page_without_images_has_no_examples(run):
+    assert data_of(make_page([run]), "examples") is None
+
+
+def test_networks_have_different_names(run, make_run):
+    def names(*runs):
+        return [network["name"] for network in data_of(make_page(runs), "networks")]
+
+    fast = make_run("fast", recipe="fast")
+    assert names(run, fast) == ["gap", "gap/fast"]
+    assert names(run, make_run("other", seed=3)) == ["gap seed 0", "gap seed 3"]
+    assert names(run, make_run("second"), fast) == ["gap first", "gap second", "gap/fast fast"]
+    assert names(run, run) == ["gap 1", "gap 2"]
+
+
+def test_eight_small_networks_fit_into_a_megabyte_and_a_half(run):
+    assert len(make_page([run] * 8)) < 1_500_000 - 50_000  # the examples have 22,000
+
+
+def test_the_policy_allows_this_script_and_style_alone(run):
+    page = make_page([run])
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', page)
+    rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
+    assert rules == {
+        "default-src": "'none'",
+        "script-src": digest(element(page, 'script type="module"')),
+        "style-src": digest(element(page, "style")),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert not re.search(r' (style|on\w+)="', page)  # no inline code that the policy would stop
+
+
+def digest(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_page_names_no_address(run, images):
+    page = make_page([run], images)
+    assert "://" not in page
+    assert re.findall(r'(?:src|href)="(.{5})', page) == ["data:"]
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|import)\s*\(", page)
+
+
+def test_names_cannot_end_the_element_they_are_in():
+    name = "</script><script>alert(1)</script><!--"
+    page = document.join_page([{"name": name}], None)
+    assert name not in page
+    assert data_of(page, "networks") == [{"name": name}]
+
+
+def test_every_module_is_joined():
+    on_disk = {file.name for file in document.FOLDER.glob("*.js")}
+    assert set(document.SCRIPTS) == on_disk
+    script = document.join_scripts()
+    assert not re.search(r"^\s*(import|export)\b", script, re.MULTILINE)
+    exported = re.findall(r"^const \{ (.*) \} = \(\(\) => \{$", script, re.MULTILINE)
+    names = [name for names in exported for name in names.split(", ")]
+    assert len(names) == len(set(names))
+    for name in document.SCRIPTS:
+        module = (document.FOLDER / name).read_text()
+        for imports, source in re.findall(r"^import \{([^}]*)\} from \"./(.*)\";", module, re.M):
+            assert document.SCRIPTS.index(source) < document.SCRIPTS.index(name)
+            assert {each.strip() for each in imports.split(",") if each.strip()} <= set(names)
+
+
+@pytest.mark.skipif(not IS_TRAINED, reason="the pretrained networks are not there yet")
+def test_the_committed_page_is_not_stale():
+    """`python scripts/demo.py --out docs/demo.html --no-browser` makes it again."""
+    committed = COMMITTED.read_text()
+    runs = [jaxmnist.load_pretrained(name) for name in pretrained.NAMES]
+    networks = data_of(make_page(runs), "networks")
+    assert committed == document.join_page(networks, data_of(committed, "examples"))
+    assert len(committed) < 1_500_000
 
 
 # ---- The examples
 
 
-def test_examples_are_easy_digits_and_mistakes_of_each_by_turns(server):
-    from page.examples import choose_examples
-
+def test_easy_examples_are_the_first_of_each_digit_that_all_read():
     labels = np.array([3, 3, 0, 1, 2, 2, 7])
-    said = np.full((2, 7, 10), -9.0)
-    said[:, np.arange(7), labels] = -0.1
-    said[0, 2] = np.where(np.arange(10) == 6, -0.3, -9)  # both err on the third
-    said[1, 2] = np.where(np.arange(10) == 8, -0.2, -9)
-    said[0, 4] = np.where(np.arange(10) == 6, -0.2, -9)  # more sure of it
-    said[1, 6] = np.where(np.arange(10) == 1, -0.4, -9)
-    assert choose_examples(said, labels) == [3, 5, 0, 4, 2, 6]
+    log_probs = predictions_of(labels)
+    assert find_easy(log_probs, labels) == [2, 3, 4, 0, 6]
+    log_probs[1, 0] = sure_of(8, -0.2)
+    assert find_easy(log_probs, labels) == [2, 3, 4, 1, 6]
 
 
-def test_no_more_than_ten_mistakes(server):
-    from page.examples import choose_examples
+def test_hard_examples_are_the_mistakes_of_each_by_turns():
+    labels = np.array([3, 3, 0, 1, 2, 2, 7])
+    log_probs = predictions_of(labels)
+    log_probs[0, 2] = sure_of(6, -0.3)  # both err on the third
+    log_probs[1, 2] = sure_of(8, -0.2)
+    log_probs[0, 4] = sure_of(6, -0.2)  # more sure of it
+    log_probs[1, 6] = sure_of(1, -0.4)
+    assert find_hard(log_probs, labels) == [4, 2, 6]
 
+
+def test_no_more_than_ten_hard_examples():
     labels = np.zeros(50, int)
-    wrong = np.tile(np.where(np.arange(10) == 1, -0.1, -9), (50, 1))
-    assert choose_examples([wrong], labels) == list(range(10))
+    assert find_hard([np.tile(sure_of(1, -0.1), (50, 1))], labels) == list(range(10))
+
+
+def predictions_of(labels):
+    """Log-probabilities of two networks that are right."""
+    return np.tile([sure_of(label, -0.1) for label in labels], (2, 1, 1))
+
+
+def sure_of(digit, log_probability):
+    return np.where(np.arange(10) == digit, log_probability, -9.0)

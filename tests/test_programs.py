@@ -103,7 +103,7 @@ def test_the_program_of_one_seed_has_no_products_in_batches(group):
     for seeds, has in ((1, False), (SEEDS, True)):
         lines = group.programs[seeds].train_chunk.as_text().splitlines()
         products = [line for line in lines if " dot(" in line and "/conv" in line]
-        assert len(products) >= 16  # two a layer backward alone
+        assert len(products) >= 4  # two a layer backward alone
         assert {"lhs_batch_dims" in line for line in products} == {has}
 
 

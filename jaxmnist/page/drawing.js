@@ -1,8 +1,7 @@
-// A drawing, its history, and how it looks. Nothing here knows of the page or of the server.
+// A drawing, its history, and how it looks.
 //
-// A drawing is { example, strokes }: a test image (what the server says of it) or null, and over it
-// strokes, which are lists of points [x, y] from 0 to 1. It is never changed; each action makes a
-// new one.
+// A drawing is { example, strokes }: a test image or null, and over it strokes, which are lists of
+// points [x, y] from 0 to 1. It is never changed; each action makes a new one.
 
 export const EMPTY = { example: null, strokes: [] };
 
@@ -33,7 +32,7 @@ export function isEmpty(drawing) {
   return drawing.example === null && drawing.strokes.length === 0;
 }
 
-// Draws on the whole of a canvas, dark on white.
+// Paints the whole of a canvas, dark on white.
 export function paint(canvas, drawing, ink = INK) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const side = canvas.width;
@@ -41,17 +40,17 @@ export function paint(canvas, drawing, ink = INK) {
   context.fillRect(0, 0, side, side);
   if (drawing.example) {
     context.imageSmoothingQuality = "high";
-    context.drawImage(pictureOf(drawing.example.image, ink), 0, 0, side, side);
+    context.drawImage(pictureOf(drawing.example.pixels, ink), 0, 0, side, side);
   }
   context.strokeStyle = context.fillStyle = ink;
   context.lineWidth = PEN * side;
   context.lineCap = context.lineJoin = "round";
   for (const stroke of drawing.strokes) {
-    line(context, stroke.map(([x, y]) => [x * side, y * side]));
+    paintStroke(context, stroke.map(([x, y]) => [x * side, y * side]));
   }
 }
 
-// Where the pen of the keyboard is, filled where it is down.
+// Paints the keyboard's pen, filled where it is down.
 export function paintPen(canvas, at, isDown) {
   const context = canvas.getContext("2d");
   context.beginPath();
@@ -62,29 +61,29 @@ export function paintPen(canvas, at, isDown) {
   if (isDown) context.fill();
 }
 
-// The greys of a drawing, as the server takes them: a byte a pixel, 255 for white.
+// Returns the greys of a drawing, row by row, 255 for white.
 export function greysOf(drawing, side) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = side;
   paint(canvas, drawing, "#000");
   const { data } = canvas.getContext("2d").getImageData(0, 0, side, side);
-  return Uint8Array.from({ length: side * side }, (_, place) => data[4 * place]);
+  return new Uint8Array(side * side).map((_, place) => data[4 * place]);
 }
 
-// A test image, its ink in a colour and its background transparent.
-export function pictureOf(image, colour = "#fff") {
+// Returns a test image as a canvas, its ink in a colour and its background transparent.
+export function pictureOf(pixels, colour = "#fff") {
   const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = Math.sqrt(image.length);
+  canvas.width = canvas.height = Math.sqrt(pixels.length);
   const context = canvas.getContext("2d");
   context.fillStyle = colour;
   context.fillRect(0, 0, canvas.width, canvas.height);
-  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-  image.forEach((grey, place) => (pixels.data[4 * place + 3] = grey));
-  context.putImageData(pixels, 0, 0);
+  const image = context.getImageData(0, 0, canvas.width, canvas.height);
+  pixels.forEach((grey, place) => (image.data[4 * place + 3] = grey));
+  context.putImageData(image, 0, 0);
   return canvas;
 }
 
-function line(context, points) {
+function paintStroke(context, points) {
   context.beginPath();
   if (points.length === 1) {
     context.arc(...points[0], context.lineWidth / 2, 0, 2 * Math.PI);

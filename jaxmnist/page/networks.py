@@ -1,0 +1,39 @@
+"""Trained networks as JSON, for `network.js`."""
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.export.network import trained_network
+from jaxmnist.runs.run import Run
+
+
+def describe_network(run: Run) -> dict[str, Any]:
+    """Return the network of a run as `decodeNetwork` in `network.js` takes it.
+
+    Args:
+        run: a finished run.
+
+    Returns:
+        A dict that JSON can hold: `variant`, `mean`, `std`, and `layers` in order of use. A layer
+        has `name`, the fields of `models.description.describe`, and its arrays as base64 of
+        little-endian float32, in the layout of the state: `kernel` `[kh, kw, I, O]` and `bias`
+        `[O]` of a convolution, `scale`, `bias`, `mean` and `var` `[C]` of a norm. Dropout is left
+        out: it does nothing outside training.
+
+    Raises:
+        ConfigError: the run does not contain the normalisation of its images.
+    """
+    network = trained_network(run)
+    layers = [
+        {"name": name, **layer} | {key: _to_base64(value) for key, value in arrays.items()}
+        for name, layer, arrays in network.layers()
+        if layer["kind"] != "dropout"
+    ]
+    mean, std = float(network.mean), float(network.std)
+    return {"variant": network.config.variant, "mean": mean, "std": std, "layers": layers}
+
+
+def _to_base64(value: np.ndarray) -> str:
+    return base64.b64encode(value.astype("<f4").tobytes()).decode()

@@ -1,1 +1,0 @@
-"""The page of scripts/demo.py: its server, and the files that a browser loads."""
