@@ -130,12 +130,12 @@ def check_layers(name, answer, count):
     is then a matter of rounding.
     """
     network = trained_network(run_of(name))
-    names, described, arrays = zip(*network.layers(), strict=True)
+    described, arrays = zip(*network.layers(), strict=True)
     inputs = activations(modules_of(name), arrays, network.normalise(images(count)))
     check_logits(answer, plain(inputs[-1])[:, 0, 0])
     expected = [
-        (layer_name, layer["kind"], plain(output))
-        for layer_name, layer, output in zip(names, described, inputs[1:], strict=True)
+        (layer["name"], layer["kind"], plain(output))
+        for layer, output in zip(described, inputs[1:], strict=True)
         if layer["kind"] != "dropout"
     ]
     for image, maps in enumerate(answer["maps"]):
@@ -203,7 +203,7 @@ def answers(tmp_path_factory):
 
 @pytest.fixture
 def native(monkeypatch):
-    monkeypatch.setattr(layers, "conv", native_conv)
+    monkeypatch.setattr(layers, "convolve", native_conv)
 
 
 @pytest.mark.usefixtures("native")

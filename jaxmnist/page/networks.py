@@ -17,7 +17,7 @@ def describe_network(run: Run) -> dict[str, Any]:
 
     Returns:
         A dict that JSON can hold: `variant`, `mean`, `std`, and `layers` in order of use. A layer
-        has `name`, the fields of `models.description.describe`, and its arrays as base64 of
+        has the fields of `models.description.describe`, and its arrays as base64 of
         little-endian float32, in the layout of the state: `kernel` `[kh, kw, I, O]` and `bias`
         `[O]` of a convolution, `scale`, `bias`, `mean` and `var` `[C]` of a norm. Dropout is left
         out: it does nothing outside training.
@@ -27,8 +27,8 @@ def describe_network(run: Run) -> dict[str, Any]:
     """
     network = trained_network(run)
     layers = [
-        {"name": name, **layer} | {key: _to_base64(value) for key, value in arrays.items()}
-        for name, layer, arrays in network.layers()
+        layer | {key: _to_base64(value) for key, value in arrays.items()}
+        for layer, arrays in network.layers()
         if layer["kind"] != "dropout"
     ]
     mean, std = float(network.mean), float(network.std)
