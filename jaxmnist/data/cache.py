@@ -35,7 +35,7 @@ def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Datas
 
 
 def write_cache(files: Files, cache: Path) -> None:
-    """Write the files to the cache; log a failure, which only makes the next start slower."""
+    """Write the files to the cache; log a failure, since it only slows the next start."""
     try:
         with folder_beside(cache) as scratch:
             folder = scratch / cache.name
@@ -60,13 +60,13 @@ def folder_beside(final: Path) -> Iterator[Path]:
 
 
 def publish(built: Path, final: Path) -> None:
-    """Move a finished folder to its final path, in place of a damaged one."""
-    # Renamed whole, so that another process never finds half of a copy.
+    """Move a finished folder to its final path; replace a damaged one."""
+    # Renaming the folder ensures that other processes never find half of a copy.
     with contextlib.suppress(FileNotFoundError):
         final.rename(built.with_name(f"{built.name}.damaged"))
     try:
         built.rename(final)
     except OSError:
-        # Another process may have published the same meanwhile.
+        # Another process may have published the same folder meanwhile.
         if not final.exists():
             raise

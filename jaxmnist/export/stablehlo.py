@@ -31,7 +31,7 @@ assert "jaxmnist" not in sys.modules
 
 
 def write(network: TrainedNetwork, file: Path) -> None:
-    """Write the network as a program from any number of images to logits `[N, 10]`.
+    """Write the network as a program from images, any number, to logits `[N, 10]`.
 
     Raises:
         ModuleNotFoundError: flatbuffers, which `jax.export` needs, is not installed.
@@ -56,7 +56,7 @@ def write(network: TrainedNetwork, file: Path) -> None:
 
 
 def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
-    """Compute logits `[N, 10]` of images with the program, in a process without this package.
+    """Compute logits `[N, 10]` with the program, in a process without this package.
 
     Args:
         network: the exported network.
