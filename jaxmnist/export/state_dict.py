@@ -167,7 +167,7 @@ def _chains(names: Mapping[str, Any]) -> list[list[str]]:
 def _fitting(
     chains: list[list[str]], shapes: Mapping[str, Shape], wanted: Sequence[Shape]
 ) -> Iterator[list[str]]:
-    """Yield all orders of the names that have the wanted shapes and keep the order of each chain."""
+    """Yield all orders of the names that fit the wanted shapes and keep each chain's order."""
     if not wanted:
         yield []
         return

@@ -9,8 +9,7 @@ def random_words(key: jax.Array, counters: jax.Array) -> tuple[jax.Array, jax.Ar
 
     `jax.random.bits` uses the same generator, but on a CPU as a loop over whole arrays. The
     unrolled generator needs one pass, and programs compile in half the time. Source: Salmon,
-    Moraes, Dror and Shaw,
-    "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     first, second = jax.random.key_data(key)
     keys = (first, second, first ^ second ^ 0x1BD11BDA)
