@@ -28,7 +28,7 @@ def test_confusion_has_the_counts(evaluated):
     (axes,) = plots.confusion(evaluated).axes
     cells = {(text.get_position(), text.get_text()) for text in axes.texts}
     assert cells == {((3, 3), "30"), ((8, 3), "10")}
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("said", "is")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "label")
 
 
 def test_reliability_is_accuracy_against_confidence(evaluated):
