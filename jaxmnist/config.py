@@ -167,9 +167,9 @@ class TrainConfig:
         ]
         if differing:
             raise ConfigError(
-                f"the run was begun with another config: {', '.join(differing)}; continue with the "
-                "same one, or start another run (only epochs may increase, and only at a constant "
-                "rate)"
+                f"the run was started with another config: {', '.join(differing)}; continue "
+                "with the same one, or start another run (only epochs may increase, and only at a "
+                "constant rate)"
             )
 
 
@@ -222,7 +222,7 @@ def parse_seeds(text: str, first: int) -> tuple[int, ...]:
         return tuple(map(int, text.split(",")))
     if re.fullmatch(r"[0-9]{1,9}", text):
         return tuple(range(first, first + min(int(text), MAX_SEEDS + 1)))
-    raise ConfigError(f"seeds is {text!r}; expected how many, as 8, or which, as 3,7,11")
+    raise ConfigError(f"seeds is {text!r}; expected a count, such as 8, or a list, such as 3,7,11")
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
@@ -339,7 +339,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "dropout momentum base_momentum max_momentum ema_decay",
         lambda x: _is_number(x) and 0 <= x < 1,
-        "a number from 0 up to, not with, 1",
+        "a number of at least 0 and below 1",
     ),
 )
 

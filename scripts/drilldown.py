@@ -161,7 +161,7 @@ def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
     configs = [parse_experiment(name, **fields) for name in names]
     for config in configs:
         if configs.count(config) > 1:
-            raise ConfigError(f"{config.name} is there twice; expected each name once")
+            raise ConfigError(f"{config.name} is listed twice; expected each name once")
     return configs
 
 
@@ -189,7 +189,7 @@ def train(arguments: argparse.Namespace, console: Console, command: TrainingComm
                 failures += train_missing(arguments, console, command, store, config, missing)
             except ConfigError as error:
                 folder = folder_of_runs(arguments.out, config)
-                failures.append(f"{title_of(config)}: {error} (what was begun is in {folder})")
+                failures.append(f"{title_of(config)}: {error} (unfinished runs are in {folder})")
     return failures
 
 

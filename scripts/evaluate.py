@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a pretrained network"
     )
-    parser.add_argument("--dataset", choices=DATASETS, help="by default the training data set")
+    parser.add_argument("--dataset", choices=DATASETS, help="by default the training's data set")
     parser.add_argument(
         "--views", type=int, default=1, help="number of slightly transformed copies to average"
     )
@@ -143,7 +143,7 @@ def check_each_once(runs: Sequence[Run]) -> None:
     places = [(run.path.resolve(), run.config.seed) for run in runs]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
-            raise ConfigError(f"{run.name} is named twice; each network counts once")
+            raise ConfigError(f"{run.name} is named twice; name each network once")
 
 
 def common_dataset(runs: Sequence[Run]) -> str:
@@ -156,7 +156,7 @@ def common_dataset(runs: Sequence[Run]) -> str:
     if len(datasets) > 1:
         raise ConfigError(
             f"the runs were trained on {' and '.join(datasets)}; "
-            "pass --dataset, on which they are to be compared"
+            "pass --dataset to compare them on one"
         )
     return datasets[0]
 
@@ -180,7 +180,7 @@ def digits_table(metrics: Evaluation) -> Table:
         other = f"{wrong.argmax()} ({wrong.max()})" if wrong.any() else "-"
         precision, recall = (number(of[digit]) for of in (metrics.precision, metrics.recall))
         rows.append((str(digit), str(row.sum()), precision, recall, other))
-    columns = ("digit", "images", "precision %", "recall %", "most often taken for (times)")
+    columns = ("digit", "images", "precision %", "recall %", "most frequent mistake (times)")
     return make_table(columns, rows, title="Digits")
 
 

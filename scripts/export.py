@@ -77,7 +77,7 @@ def to_file(arguments: argparse.Namespace) -> str:
     if arguments.run is None:
         raise ConfigError("run is missing; expected the folder of a finished run")
     if arguments.variant is not None:
-        raise ConfigError("variant is for --from-torch; a run knows its own")
+        raise ConfigError("variant is only for --from-torch; leave it out")
     if arguments.normalised_input and not TARGETS[arguments.to].takes_images:
         raise ConfigError(
             f"normalised_input is not for {arguments.to}, which holds weights alone: leave it out"
@@ -113,7 +113,7 @@ def to_run(arguments: argparse.Namespace) -> str:
     run = imported.write_run(setup, variables, arguments.run, arguments.from_torch)
     accuracy = run.summary["final_test_accuracy"][0]
     count = run.summary["test_count"]
-    chance = ", as by chance: were its images normalised in another way?" if accuracy < 20 else ""
+    chance = ", at chance level: were its images normalised differently?" if accuracy < 20 else ""
     return f"{run.path}: {arguments.variant}, {accuracy:.2f} % of {count:,} test images{chance}"
 
 

@@ -79,7 +79,7 @@ def make_parser() -> Parser:
     together.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
     together.add_argument("--num-processes", type=int, metavar="N", help="number of processes; "
                           "1 to train in this process alone, even in a cluster")  # fmt: skip
-    together.add_argument("--process-id", type=int, metavar="N", help="its index, counted from 0")
+    together.add_argument("--process-id", type=int, metavar="N", help="process index, from 0")
     shown = parser.add_argument_group("output")
     flag = functools.partial(shown.add_argument, action="store_true")
     flag("--dry-run", help="print the config, parameters and steps without training")
@@ -153,7 +153,7 @@ def describe_stop(argv: Sequence[str], stop: BaseException) -> str:
     if not isinstance(stop, Stopped):
         return "stopped"
     resume = shlex.join(["python", sys.argv[0], *words_to_resume(argv, stop.path)])
-    return f"stopped at step {stop.step}; to go on: {resume}"
+    return f"stopped at step {stop.step}; to continue: {resume}"
 
 
 def words_to_resume(argv: Sequence[str], path: Path) -> list[str]:

@@ -143,7 +143,7 @@ def read(path: Path) -> Results:
             _check_finished(network)
         check_mix(results)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: {error!r}; take back an older one") from error
+        raise ConfigError(f"{path} is damaged: {error!r}; restore an older one") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return results
@@ -282,7 +282,7 @@ def _check_finished(network: VariantResults) -> None:
         ):
             raise ConfigError(
                 f"the run of {network.name}, seed {run['seed']}, is not finished, or its config, "
-                "metrics and curves differ; take back an older file"
+                "metrics and curves differ; restore an older file"
             )
 
 

@@ -110,7 +110,7 @@ def _choose_data_dir(data_dir: str | os.PathLike | None) -> Path:
     if folder.lstat().st_uid != os.getuid():
         raise DataError(f"{folder} belongs to another user; pass --data-dir")
     _log.warning(
-        "no home directory can be written; images are kept in %s (--data-dir sets another folder)",
+        "no home directory can be written; images are stored in %s (see --data-dir)",
         folder,
     )
     return folder
@@ -151,7 +151,7 @@ def _read_or_prepare(
                 idx.check(files, published, folder)
                 return files
         except DataError as error:
-            _log.warning("passed over: %s", error)
+            _log.warning("skipped: %s", error)
     fetched = sources.fetch(dataset, progress)
     idx.check(fetched, published, "the network")
     try:

@@ -28,9 +28,9 @@ def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Datas
         files = {name: (cache / name).read_bytes() for name in idx.NAMES}
         return to_dataset(dataset, files, published or kept, cache)
     except OSError as error:
-        _log.warning("passed over: %s", idx.describe_error(error, cache))
+        _log.warning("skipped: %s", idx.describe_error(error, cache))
     except (DataError, ValueError) as error:
-        _log.warning("passed over: %s", error)
+        _log.warning("skipped: %s", error)
     return None
 
 
@@ -46,7 +46,7 @@ def write_cache(files: Files, cache: Path) -> None:
             (folder / _DIGESTS).write_text(sums)
             publish(folder, cache)
     except OSError as error:
-        _log.warning("the images could not be kept in %s: %s", cache, error)
+        _log.warning("the images could not be stored in %s: %s", cache, error)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.nda
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["no error output"])[-1]
             raise ExportError(f"the exported program fails in a process of its own: {reason}")
         return np.load(taken)
     finally:

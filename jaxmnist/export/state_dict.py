@@ -127,9 +127,8 @@ def _in_order(
     if fitting:
         first, second = next(pair for pair in zip(*fitting, strict=True) if pair[0] != pair[1])
         raise ConfigError(
-            f"{first} and {second} have the same shape, and nothing says which of them comes "
-            "first; save model.state_dict() itself, whose order PyTorch keeps, or number the names "
-            "in order of use"
+            f"{first} and {second} have the same shape, and their order is not known; save "
+            "model.state_dict() itself, which has the order, or number the names in order of use"
         )
     raise _no_order(defined or sorted(shapes, key=_natural), shapes, slots, variant)
 

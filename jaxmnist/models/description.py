@@ -47,7 +47,7 @@ def describe(variant: str) -> list[LayerSpec]:
                 side = 1
                 kind = {"kind": "mean"}
             case _:
-                raise ValueError(f"{layer} is no layer that can be described")
+                raise ValueError(f"{layer} is a layer of an unknown kind")
         described.append(kind | before | {"features": channels, "side": side})
     return described
 

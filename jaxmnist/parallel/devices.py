@@ -104,7 +104,7 @@ class Devices:
         if jax.process_count() == 1:  # several processes must use all devices
             choices.insert(0, f"--devices {' or '.join(map(str, nearest))}")
         raise ConfigError(
-            f"{batch_size} images cannot be shared out equally among {data} devices; use "
+            f"{batch_size} images cannot be divided equally among {data} devices; use "
             f"{', or '.join(choices)}"
         )
 
@@ -195,8 +195,8 @@ def choose_devices(requested: int | None, parallel: str, batch_size: int | None 
         )
     if jax.process_count() > 1 and count != available:
         raise ConfigError(
-            f"devices is {count}, but the {jax.process_count()} processes have {available}, and "
-            "none can be left without work; leave --devices out"
+            f"devices is {count}, but the {jax.process_count()} processes have {available}, "
+            "which must all be used; leave --devices out"
         )
     return Devices(count, parallel)
 
@@ -207,7 +207,7 @@ def idle_devices(devices: Devices, batch_size: int) -> list[str]:
     if devices.count == available:
         return []
     return [
-        f"{devices.count} of {available} devices train: {batch_size} images cannot be shared out "
+        f"{devices.count} of {available} devices train: {batch_size} images cannot be divided "
         f"equally among {available}"
     ]
 

@@ -85,7 +85,9 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise ConfigError(f"coordinator is {coordinator!r}; expected HOST:PORT, as 10.0.0.1:1234")
+        raise ConfigError(
+            f"coordinator is {coordinator!r}; expected HOST:PORT, such as 10.0.0.1:1234"
+        )
     if processes < 1:
         raise ConfigError(f"num_processes is {processes}; expected at least 1")
     if not 0 <= process < processes:
@@ -113,8 +115,8 @@ def as_host_error() -> Iterator[None]:
             raise
         line = next(iter(str(error).splitlines()), "")
         raise HostError(
-            f"another process failed or is gone ({line}); --resume, in all of them, goes on from "
-            "the newest checkpoint"
+            f"another process failed or is gone ({line}); run all of them with --resume to "
+            "continue from the newest checkpoint"
         ) from error
 
 
@@ -153,9 +155,9 @@ def assert_equal_across_processes(job: str) -> None:
         digests = multihost_utils.process_allgather(digest)
     if (digests != digest).any():
         raise ConfigError(
-            f"the {jax.process_count()} processes that train together were given different "
-            "options, configs or images; give all the same, or let each train alone: "
-            "--num-processes 1"
+            f"the {jax.process_count()} processes that train together received different "
+            "options, configs or images; pass the same to all, or --num-processes 1 to train "
+            "separately"
         )
 
 

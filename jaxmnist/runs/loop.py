@@ -38,7 +38,7 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
     """A requested stop of a run, which can be resumed."""
 
     def __init__(self, path: Path, step: int):
-        super().__init__(f"the run in {path} stopped at step {step}; --resume goes on with it")
+        super().__init__(f"the run in {path} stopped at step {step}; use --resume to continue it")
         self.path, self.step = path, step
 
 
@@ -59,7 +59,7 @@ def make_cadence(every: str) -> Callable[[float], bool]:
     parts = re.fullmatch(r"([1-9][0-9]{0,8})(s?)", every)
     if parts is None:
         raise ConfigError(
-            f"checkpoint_every is {every!r}; expected epochs, as 2, or seconds, as 90s"
+            f"checkpoint_every is {every!r}; expected epochs, such as 2, or seconds, such as 90s"
         )
     number, last = int(parts[1]), time.monotonic()
 

@@ -166,7 +166,7 @@ def _load_finished(path: Path, config: TrainConfig) -> Snapshot:
     if config_of(found.metadata) != config:
         raise CheckpointError(f"{path / run_folder.CONFIG} is not the config of {folder}")
     if found.metadata["summary"] is None:
-        raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
+        raise ConfigError(f"the run in {path} is not finished; use --resume to continue it")
     return _to_snapshot(found)
 
 
@@ -221,7 +221,7 @@ def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[s
         config.check_continues(config_of(metadata))
         if metadata["images"] != setup.images_digest:
             raise ConfigError(
-                "the run was begun with other images; pass the --data-dir or --idx-dir it had"
+                "the run was started with other images; pass its --data-dir or --idx-dir"
             )
         return setup.state_shapes
 
@@ -232,8 +232,8 @@ def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[s
         before = snapshot.summary or {}
         if IMPORTED in before:
             raise ConfigError(
-                f"the network comes from {before[IMPORTED]}; it cannot go on training without the "
-                "state of an optimiser"
+                f"the network comes from {before[IMPORTED]}; it cannot be trained further, "
+                "because it has no optimiser state"
             )
         # A finished run that continues with more epochs is no longer finished.
         snapshot = snapshot._replace(summary=None)

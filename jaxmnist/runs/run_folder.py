@@ -154,7 +154,7 @@ def check_links(path: Path) -> None:
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             if (entry := Path(folder, name)).is_symlink():
-                raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
+                raise ConfigError(f"{entry} is a link; a run's folder must not contain links")
 
 
 def checkpoint_folder(path: Path, seed: int) -> Path:
@@ -234,7 +234,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     file = path / SUMMARY
     if not file.is_file():
-        raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
+        raise ConfigError(f"the run in {path} is not finished; use --resume to continue it")
     with _damage_named(file):
         summary = json.loads(_read(file, "summary"))
         check_format(str(file), summary["format"])
@@ -289,8 +289,8 @@ def check_free(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(
-            f"{path} is not empty; pass another --out, or, if it holds a run, --resume to go on "
-            "with it or --overwrite to replace it"
+            f"{path} is not empty; pass another --out, or, if it holds a run, --resume to "
+            "continue it or --overwrite to replace it"
         )
     check_is_run(path)
     read_config(path)
@@ -306,16 +306,16 @@ def check_is_run(path: Path) -> None:
     for name in sorted(found):
         if (path / name).is_symlink():
             raise ConfigError(
-                f"{path / name} is a link, and the files of a run are in its folder; remove the "
-                "link, or pass another --out"
+                f"{path / name} is a link, and a run's folder must not contain links; remove "
+                "the link, or pass another --out"
             )
     ours = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, CURVES, *DERIVED_FOLDERS}
     # Seed folders of format 1.
     ours |= {name for name in found if _SEED_FOLDER.fullmatch(name) and (path / name).is_dir()}
     if found - ours or (found and CONFIG not in found):
         raise ConfigError(
-            f"{path} holds {', '.join(sorted((found - ours) or found))}, which is not of a run; "
-            "pass the --out of a run, or one that is not there yet"
+            f"{path} holds {', '.join(sorted((found - ours) or found))}, which does "
+            "not belong to a run; pass the folder of a run as --out, or a new one"
         )
 
 

@@ -214,7 +214,8 @@ def to_devices(
     available = len(dataset.train_images)
     if limit_train is not None and limit_train > available:
         raise ConfigError(
-            f"limit_train is {limit_train}, but there are {available} training images"
+            f"limit_train is {limit_train}, but there are {available} training images; use at "
+            f"most {available}"
         )
     mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
     pixels, labels = dataset.train_images[:limit_train], dataset.train_labels[:limit_train]

@@ -115,7 +115,7 @@ def check_options(
     if options.resume and options.overwrite:
         raise ConfigError("resume and overwrite exclude each other: drop one of them")
     if options.resume and out is None:
-        raise ConfigError("resume needs to know the folder of the run: pass --out")
+        raise ConfigError("resume needs the folder of the run; pass --out")
 
     def check_folder() -> None:
         if out is not None and not options.resume:
@@ -173,9 +173,8 @@ def _check_continues(config: TrainConfig, seeds: Sequence[int], path: Path) -> N
     missing = [seed for seed in begun.seeds if seed not in seeds]
     if missing:
         raise ConfigError(
-            f"the run was begun with the seeds {format_seeds(begun.seeds)}, and "
-            f"{format_seeds(missing)} are not among those asked for; leave --seeds out, or add to "
-            "them"
+            f"the run was started with the seeds {format_seeds(begun.seeds)}, but "
+            f"--seeds lacks {format_seeds(missing)}; leave --seeds out, or include all of them"
         )
     dataclasses.replace(config, seed=begun.config.seed).check_continues(begun.config)
     if (path / run_folder.SUMMARY).exists() and not run_folder.seeds_with_checkpoints(path):
@@ -211,8 +210,8 @@ def open_run(
         if not distributed.is_main_process():
             if not Path(path).is_dir():
                 raise ConfigError(
-                    f"{path} is not there for process {jax.process_index()}; processes that "
-                    "train together need one file system"
+                    f"{path} does not exist for process {jax.process_index()}; processes "
+                    "that train together need a shared file system"
                 )
             run.path = Path(path)
             run.read()
@@ -275,7 +274,7 @@ class OpenRun:
     def _prepare_folder(self) -> None:
         """Remove files that are no longer valid once training continues."""
         if run_folder.is_empty(self.path):
-            self.warnings.append(f"there is no run in {self.path} yet: this begins one")
+            self.warnings.append(f"there is no run in {self.path} yet; a new one starts")
         self._raise_only_failure()
         for seed in self.remaining():
             folder = run_folder.checkpoint_folder(self.path, seed)

@@ -162,7 +162,7 @@ class TrainingCommand(Command):
 
 
 def _run_again(stop: BaseException) -> str:
-    return "stopped; to go on, run the same command again"
+    return "stopped; to continue, run the same command again"
 
 
 @contextlib.contextmanager

@@ -233,10 +233,10 @@ def started(event: Started) -> str:
             f"into {event.out}{taken}"
         )
         if before and len(seeds) == 1:
-            line += f", going on at step {before}"
+            line += f", continuing at step {before}"
         elif before:
             total = event.total_steps * len(seeds)
-            line += f", going on at step {before} of {total}, {done} seeds finished"
+            line += f", continuing at step {before} of {total}, {done} seeds finished"
     return "\n".join([line, *(f"note: {warning}" for warning in event.warnings)])
 
 

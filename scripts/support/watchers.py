@@ -44,7 +44,10 @@ def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
             method(*arguments)
         except Exception as error:
             if not failed:
-                print(f"note: {type(watcher).__name__} is off: {error}", file=sys.stderr)
+                print(
+                    f"note: {type(watcher).__name__} is off after an error: {error}",
+                    file=sys.stderr,
+                )
             failed = True
 
     def show(event: Any) -> None:
