@@ -67,7 +67,7 @@ class Done(NamedTuple):
 
     @property
     def is_refused(self) -> bool:
-        """Whether the process ended with a one-line error."""
+        """True if the process ended with a one-line error."""
         is_a_line = self.err.startswith("error: ") and self.err.count("\n") == 1
         return self.status in (1, 2) and is_a_line
 

@@ -476,7 +476,7 @@ def test_resume_with_other_seeds_is_refused(run, script, tmp_path, seeds, others
     assert resolved(script, *words)[1] == begun
     status, _, err = run(*words, "--dry-run", "--seed", "7")
     one = "seed was 3 and is 7"
-    assert (status, (one if seeds == "1" else f"begun with the seeds {others}, ") in err) == (
+    assert (status, (one if seeds == "1" else f"started with the seeds {others}, ") in err) == (
         2,
         True,
     )

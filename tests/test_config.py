@@ -208,8 +208,8 @@ def test_config_is_frozen():
         ({"weight_decay": -1}, r"weight_decay is -1; expected a finite number of at least 0"),
         ({"pct_start": 1}, r"pct_start is 1; expected a number between 0 and 1"),
         ({"div_factor": 0}, r"div_factor is 0; expected a finite number above 0"),
-        ({"dropout": 1.0}, r"dropout is 1\.0; expected a number from 0 up to"),
-        ({"dropout": -0.1}, r"dropout is -0\.1; expected a number from 0 up to"),
+        ({"dropout": 1.0}, r"dropout is 1\.0; expected a number of at least 0"),
+        ({"dropout": -0.1}, r"dropout is -0\.1; expected a number of at least 0"),
         (
             {"variant": "less_params", "dropout": 0.1},
             r"dropout is 0\.1, but the variant less_params has no dropout layers; "

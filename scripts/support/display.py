@@ -33,7 +33,7 @@ class ProgressTracker:
 
     @property
     def is_of_many(self) -> bool:
-        """Whether there are several seeds."""
+        """True for several seeds."""
         return self.count > 1
 
     @property
