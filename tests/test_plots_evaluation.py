@@ -46,7 +46,7 @@ def test_mistakes_are_shown_with_the_prediction(evaluated, images):
     shown = [axes for axes in panels if axes.images]
     assert len(shown) == 10
     np.testing.assert_array_equal(shown[0].images[0].get_array(), images[39])
-    assert shown[0].get_title() == "3, said 8: 91%"
+    assert shown[0].get_title() == "3 read as 8: 91%"
 
 
 def test_no_mistakes(images):
