@@ -100,8 +100,8 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
 
 def apply_parameters(images: jax.Array, p: Parameters) -> jax.Array:
     """Augment images with given parameters; shapes as in `augment`."""
-    # The affine map selects a pixel of the rotated image, the rotation one of the original.
-    # Composing both maps needs one look-up per pixel instead of two and gives the same pixels.
+    # The affine map selects pixels of the rotated image, and the rotation pixels of the original.
+    # Composing the maps gives the same pixels with one look-up per pixel instead of two.
     places = _source(_affine_map(*p.affine), _grid())
     rotated = _sample(images, _source(_rotation_map(p.rotation), places), ROTATE_FILL)
     inside = _inside(places).reshape(images.shape)
@@ -156,8 +156,8 @@ def bilinear(images: jax.Array, maps: Affine) -> jax.Array:
     row, column = (places >> 16).transpose(1, 0, 2)
     # Integer weights in 256 steps make the images independent of how they are compiled.
     down, right = ((places >> 8) & 0xFF).transpose(1, 0, 2)
-    # Pack squares of four neighbours into one word, so that one look-up reads all. The first
-    # square begins one pixel outside.
+    # Pack each square of four neighbours into one word, so that one look-up reads all four. The
+    # first square begins one pixel outside the image.
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1))).astype(jnp.uint32)
     rows = padded[:, :-1] | padded[:, 1:] << 16
     squares = (rows[:, :, :-1] | rows[:, :, 1:] << 8).reshape(len(images), -1)
@@ -239,7 +239,7 @@ def _affine_map(angle, translate, scale, shear) -> jax.Array:
     x, y = centre + translate[:, 0], centre + translate[:, 1]
     m2 = centre - m0 * x - m1 * y
     m5 = centre - m3 * x - m4 * y
-    # The map applies to pixel centres, half a pixel in.
+    # The map applies to pixel centres, which have an offset of half a pixel.
     to_row = jnp.stack([m4, m3, m5 + m3 / 2 + m4 / 2], axis=-1)
     to_column = jnp.stack([m1, m0, m2 + m0 / 2 + m1 / 2], axis=-1)
     return jnp.floor(jnp.stack([to_row, to_column], axis=1) * 65536 + 0.5).astype(jnp.int32)
@@ -269,7 +269,7 @@ def _inside(places: jax.Array) -> jax.Array:
 
 
 def _sample(images: jax.Array, places: jax.Array, fill: int) -> jax.Array:
-    """Return the pixel at each place `[N, 2, 784]`, and `fill` outside."""
+    """Return the pixels at places `[N, 2, 784]`, and `fill` for places outside."""
     inside = _inside(places)
     index = jnp.where(inside, places[:, 0] * SIZE + places[:, 1], 0)
     flat = images.reshape(-1, SIZE * SIZE)

@@ -1,7 +1,7 @@
-"""JAX's collectives over the devices that share a batch; with `axis=None`, those of one device.
+"""JAX's collectives over the devices that share a batch, for one device if `axis` is None.
 
-`axis` names the mesh axis whose devices each hold an equal part of the batch. With None a function
-returns its argument, so that a step reads the same for one device and for many.
+`axis` names the mesh axis over which the batch is sharded. If it is None, there is one device and a
+collective returns its argument. The same step can therefore run on one device or on many.
 """
 
 from typing import TypeVar
@@ -33,7 +33,7 @@ def pmean(tree: Tree, axis: Axis) -> Tree:
 
 
 def shard(tree: Tree, axis: Axis) -> Tree:
-    """Return this device's part `[N / size, ...]` of arrays `[N, ...]` that all devices hold."""
+    """Return this device's part `[N / size, ...]` of arrays `[N, ...]` replicated on all."""
     if axis is None:
         return tree
 
@@ -45,9 +45,9 @@ def shard(tree: Tree, axis: Axis) -> Tree:
 
 
 def pvary(tree: Tree, axis: Axis) -> Tree:
-    """Return the same values marked as varying over the devices, so that gradients stay local.
+    """Mark values as varying over the devices, so that gradients stay local.
 
-    JAX would otherwise sum the gradient of a replicated array over the devices silently.
+    Otherwise, JAX silently sums the gradient of a replicated array over the devices.
     """
     if axis is None:
         return tree

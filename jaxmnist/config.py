@@ -21,7 +21,7 @@ from jaxmnist.recipes import (
 # A guard against typos.
 MAX_SEEDS = 1000
 
-# Version of the files of a run. Increase it when older versions would misread a change.
+# Version of the run-file format. Increase it for changes that older versions would misread.
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
 # The fields of `DEFAULTS` that format 1 contains.
@@ -44,39 +44,38 @@ class TrainConfig:
     `limit_train` and `holdout` can be None.
 
     Args:
-        variant: the network: skeleton, less_params, batch_norm, dropout, fc_layer, augmentation,
+        variant: the network: skeleton, less_params, batch_norm, dropout, fc_layer, augmentation or
             gap; or a variation of gap: gap_without_norm, gap_late_pool, gap_wide, gap_two_pools.
-        dataset: mnist, fashion_mnist or kmnist.
-        recipe: the source of all fields that are not given: notebook is the original's, record
-            and fast are this project's for gap (docs/recipes.md).
-        epochs: passes over the training images.
-        batch_size: images per step.
-        learning_rate: the constant rate, or the peak of the one-cycle schedule.
-        seed: the random seed of the initial weights, the order of the images, augmentation and
-            dropout.
-        augment: whether the training images are augmented.
-        dropout: the probability that an activation is dropped, for variants with dropout.
-        limit_train: the number of training images to use, the first ones, for quick trials.
-        holdout: the number of training images to leave out of training and to test on instead of
-            the test set.
-        fold: the images held out: 0 the last ones, 1 those before, and so on.
-        augmentation: notebook (rotate, shift, scale, shear, re-light), one of its parts (rotation,
-            affine, jitter), or bilinear and its variations (docs/recipes.md).
+        dataset: the data set: mnist, fashion_mnist or kmnist.
+        recipe: the recipe, which sets the default of every option that is not given: notebook (the
+            original's), or fast or record (this project's, for gap; see docs/recipes.md).
+        epochs: the number of passes over the training images.
+        batch_size: the number of images per step.
+        learning_rate: the constant learning rate, or the peak of the one-cycle schedule.
+        seed: the random seed for initial weights, image order, augmentation and dropout.
+        augment: whether to augment the training images.
+        dropout: the dropout rate, for variants with dropout layers.
+        limit_train: the number of training images to use, the first ones, for a quick trial.
+        holdout: the number of training images to hold out, and to test on instead of the test set.
+        fold: the block of images to hold out: 0 is the last block, 1 the one before it, and so on.
+        augmentation: the kind of augmentation: notebook (rotation, shift, scale, shear, brightness,
+            contrast), one part of it (rotation, affine, jitter), or bilinear or a variation of it
+            (docs/recipes.md).
         schedule: the learning rate schedule: constant or one_cycle.
-        momentum: the momentum of SGD, unless the schedule cycles it.
+        momentum: the momentum of SGD; ignored if the schedule cycles the momentum.
         nesterov: whether to use Nesterov momentum.
-        weight_decay: the multiple of the parameters that is added to the gradients.
-        ema_decay: the decay of the moving average of weights and statistics that is evaluated; 0:
-            no average.
-        cycle_momentum: whether the one-cycle schedule cycles the momentum too.
-        base_momentum: the smallest momentum of the cycle.
-        max_momentum: the largest momentum of the cycle.
-        pct_start: the fraction of the steps in which the learning rate increases.
-        div_factor: the peak divided by the first learning rate.
-        final_div_factor: the first learning rate divided by the last one.
+        weight_decay: the L2 penalty: this multiple of the parameters is added to the gradients.
+        ema_decay: the decay per step of the moving average of the weights, which is evaluated in
+            place of the weights; 0 for no average.
+        cycle_momentum: whether the one-cycle schedule also cycles the momentum.
+        base_momentum: the smallest momentum of the one-cycle schedule.
+        max_momentum: the largest momentum of the one-cycle schedule.
+        pct_start: the fraction of the steps in which the one-cycle learning rate increases.
+        div_factor: the ratio of the peak to the initial one-cycle learning rate.
+        final_div_factor: the ratio of the initial to the final one-cycle learning rate.
 
     Raises:
-        ConfigError: a value is out of range; the message names it.
+        ConfigError: a value is out of range; the message names the field.
     """
 
     variant: str = "gap"
@@ -120,7 +119,7 @@ class TrainConfig:
     def name(self) -> str:
         """Name of the variant and its recipe, without "notebook": gap/no_dropout, gap/record.
 
-        Fields that differ from the recipe's are left out. `parse_experiment` is the inverse.
+        It omits fields that differ from the recipe. `parse_experiment` is the inverse.
         """
         beyond = [part for part in self.recipe.split("/") if part != TrainConfig.recipe]
         return "/".join([self.variant, *beyond])
@@ -131,9 +130,9 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
-        """Return the config that `to_json` wrote.
+        """Return the config for the JSON text that `to_json` wrote.
 
-        Format 1 lacks the fields that had no option; they take the recipe's values.
+        Format 1 lacks the fields that had no option; they get the recipe's values.
 
         Raises:
             ConfigError: the text is not a JSON object of these fields, or has another format.
@@ -152,13 +151,13 @@ class TrainConfig:
     def check_continues(self, begun: "TrainConfig") -> None:
         """Check that a run that started with another config can continue with this one.
 
-        All fields must be equal, except that the epochs may increase at a constant learning rate.
+        All fields must be equal, except that `epochs` may increase at a constant learning rate.
 
         Args:
-            begun: the config that the run started with.
+            begun: the config with which the run started.
 
         Raises:
-            ConfigError: a field differs; the message names each with both values.
+            ConfigError: a field differs; the message lists each with both values.
         """
         may_grow = begun.schedule == self.schedule == "constant" and self.epochs > begun.epochs
         differing = [
@@ -168,9 +167,9 @@ class TrainConfig:
         ]
         if differing:
             raise ConfigError(
-                f"the run was begun with another config: {', '.join(differing)}; continue with the "
-                "same one, or start another run (only epochs may increase, and only at a constant "
-                "rate)"
+                f"the run was started with another config: {', '.join(differing)}; continue "
+                "with the same one, or start another run (only epochs may increase, and only at a "
+                "constant rate)"
             )
 
 
@@ -178,7 +177,7 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Return the seeds as Python integers.
 
     Raises:
-        ConfigError: there are none or too many, one is listed twice, or one is out of range.
+        ConfigError: there are no seeds or too many, or a seed is repeated or out of range.
     """
     if len(seeds) == 0:
         raise ConfigError("seeds is empty; expected at least one")
@@ -199,7 +198,7 @@ def parse_experiment(name: str, **fields: Any) -> TrainConfig:
         fields: the other fields of `TrainConfig`.
 
     Raises:
-        ConfigError: the variant, recipe or change does not exist, or as `TrainConfig`.
+        ConfigError: the variant, recipe or change does not exist, or a field is invalid.
     """
     variant, *recipe = name.split("/")
     if recipe:
@@ -217,13 +216,13 @@ def parse_seeds(text: str, first: int) -> tuple[int, ...]:
         first: the first seed, for a count.
 
     Raises:
-        ConfigError: the text is neither.
+        ConfigError: the text is neither a count nor a list.
     """
     if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})+", text):
         return tuple(map(int, text.split(",")))
     if re.fullmatch(r"[0-9]{1,9}", text):
         return tuple(range(first, first + min(int(text), MAX_SEEDS + 1)))
-    raise ConfigError(f"seeds is {text!r}; expected how many, as 8, or which, as 3,7,11")
+    raise ConfigError(f"seeds is {text!r}; expected a count, such as 8, or a list, such as 3,7,11")
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
@@ -237,7 +236,7 @@ def json_object(text: str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ConfigError: the text is not JSON, or not an object.
+        ConfigError: the text is not a JSON object.
     """
     try:
         values = json.loads(text)
@@ -270,7 +269,7 @@ def check_format(what: str, found: object, readable: Sequence[int] = READABLE_FO
     """Check that this version can read a format.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: this version does not read the format.
     """
     if found not in readable:
         raise ConfigError(
@@ -319,7 +318,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-# Fields, the values that they accept, and the same in words.
+# Fields, the check of a value, and its description in error messages.
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("augment nesterov cycle_momentum", lambda x: type(x) is bool, "True or False"),
     ("epochs batch_size", lambda x: _is_whole(x) and x >= 1, "a whole number of at least 1"),
@@ -340,7 +339,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "dropout momentum base_momentum max_momentum ema_decay",
         lambda x: _is_number(x) and 0 <= x < 1,
-        "a number from 0 up to, not with, 1",
+        "a number of at least 0 and below 1",
     ),
 )
 
@@ -356,7 +355,7 @@ def _check_values(config: TrainConfig) -> None:
 
 
 def _check_together(config: TrainConfig) -> None:
-    """Check the values that depend on each other."""
+    """Check values that depend on each other."""
     if config.fold and config.holdout is None:
         raise ConfigError(f"fold is {config.fold}, but no images are held out; pass --holdout too")
     having = [name for name, values in RECIPES["notebook"].items() if values.get("dropout")]

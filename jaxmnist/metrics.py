@@ -1,4 +1,4 @@
-"""Loss and accuracy as sums and a count, merged on the device and divided once on the host."""
+"""Loss and accuracy as sums and a count, merged on the device and divided on the host."""
 
 import flax.struct
 import jax
@@ -10,7 +10,7 @@ Array = jax.Array | np.ndarray
 
 
 class Metrics(flax.struct.PyTreeNode):
-    """Sums over images; scalars."""
+    """Scalar sums over images."""
 
     loss_sum: Array  # float32
     correct: Array  # int32
@@ -32,7 +32,7 @@ class Metrics(flax.struct.PyTreeNode):
 
     @property
     def accuracy(self) -> float:
-        """Share of images classified correctly, in percent; NaN without images."""
+        """Percentage of images classified correctly; NaN without images."""
         return 100 * int(self.correct) / int(self.count) if int(self.count) else float("nan")
 
 
@@ -57,7 +57,7 @@ def compute_metrics(
     Args:
         logits: logits `[N, 10]`.
         labels: integers `[N]`.
-        valid: mask of the images that count, bool `[N]`; None for all.
+        valid: mask of the images to include, bool `[N]`; None for all.
     """
     if valid is None:
         valid = jnp.ones(len(logits), bool)

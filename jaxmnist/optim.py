@@ -1,4 +1,4 @@
-"""The optimiser: SGD with momentum, at a constant rate or by PyTorch's one-cycle schedule."""
+"""The optimiser: SGD with momentum, with a constant or a one-cycle learning rate."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Schedule = Callable[[int | jax.Array], float | jax.Array]
 
 
 class Schedules(NamedTuple):
-    """Functions of the step count, from 0: what the optimiser uses is what gets logged."""
+    """Functions of the step count, from 0; used by the optimiser and for logging."""
 
     learning_rate: Schedule
     momentum: Schedule
@@ -33,24 +33,25 @@ def one_cycle(
 ) -> Schedules:
     """Return the schedules of torch.optim.lr_scheduler.OneCycleLR.
 
-    The learning rate climbs from peak / div_factor to `peak` and falls to the first rate over
-    final_div_factor, along cosines; the momentum falls to `base_momentum` and climbs back.
-    (`optax.cosine_onecycle_schedule` has other boundaries, and no momentum.)
+    The learning rate rises from peak / div_factor to `peak` and falls to
+    peak / div_factor / final_div_factor, along cosines. The momentum falls from `max_momentum` to
+    `base_momentum` and rises back. (`optax.cosine_onecycle_schedule` has other boundaries and no
+    momentum.)
 
     Args:
         peak: the largest learning rate.
-        total_steps: steps of the whole training.
+        total_steps: the total number of training steps.
         base_momentum: the smallest momentum.
         max_momentum: the largest momentum.
-        pct_start: the part of the steps in which the learning rate climbs.
-        div_factor: the peak over the first learning rate.
-        final_div_factor: the first learning rate over the last one.
+        pct_start: the fraction of the steps in which the learning rate rises.
+        div_factor: the ratio of the peak to the initial learning rate.
+        final_div_factor: the ratio of the initial to the final learning rate.
 
     Returns:
-        `(learning_rate_fn, momentum_fn)`, each from a step count 0 ... total_steps - 1 to a value.
+        `(learning_rate_fn, momentum_fn)`, functions of the step count from 0 to total_steps - 1.
 
     Raises:
-        ConfigError: there are too few steps for the learning rate to climb.
+        ConfigError: there are too few steps for the learning rate to rise.
     """
     start = peak / div_factor
     end = start / final_div_factor
@@ -79,18 +80,18 @@ def _cosine(first: float, last: float, fraction: jax.Array) -> jax.Array:
 
 
 def _constant(value: float) -> Schedule:
-    # A function of the step, so that each seed's value lies on the devices that train the seed.
+    # Depends on the step, so that each seed's value is on the devices that train the seed.
     return lambda step: value + 0.0 * step
 
 
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, Schedules]:
-    """Return the optimiser of a run, and the schedules that it follows.
+    """Return the optimiser of a run and its schedules.
 
     Args:
-        config: what to train.
-        total_steps: steps of the whole training.
+        config: the config of the run.
+        total_steps: the total number of training steps.
 
     Raises:
         ConfigError: there are too few steps for the config's schedule.
@@ -105,6 +106,6 @@ def make_optimizer(
         learning_rate=learning_rate, momentum=momentum, nesterov=config.nesterov
     )
     if config.weight_decay:
-        # As PyTorch's SGD: added to the gradients, of all parameters.
+        # Like PyTorch's SGD, add the decay to the gradients of all parameters.
         tx = optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
     return tx, Schedules(learning_rate, momentum)

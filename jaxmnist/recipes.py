@@ -1,7 +1,7 @@
-"""The science as data: the networks, what each is trained with, and changes to try.
+"""Names of the networks, their training recipes, and changes to a recipe, as data.
 
-A recipe is a dict of `TrainConfig` fields. Released recipes never change; a better one gets another
-name. docs/recipes.md describes how the recipes of our own were chosen.
+A recipe is a dict of `TrainConfig` fields. A released recipe never changes; a better one gets a new
+name. docs/recipes.md describes how `fast` and `record` were chosen.
 """
 
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
 
 VARIANTS = ("skeleton", "less_params", "batch_norm", "dropout", "fc_layer", "augmentation", "gap")
-# Networks next to gap, trained like it: one without a part of it, three of other shapes.
+# Variations of gap, trained with its recipe: one without normalisation, three of other shapes.
 ABLATION_NETWORKS = ("gap_without_norm", "gap_late_pool", "gap_wide", "gap_two_pools")
 NETWORKS = VARIANTS + ABLATION_NETWORKS
 
@@ -19,7 +19,7 @@ AUGMENTATIONS = (
     *("bilinear", "bilinear_and_light", "weak_bilinear", "strong_bilinear"),
 )
 
-# The values of a field that neither the recipe nor the user sets.
+# Values of the fields that neither the recipe nor the user sets.
 DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "augment": False,
@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "nesterov": False,
     "weight_decay": 0.0,
     "ema_decay": 0.0,
-    # Of the one-cycle schedule, as torch.optim.lr_scheduler.OneCycleLR names and sets them.
+    # One-cycle schedule: names and defaults of torch.optim.lr_scheduler.OneCycleLR.
     "cycle_momentum": True,
     "base_momentum": 0.85,
     "max_momentum": 0.95,
@@ -58,7 +58,7 @@ _RECORD = {
 }
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    # The hyperparameters of the original notebooks, one row a notebook.
+    # Hyperparameters of the original notebooks, one row per notebook.
     "notebook": {
         "skeleton": {"epochs": 19, "learning_rate": 0.01},
         "less_params": {"epochs": 15, "learning_rate": 0.01},
@@ -74,10 +74,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Change(NamedTuple):
-    """One thing changed in a recipe, by the name that may follow the recipe's: `gap/no_dropout`."""
+    """A change to a recipe; its name may follow the recipe's, as in `gap/no_dropout`."""
 
     values: dict[str, Any]
-    idea: str = ""  # for the tables; "": only tried in searches
+    idea: str = ""  # description for the tables; empty if only used in searches
 
 
 CHANGES: dict[str, Change] = {
@@ -115,7 +115,7 @@ CHANGES: dict[str, Change] = {
     "average_0.998": Change({"ema_decay": 0.998}),
 }
 
-# Of a network: itself, then everything trained next to it with one thing changed.
+# Ablation studies by network: the baseline, then variations with one change each.
 ABLATIONS = {
     "gap": (
         "gap",
@@ -134,7 +134,7 @@ ABLATIONS = {
     ),
 }
 
-# What is new in each network and recipe, for the tables.
+# Descriptions of the networks and recipes, for the tables.
 IDEAS = {
     "skeleton": "convolutions that work",
     "less_params": "narrow layers without biases, average pooling",
@@ -156,7 +156,7 @@ def values_of(variant: str, recipe: str) -> dict[str, Any]:
 
     Args:
         variant: one of `NETWORKS`.
-        recipe: the name of a recipe, and changes of it: `notebook/no_dropout/batches_of_64`.
+        recipe: a recipe, optionally followed by changes: `notebook/no_dropout/batches_of_64`.
     """
     name, *changes = recipe.split("/")
     values = {**DEFAULTS, **RECIPES[name][variant]}

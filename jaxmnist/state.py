@@ -1,4 +1,4 @@
-"""The state of training as one tree, and the named random streams of a seed."""
+"""The training state as one tree, and the named random streams of a seed."""
 
 import zlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# The kind of random key, whatever `jax_default_prng_impl` is.
+# The implementation of random keys, independent of `jax_default_prng_impl`.
 KEY_IMPL = "threefry2x32"
 
 
@@ -22,11 +22,11 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
-    ema: Any = None  # moving average of {"params", "batch_stats"}; None: not averaged
+    ema: Any = None  # moving average of {"params", "batch_stats"}, if any
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables that the network is evaluated with."""
+        """The variables for evaluation: the moving average, or the latest ones without it."""
         return self.latest if self.ema is None else self.ema
 
     @property
@@ -36,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
-    """Return the key of a named random stream, so that no two uses of randomness share one."""
+    """Return the key of a named random stream; each use of randomness has its own."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
@@ -51,8 +51,8 @@ def create_state(
     Args:
         model: a network of `jaxmnist.create_model`.
         tx: the optimiser.
-        seed: a whole number; decides the initial weights and all later randomness.
-        with_ema: whether the variables are averaged.
+        seed: an integer that determines the initial weights and all later randomness.
+        with_ema: whether to include the moving average of the variables.
     """
     key = jax.random.key(seed, impl=KEY_IMPL)
     variables = model.init(stream(key, "init"), jnp.zeros((1, 28, 28, 1)))
@@ -78,31 +78,31 @@ def initial_state(
 
 
 def jit_once(function: Callable, **options: Any) -> Callable:
-    """Return `jax.jit` of a function that is called once: on a CPU without optimisation.
+    """Return `jax.jit` of a function that is called once, without optimisation on a CPU.
 
-    Optimising the program would take ten times longer than it saves.
+    Optimising the program would take ten times as long as it saves.
     """
     level = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=level, **options)
 
 
 def update_ema(state: TrainState, decay: float) -> TrainState:
-    """Return the state with its last step added to the moving average.
+    """Return the state with the latest variables added to the moving average.
 
     Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
 
     Args:
-        state: after the step.
-        decay: weight of the average so far, per step.
+        state: the state after a step.
+        decay: the weight of the average so far.
     """
-    # The first states are far from the last ones: the average of few steps is their plain mean.
+    # The first states are far from the last ones, so the first average is a plain mean.
     keep = jnp.minimum(decay, 1 - 1 / (state.step + 1).astype(jnp.float32))
     ema = jax.tree.map(lambda a, x: keep * a + (1 - keep) * x, state.ema, state.latest)
     return state.replace(ema=ema)
 
 
 def wrap_key(words: Any) -> jax.Array:
-    """Return the random keys of these words, uint32 `[..., 2]`."""
+    """Return the random keys for key data, uint32 `[..., 2]`."""
     return jax.random.wrap_key_data(words, impl=KEY_IMPL)
 
 

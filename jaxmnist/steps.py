@@ -1,7 +1,7 @@
 """Training and evaluation as pure functions, for one seed on one device.
 
-With the name of an `axis` of devices a function does one device's part of the work: the batch is
-divided, and the returned state and metrics are those of the whole batch, equal on every device.
+With the name of a device `axis`, a function does one device's part of the work. The devices divide
+the batch, and each returns the same state and metrics, those of the whole batch.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from jaxmnist.config import TrainConfig, steps_per_epoch
 from jaxmnist.metrics import Array, Metrics, compute_metrics, cross_entropy
 from jaxmnist.state import TrainState, stream, update_ema
 
-# Images of the test set that are evaluated at a time: few enough for the cache of a CPU.
+# Number of images per evaluation block: small enough for a CPU's cache.
 EVAL_BLOCK = 200
 
 
@@ -27,8 +27,8 @@ class Images(NamedTuple):
 
     pixels: Array  # uint8 [N, 28, 28]
     labels: Array  # uint8 [N]
-    mean: Array  # float32 scalar, of pixels / 255
-    std: Array  # float32 scalar, of pixels / 255
+    mean: Array  # float32 scalar, mean of pixels / 255
+    std: Array  # float32 scalar, standard deviation of pixels / 255
 
 
 class Batch(NamedTuple):
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def normalise(pixels: jax.Array, mean: Array, std: Array) -> jax.Array:
-    """Return the networks' input, float32 `[N, 28, 28, 1]`, of uint8 `[N, 28, 28]`."""
+    """Convert pixels uint8 `[N, 28, 28]` to the networks' input, float32 `[N, 28, 28, 1]`."""
     return ((pixels.astype(jnp.float32) / 255 - mean) / std)[..., None]
 
 
@@ -55,16 +55,16 @@ def train_step(
     """Take one step of the optimiser.
 
     Args:
-        state: before the step.
+        state: the state before the step.
         batch: this device's part of the batch.
         model: the network.
         tx: the optimiser.
-        ema_decay: of the moving average of the variables; 0: there is none.
-        axis: of the devices that share the batch.
+        ema_decay: the decay of the moving average of the variables; 0 for no average.
+        axis: the name of the device axis that shares the batch.
 
     Returns:
-        The state after the step, and the metrics of the forward pass over the whole batch, with
-        dropout and before the update.
+        The state after the step, and the metrics of the whole batch before the update, with
+        dropout.
     """
     if axis is not None:
         model = model.clone(axis=axis)
@@ -82,7 +82,7 @@ def train_step(
 
     params = pvary(state.params, axis)
     grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
-    # The parts are of equal size, so the mean of their gradients is the gradient of the mean.
+    # All parts have the same size, so the mean of their gradients is the gradient of the mean.
     grads = pmean(grads, axis)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     state = state.replace(
@@ -97,7 +97,7 @@ def train_step(
 
 
 def epoch_permutation(state: TrainState, images: Images, *, batch_size: int) -> jax.Array:
-    """Return the order of the training images, int32 `[N]`, in the epoch of the next step."""
+    """Return the image order of the next step's epoch, int32 `[N]`."""
     count = len(images.pixels)
     epoch = state.step // steps_per_epoch(count, batch_size)
     return jax.random.permutation(jax.random.fold_in(stream(state.key, "order"), epoch), count)
@@ -118,12 +118,12 @@ def batch_at(
     whole batch before it is divided.
 
     Args:
-        state: before the step.
+        state: the state before the step.
         images: the training images.
         order: the permutation of the step's epoch.
-        position: of the step in its epoch, from 0.
-        config: batch size and augmentation.
-        axis: of the devices that share the batch.
+        position: the position of the step in its epoch, from 0.
+        config: the config, for batch size and augmentation.
+        axis: the name of the device axis that shares the batch.
     """
     start = position * config.batch_size
     chosen = shard(jax.lax.dynamic_slice_in_dim(order, start, config.batch_size), axis)
@@ -152,18 +152,18 @@ def train_chunk(
     The loop also ends after the first step with a loss that is not finite.
 
     Args:
-        state: before the first step.
-        metrics: of the epoch so far.
+        state: the state before the first step.
+        metrics: the metrics of the epoch so far.
         images: the training images.
         order: the permutation of the epoch; drawing it takes as long as two steps.
-        stop: a step count; traced, so that one program serves chunks of any length.
-        config: what to train.
-        model: its network.
-        tx: its optimiser.
-        axis: of the devices that share each batch.
+        stop: the step count at which to stop; traced, so that one program handles any length.
+        config: the config of the run.
+        model: the network.
+        tx: the optimiser.
+        axis: the name of the device axis that shares each batch.
 
     Returns:
-        The state after the last step, and the metrics with those of the chunk added.
+        The state after the last step, and the metrics of the epoch, including this chunk.
     """
     steps = steps_per_epoch(len(images.pixels), config.batch_size)
     epoch = state.step // steps
@@ -186,7 +186,7 @@ def train_chunk(
 
 
 def eval_step(state: TrainState, batch: Batch, valid: jax.Array, *, model: nn.Module) -> Metrics:
-    """Return the metrics of one block of images; `valid`, bool `[N]`, masks those that count."""
+    """Return the metrics of one block of images; `valid`, bool `[N]`, masks padding."""
     logits: Any = model.apply(state.variables, batch.images)
     return compute_metrics(logits, batch.labels, valid)
 

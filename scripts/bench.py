@@ -1,4 +1,4 @@
-"""Measures the training speed of the seven networks: `python scripts/bench.py --variant gap`."""
+"""Measure the training speed of the networks: `python scripts/bench.py --variant gap`."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ from jaxmnist.config import ConfigError
 from jaxmnist.models.description import describe, step_flop
 
 PEERS = ("pytorch", "flax")
-# The participants' modules, by their names in the results.
+# Modules of the participants, by their names in the results.
 MODULES = {
     "ours": "ours",
     "layers": "layer_times",
@@ -32,7 +32,7 @@ MODULES = {
     "pytorch": "peer_pytorch",
     "flax": "peer_flax",
 }
-# The kinds of a peer's jobs, and the job of ours that each is compared with.
+# Kinds of a peer's jobs, and the job of jaxmnist with which each is compared.
 COMPARED = {
     "step": "step",
     "augmented step": "augmented step",
@@ -41,11 +41,11 @@ COMPARED = {
 }
 # Pause before a job is timed: the previous participant's threads need time to fall asleep.
 PAUSE_SECONDS = 0.2
-START_STEPS = 10  # of the runs that time the start
-GOALS = (99.0, 99.4)  # test accuracies, in percent, that a whole training is timed to
+START_STEPS = 10  # steps of a run that times the start
+GOALS = (99.0, 99.4)  # test accuracies, in percent; the time to reach each is measured
 
-Spec = Mapping[str, Any]  # what a participant measures, as JSON
-Times = dict[str, list[float]]  # seconds of each round, by job
+Spec = Mapping[str, Any]  # input of a participant, JSON values
+Times = dict[str, list[float]]  # seconds per round, by job
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,23 +61,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--variant", choices=[*VARIANTS, "all"], default="gap")
-    add("--batch-size", type=int, default=128)
-    add("--rounds", type=int, default=5, help="the number of timings of each job")
-    add("--layers", action="store_true", help="also measure every layer alone")
-    add("--seeds", type=counts, metavar="1,2,4,8", help="also train several seeds at a time")
+    add("--variant", choices=[*VARIANTS, "all"], default="gap", help="the network to measure")
+    add("--batch-size", type=int, default=128, help="images per step")
+    add("--rounds", type=int, default=5, help="number of timings of each job")
+    add("--layers", action="store_true", help="also measure each layer alone")
+    add("--seeds", type=counts, metavar="1,2,4,8", help="also measure these numbers of seeds")
     add("--whole", type=lambda words: words.split(","), metavar="notebook,fast", default=[],
-        help="also train to the end by these recipes (a PyTorch peer: by notebook)")  # fmt: skip
+        help="also time full trainings with these recipes (PyTorch: with notebook)")  # fmt: skip
     add("--peer", choices=PEERS, nargs="?", const="pytorch", action="append", default=[],
         help="also measure PyTorch (the default) or plain flax; may be repeated")  # fmt: skip
-    add("--peer-python", default=sys.executable, help="the interpreter that has PyTorch")
+    add("--peer-python", default=sys.executable, help="the Python interpreter with PyTorch")
     add("--out", type=user_path, help="write all results to this file, as JSON")
     add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def counts(words: str) -> tuple[int, ...]:
-    """Parse positive integers, as 1,2,4,8."""
+    """Parse a list of positive integers, such as 1,2,4,8."""
     found = tuple(map(int, words.split(",")))
     if min(found) < 1:
         raise ValueError
@@ -85,13 +85,13 @@ def counts(words: str) -> tuple[int, ...]:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the measurements, and print their tables."""
+    """Run the measurements and print their tables."""
     if arguments.rounds < 1:
         raise ConfigError(f"rounds is {arguments.rounds}; expected a whole number of at least 1")
     variants = VARIANTS if arguments.variant == "all" else (arguments.variant,)
     for variant in variants:
         for recipe in arguments.whole:
-            TrainConfig(variant, recipe=recipe)  # an invalid config fails at once
+            TrainConfig(variant, recipe=recipe)  # fail early for an invalid config
     results: dict[str, Any] = {}
     for variant in variants:
         config = TrainConfig(variant, batch_size=arguments.batch_size)
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def measure(arguments: argparse.Namespace, config: TrainConfig, scratch: Path) -> dict[str, Any]:
-    """Measure everything requested of one variant."""
+    """Run all requested measurements of one variant."""
     layers = describe(config.variant)
     spec = {
         "config": dataclasses.asdict(config),
@@ -140,16 +140,16 @@ def write_images(arguments: argparse.Namespace, config: TrainConfig, scratch: Pa
 
 
 def alternate(names: Sequence[str], spec: Spec, rounds: int) -> dict[str, Any]:
-    """Time every job of every participant, one after another, round after round.
+    """Time each job of each participant in turn, for several rounds.
 
     Args:
-        names: those of the participants, in `MODULES`.
-        spec: what they measure.
+        names: the names of the participants, from `MODULES`.
+        spec: the input of the participants.
         rounds: the number of timings of each job.
 
     Returns:
-        `seconds`, the times by participant and job; `facts` by participant; `failed`, the reasons
-        of failed jobs.
+        A dict with `seconds`, the times by participant and job; `facts` by participant; and
+        `failed`, the reasons by failed job.
 
     Raises:
         ParticipantError: a participant does not start.
@@ -179,13 +179,13 @@ def alternate(names: Sequence[str], spec: Spec, rounds: int) -> dict[str, Any]:
 
 
 def start(module: str, spec: Spec) -> Participant:
-    """Start a participant, that of PyTorch in its own environment."""
+    """Start a participant; PyTorch may have its own environment."""
     python = spec["peer_python"] if module == "peer_pytorch" else sys.executable
     return Participant(module, python)
 
 
 def ratios(times: Mapping[str, Times], peers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return our median time divided by each peer's best one, for each kind of job."""
+    """Return our median time divided by that of each peer's fastest job, by kind of job."""
     found = {}
     for peer in peers:
         for kind, ours in COMPARED.items():
@@ -202,10 +202,10 @@ def ratios(times: Mapping[str, Times], peers: Sequence[str]) -> dict[str, dict[s
 
 
 def measure_start(spec: Spec, rounds: int) -> dict[str, Any]:
-    """Time short trainings: the first with an empty cache of compiled programs, then warm.
+    """Time short trainings, first with an empty compilation cache, then with a full one.
 
     Returns:
-        The seconds from the process's start to the end of the first steps, and the peak memory.
+        The seconds from the start of the process to the end of the first steps, and peak memory.
     """
     limit = START_STEPS * spec["config"]["batch_size"]
     config = TrainConfig(**{**spec["config"], "epochs": 1, "limit_train": limit})
@@ -221,11 +221,11 @@ def measure_start(spec: Spec, rounds: int) -> dict[str, Any]:
 def measure_whole(
     arguments: argparse.Namespace, config: TrainConfig, spec: Spec
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train to the end, each round with its own seed, ours and PyTorch's in turn.
+    """Time full trainings of jaxmnist and PyTorch in turn; each round has its own seed.
 
     Returns:
-        For each training and round: the seconds from the process's start to its end and to the
-        first epoch that reached each of `GOALS` (None if none did), and the final test accuracy.
+        For each training and round: the seconds from the start of the process to its end and to
+        the first epoch that reached each of `GOALS` (None if never), and the final test accuracy.
     """
     trainings = {f"jaxmnist, {recipe}": ("train_ours", recipe) for recipe in arguments.whole}
     to_compile = list(trainings)
@@ -237,22 +237,22 @@ def measure_whole(
         whole = TrainConfig(config.variant, config.dataset, recipe, seed=seed)
         return reached(train(module, spec, whole))
 
-    for name in to_compile:  # into the cache
+    for name in to_compile:  # fill the compilation cache
         trained(name, 0)
     rounds = [{name: trained(name, seed) for name in trainings} for seed in range(arguments.rounds)]
     return {name: [each[name] for each in rounds] for name in trainings}
 
 
 def train(module: str, spec: Spec, config: TrainConfig) -> dict[str, Any]:
-    """Train in a process of its own.
+    """Train in a separate process.
 
     Args:
         module: the participant's module.
-        spec: the images, and the cache of compiled programs.
-        config: what to train.
+        spec: the input, with the images and the compilation cache.
+        config: the config to train.
 
     Returns:
-        What the module's `train` returns, and the `seconds` from the start of the process.
+        The result of the module's `train`, and the `seconds` since the start of the process.
 
     Raises:
         ParticipantError: the training failed.

@@ -1,10 +1,10 @@
-"""Trains networks over many seeds, by default all seven, and reports the results.
+"""Train networks over many seeds, by default all seven, and report the results.
 
 `python scripts/drilldown.py --seeds 10` writes docs/results.json, docs/results.md, docs/figures/
-and the table in README.md; `--ablate gap` trains gap with one thing changed at a time and writes
+and the table in README.md. `--ablate gap` trains gap with one change at a time and writes
 docs/ablation.md. `--holdout 5000 gap/record gap/record/no_decay` compares recipes on images held
-out of the training set, fold by fold, without reading the test set; its runs are lines of
-docs/search.jsonl. A finished seed is not trained again.
+out of the training set, without reading the test set, and writes docs/search.jsonl. Finished seeds
+are not trained again.
 """
 
 import argparse
@@ -49,7 +49,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS, REPORT, PLOTS, RUNS = "results.json", "results.md", "figures", "runs"
 ABLATION, SEARCH = "ablation.md", "search.jsonl"
-FIRST_HELD_OUT_SEED = 100  # results.json has the seeds from 0 on, which must choose nothing
+FIRST_HELD_OUT_SEED = 100  # the seeds in results.json must not influence choices
 
 
 class Store(NamedTuple):
@@ -75,42 +75,42 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "names",
         nargs="*",
         metavar="NAME",
-        help="what to train: a variant, and after slashes a recipe or changes of one, as "
-        "gap/record or gap/no_dropout; by default the seven variants",
+        help="a variant to train, optionally with a recipe or changes to it, such as gap/record or "
+        "gap/no_dropout; by default the seven variants",
     )
     parser.add_argument(
-        "--seeds", help="of each: their number, as 10 (with --holdout 2), or a list, as 3,7,11"
+        "--seeds", help="the seeds of each: a count, by default 10 (2 with --holdout), or a list"
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--ablate", choices=ABLATIONS, help="train this one and its ablations")
+    what.add_argument("--ablate", choices=ABLATIONS, help="train this network and its ablations")
     what.add_argument(
         "--holdout",
         type=int,
         metavar="N",
-        help="test on N training images, the first NAME's baseline",
+        help="test on N held-out training images; the first NAME is the baseline",
     )
     what.add_argument(
         "--compare",
         nargs=2,
         action="append",
         metavar=("ONE", "OTHER"),
-        help="print how two networks compare, and train nothing; may be repeated",
+        help="compare two networks without training; may be repeated",
     )
-    parser.add_argument("--folds", type=int, default=2, help="of --holdout images each")
+    parser.add_argument("--folds", type=int, default=2, help="the number of held-out folds")
     parser.add_argument("--report", action="store_true", help="only write or print the report")
     parser.add_argument(
-        "--out", type=user_path, default=DOCS, help="the folder of all files; docs/"
+        "--out", type=user_path, default=DOCS, help="the output folder; by default docs/"
     )
-    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
-    parser.add_argument("--epochs", type=int, help="of each network, for a quick trial")
-    parser.add_argument("--limit-train", type=int, help="number of images, for a quick trial")
-    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0], help="the data set")
+    parser.add_argument("--epochs", type=int, help="epochs of each network, for a quick trial")
+    parser.add_argument("--limit-train", type=int, help="number of training images, for a trial")
+    parser.add_argument("--quiet", action="store_true", help="print only the result")
     add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace, console: Console, command: TrainingCommand) -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Run the requested actions; return the exit status."""
     if arguments.compare:
         print_line(console, compare(results.read(arguments.out / RESULTS), arguments.compare))
         return 0
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace, console: Console, command: TrainingComman
 
 
 def compare(found: Results, names: Sequence[tuple[str, str]]) -> str:
-    """Return a sentence for each pair of networks, a table of all, and its legend.
+    """Return a sentence for each pair of networks, a table of all pairs, and its legend.
 
     Raises:
         ConfigError: a network is compared with itself, does not exist, or has no run.
@@ -147,10 +147,10 @@ def compare(found: Results, names: Sequence[tuple[str, str]]) -> str:
 
 
 def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
-    """Return what the command line names, in its order.
+    """Return the configs that the command line names, in its order.
 
     Raises:
-        ConfigError: a name does not exist or is there twice, or there is no fold.
+        ConfigError: a name does not exist or is repeated, or the number of folds is invalid.
     """
     if arguments.folds < 1:
         raise ConfigError(f"folds is {arguments.folds}; expected a whole number of at least 1")
@@ -161,12 +161,12 @@ def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
     configs = [parse_experiment(name, **fields) for name in names]
     for config in configs:
         if configs.count(config) > 1:
-            raise ConfigError(f"{config.name} is there twice; expected each name once")
+            raise ConfigError(f"{config.name} is listed twice; expected each name once")
     return configs
 
 
 def train(arguments: argparse.Namespace, console: Console, command: TrainingCommand) -> list[str]:
-    """Train what is missing, the cheapest network first; return the failures."""
+    """Train the missing runs, the cheapest network first; return the failures."""
     configs = requested(arguments)
     many = arguments.seeds or ("2" if arguments.holdout else "10")
     seeds = check_seeds(parse_seeds(many, FIRST_HELD_OUT_SEED if arguments.holdout else 0))
@@ -180,7 +180,7 @@ def train(arguments: argparse.Namespace, console: Console, command: TrainingComm
     use_compilation_cache()
     failures = []
     for config in configs:
-        missing = store.missing(config, seeds)  # others may add to the file too
+        missing = store.missing(config, seeds)  # other processes may add to the file
         if not arguments.quiet:
             finished = f"{len(seeds) - len(missing)} of {len(seeds)} seeds finished"
             print_line(console, f"{title_of(config)}: {finished}")
@@ -189,15 +189,15 @@ def train(arguments: argparse.Namespace, console: Console, command: TrainingComm
                 failures += train_missing(arguments, console, command, store, config, missing)
             except ConfigError as error:
                 folder = folder_of_runs(arguments.out, config)
-                failures.append(f"{title_of(config)}: {error} (what was begun is in {folder})")
+                failures.append(f"{title_of(config)}: {error} (unfinished runs are in {folder})")
     return failures
 
 
 def open_store(arguments: argparse.Namespace, configs: Sequence[TrainConfig]) -> Store:
-    """Return the file of finished runs, after every check that the report makes in the end.
+    """Return the file of finished runs, after all checks that the final report makes.
 
     Raises:
-        ConfigError: the configs do not go with each other or with the runs in the file.
+        ConfigError: the configs do not match each other or the runs in the file.
     """
     module, file = held_out, arguments.out / SEARCH
     if not arguments.holdout:
@@ -216,7 +216,7 @@ def train_missing(
     config: TrainConfig,
     seeds: Sequence[int],
 ) -> list[str]:
-    """Train one network with each of the seeds; return the failures."""
+    """Train one network with each seed; return the failures."""
     folder = folder_of_runs(arguments.out, config)
     seeds = sorted({*seeds, *begun_seeds(folder, store, config)})
     tracker = ProgressTracker(seeds, config.epochs)
@@ -232,7 +232,7 @@ def train_missing(
         callbacks = Callbacks(report, display.show_data, command.should_stop)
         try:
             failures = train_run(config, folder, seeds, options, callbacks).failures
-        except FAILURES as error:  # of the only seed
+        except FAILURES as error:  # raised for a single seed
             failures = {seeds[0]: str(error)}
     command.training = False
     if command.should_stop():
@@ -246,14 +246,14 @@ def title_of(config: TrainConfig) -> str:
 
 
 def folder_of_runs(out: Path, config: TrainConfig) -> Path:
-    """Return the folder of a config's runs until they are in the file of finished ones."""
+    """Return the folder of a config's runs that are not yet in the file of finished runs."""
     name = config.name.replace("/", "-")
     held = "" if config.holdout is None else f"-{config.holdout}-{config.epochs}-{config.fold}"
     return out / RUNS / f"{name}{held}"
 
 
 def begun_seeds(folder: Path, store: Store, config: TrainConfig) -> list[int]:
-    """Return the seeds that a stopped command has begun; remove those that are finished."""
+    """Return the unfinished seeds of a stopped command; remove the finished ones."""
     if not folder.is_dir():
         return []
     with run_folder.locked(folder):
@@ -261,7 +261,7 @@ def begun_seeds(folder: Path, store: Store, config: TrainConfig) -> list[int]:
         unfinished = store.missing(config, begun)
         for seed in set(begun) - set(unfinished):
             shutil.rmtree(run_folder.checkpoint_folder(folder, seed))
-        # It names the seeds of then; the checkpoints have the config too.
+        # It lists the seeds at that time; the checkpoints also contain the config.
         (folder / run_folder.CONFIG).unlink(missing_ok=True)
         if not unfinished:
             shutil.rmtree(folder)
@@ -269,7 +269,7 @@ def begun_seeds(folder: Path, store: Store, config: TrainConfig) -> list[int]:
 
 
 def documents(arguments: argparse.Namespace) -> list[Path]:
-    """Return the documents with a block for results; write the first if it is missing."""
+    """Return the documents with a block for results; create the first if it is missing."""
     name, title = (ABLATION, "Ablation") if arguments.ablate else (REPORT, "Results")
     file = arguments.out / name
     if not file.exists():
@@ -279,7 +279,7 @@ def documents(arguments: argparse.Namespace) -> list[Path]:
 
 
 def write_report(arguments: argparse.Namespace, console: Console) -> None:
-    """Write the tables and plots of the finished runs."""
+    """Write the tables and plots of all finished runs."""
     found = results.read(arguments.out / RESULTS)
     seven = results.seven_variants(found)
     networks = [*seven, *(recipes := results.other_recipes(found))]
@@ -303,7 +303,7 @@ def write_documents(
     networks: Sequence[VariantResults],
     blocks: Sequence[str],
 ) -> None:
-    """Write the blocks into the documents, all or none; print the number of runs."""
+    """Write the blocks into all documents or none; print the number of runs."""
     files = documents(arguments)
     texts = [report.fill(file, block) for file, block in zip(files, blocks, strict=False)]
     for file, text in zip(files, texts, strict=True):
@@ -313,10 +313,10 @@ def write_documents(
 
 
 def print_comparison(arguments: argparse.Namespace, console: Console) -> None:
-    """Print each config next to the first one, on the runs that both have.
+    """Compare each config with the first one, on folds and seeds that both have; print a table.
 
     Raises:
-        ConfigError: there is no finished run of the first one.
+        ConfigError: there is no finished run of the first config.
     """
     file, configs = arguments.out / SEARCH, requested(arguments)
     first = held_out.by_run(file, configs[0])
@@ -357,7 +357,7 @@ def print_comparison(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def legend(count: int) -> str:
-    """Return what the columns of the comparison are, and what their p-values assume."""
+    """Return the legend of the comparison: its columns, and the assumptions of p-values."""
     return (
         f"loss and %: on {count:,} held-out training images a fold. n: folds, "
         "each the mean of its seeds, because they share its images. p: paired t-test "

@@ -1,8 +1,8 @@
-"""Evaluates trained networks: `python scripts/evaluate.py runs/gap-seed0`.
+"""Evaluate trained networks: `python scripts/evaluate.py runs/gap-seed0`.
 
-Prints a network's accuracy, calibration and mistakes, and writes them with pictures to
+Print the accuracy, calibration and mistakes of a network, and write them with plots to
 evaluation/DATASET/ in the run's folder. Several networks are compared, and also evaluated as an
-ensemble: the mean of their log-probabilities.
+ensemble, the mean of their log-probabilities.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from jaxmnist.runs.run import Run
 
 FILE = "evaluation.json"
 LEGEND = (
-    "+: images that only it gets right, -: those that only the first network does; "
+    "+: images that only this network gets right, -: images that only the first one gets right; "
     "p: McNemar's exact test of the two, corrected for all lines by Holm's method"
 )
 
@@ -77,17 +77,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or that of many seeds"
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a pretrained network"
     )
-    parser.add_argument("--dataset", choices=DATASETS, help="another than it was trained on")
+    parser.add_argument("--dataset", choices=DATASETS, help="by default the training's data set")
     parser.add_argument(
-        "--views", type=int, default=1, help="slightly moved copies of each image to average over"
+        "--views", type=int, default=1, help="number of slightly transformed copies to average"
     )
     parser.add_argument(
         "--out",
         type=user_path,
         metavar="FOLDER",
-        help="where to write, in place of the run's folder",
+        help="the output folder, by default in the run's folder",
     )
     add_common_options(parser)
     return parser.parse_args(argv)
@@ -129,21 +129,21 @@ def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Pa
         return path / run_folder.EVALUATION / seed / place
     if arguments.runs == [path]:
         return arguments.out / seed / place
-    # Each of several runs has a folder, named by its path below the folder that they share.
+    # Several runs have one folder each, named by the path below their common folder.
     shared = os.path.commonpath([path.absolute().parent for path in arguments.runs])
     return arguments.out / os.path.relpath(path, shared) / seed / place
 
 
 def check_each_once(runs: Sequence[Run]) -> None:
-    """Check that no network counts twice in an ensemble.
+    """Check that each network occurs only once in an ensemble.
 
     Raises:
-        ConfigError: a network is named twice.
+        ConfigError: a network occurs twice.
     """
     places = [(run.path.resolve(), run.config.seed) for run in runs]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
-            raise ConfigError(f"{run.name} is named twice; each network counts once")
+            raise ConfigError(f"{run.name} is named twice; name each network once")
 
 
 def common_dataset(runs: Sequence[Run]) -> str:
@@ -156,7 +156,7 @@ def common_dataset(runs: Sequence[Run]) -> str:
     if len(datasets) > 1:
         raise ConfigError(
             f"the runs were trained on {' and '.join(datasets)}; "
-            "pass --dataset, on which they are to be compared"
+            "pass --dataset to compare them on one"
         )
     return datasets[0]
 
@@ -180,7 +180,7 @@ def digits_table(metrics: Evaluation) -> Table:
         other = f"{wrong.argmax()} ({wrong.max()})" if wrong.any() else "-"
         precision, recall = (number(of[digit]) for of in (metrics.precision, metrics.recall))
         rows.append((str(digit), str(row.sum()), precision, recall, other))
-    columns = ("digit", "images", "precision %", "recall %", "most often taken for (times)")
+    columns = ("digit", "images", "precision %", "recall %", "most frequent mistake (times)")
     return make_table(columns, rows, title="Digits")
 
 
@@ -222,7 +222,7 @@ def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tupl
 
 
 def line(one: Evaluated, dataset: str) -> str:
-    """Return the last line, with the result."""
+    """Return the last line of output, with the result."""
     metrics = one.metrics
     return (
         f"{one.name}: {metrics.accuracy:.2f} % of {metrics.count:,} test images of {dataset} "

@@ -1,8 +1,8 @@
-"""Exports a trained network: `python scripts/export.py runs/gap-seed0 --to onnx`.
+"""Export a trained network: `python scripts/export.py runs/gap-seed0 --to onnx`.
 
-Writes to export/ in the run's folder, and compares the export with the original on real images.
---from-torch makes a run folder instead, from the weights of a network that was trained in the
-original's notebook or elsewhere in PyTorch.
+Write to export/ in the run's folder, and compare the export with the original on test images.
+--from-torch instead creates a run folder from the weights of a PyTorch network, such as one trained
+in the original notebooks.
 """
 
 import argparse
@@ -50,24 +50,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "run", nargs="?", type=user_path, help="a run's folder; with --from-torch the one to make"
+        "run", nargs="?", type=user_path, help="a run's folder; with --from-torch, the new run's"
     )
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--to", choices=TARGETS, help="the format")
+    way.add_argument("--to", choices=TARGETS, help="the export format")
     way.add_argument("--from-torch", type=user_path, metavar="FILE", help="a PyTorch state dict")
-    parser.add_argument("--variant", help="which network --from-torch has")
+    parser.add_argument("--variant", help="the variant of the network for --from-torch")
     parser.add_argument(
         "--normalised-input",
         action="store_true",
-        help="let the export take float32 [N, 28, 28, 1], normalised, not uint8 [N, 28, 28]",
+        help="export with normalised float32 [N, 28, 28, 1] input, not uint8 [N, 28, 28]",
     )
     parser.add_argument(
         "--out",
         type=user_path,
         metavar="FOLDER",
-        help="where to write, in place of export/ in the run",
+        help="the output folder, by default export/ in the run's folder",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of a run of several seeds")
+    parser.add_argument("--seed", type=int, metavar="N", help="the seed, if a run has several")
     add_common_options(parser)
     return parser.parse_args(argv)
 
@@ -77,7 +77,7 @@ def to_file(arguments: argparse.Namespace) -> str:
     if arguments.run is None:
         raise ConfigError("run is missing; expected the folder of a finished run")
     if arguments.variant is not None:
-        raise ConfigError("variant is for --from-torch; a run knows its own")
+        raise ConfigError("variant is only for --from-torch; leave it out")
     if arguments.normalised_input and not TARGETS[arguments.to].takes_images:
         raise ConfigError(
             f"normalised_input is not for {arguments.to}, which holds weights alone: leave it out"
@@ -86,7 +86,7 @@ def to_file(arguments: argparse.Namespace) -> str:
     images = data.load(run.config.dataset, arguments.data_dir, arguments.idx_dir)
     some = images.test_images[:IMAGES]
     network = trained_network(run, arguments.normalised_input)
-    # Some accelerators round products more than the comparison allows.
+    # By default, some accelerators round products more than the comparison allows.
     with require_extra(TARGETS[arguments.to].extra), jax.default_matmul_precision("highest"):
         folder = arguments.out or run.path / run_folder.EXPORT / run.seed_folder
         with suggest_out(folder):
@@ -96,7 +96,7 @@ def to_file(arguments: argparse.Namespace) -> str:
 
 
 def to_run(arguments: argparse.Namespace) -> str:
-    """Make a run from a PyTorch network; return the line to print."""
+    """Create a run from a PyTorch network; return the line to print."""
     if arguments.variant is None:
         raise ConfigError(f"variant is missing; expected one of {', '.join(VARIANTS)}")
     check_choice("variant", arguments.variant, VARIANTS)
@@ -113,7 +113,7 @@ def to_run(arguments: argparse.Namespace) -> str:
     run = imported.write_run(setup, variables, arguments.run, arguments.from_torch)
     accuracy = run.summary["final_test_accuracy"][0]
     count = run.summary["test_count"]
-    chance = ", as by chance: were its images normalised in another way?" if accuracy < 20 else ""
+    chance = ", at chance level: were its images normalised differently?" if accuracy < 20 else ""
     return f"{run.path}: {arguments.variant}, {accuracy:.2f} % of {count:,} test images{chance}"
 
 

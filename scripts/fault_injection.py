@@ -1,8 +1,8 @@
-"""Kills and damages small runs, and checks that they resume: `python scripts/fault_injection.py`.
+"""Kill and damage small runs, and check that they resume: `python scripts/fault_injection.py`.
 
-Every run trains on real images, as a separate process of the training command. After each fault,
-the run continues with `--resume`. It must end with the bytes and rows of a run without faults
-("survived") or with a one-line error ("refused"). All else is "lost".
+Each run trains on MNIST in a process of the training command. After each fault, the run continues
+with `--resume`. It must end with the bytes and rows of a run without faults ("survived") or with a
+one-line error ("refused"). Any other outcome is "lost".
 """
 
 import argparse
@@ -33,7 +33,7 @@ from jaxmnist.runs import run_folder
 from jaxmnist.runs.checkpoint import CheckpointError
 
 TRAIN = Path(__file__).parent / "train.py"
-# Two runs of one seed, and one of several seeds in processes, which is only killed.
+# Two runs of one seed, and one of several seeds in processes, which is killed but not damaged.
 RUNS = {
     "gap": "--variant gap",
     "less_params": "--variant less_params",
@@ -47,7 +47,7 @@ OUTCOMES = ("survived", "refused", "lost", "not possible here")
 
 
 class Lost(Exception):  # noqa: N818 - an outcome
-    """A run that ended neither as one without faults nor in a one-line error, with the reason."""
+    """A run that neither survived nor was refused, with the reason."""
 
 
 class Reference(NamedTuple):
@@ -56,7 +56,7 @@ class Reference(NamedTuple):
     words: list[str]  # arguments of the training command
     runs: list[jaxmnist.Run]  # one for each seed
     seconds: float
-    half: Path  # its folder when stopped half-way
+    half: Path  # folder of a run stopped half-way
 
 
 class Done(NamedTuple):
@@ -67,7 +67,7 @@ class Done(NamedTuple):
 
     @property
     def is_refused(self) -> bool:
-        """True for a one-line error."""
+        """True if the process ended with a one-line error."""
         is_a_line = self.err.startswith("error: ") and self.err.count("\n") == 1
         return self.status in (1, 2) and is_a_line
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30, help="number of runs to kill")
     parser.add_argument("--corruptions", type=int, default=60, help="number of runs to damage")
-    parser.add_argument("--seed", type=int, default=0, help="decides when and what")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the faults")
     arguments = parser.parse_args(argv)
     # A background process ignores SIGINT, and so would every process started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def outcome_of(inflict: Inflict, reference: Reference, folder: Path, chance: random.Random) -> str:
-    """Inflict a fault; return the outcome. Only damage may lead to a refusal."""
+    """Inject a fault and return the outcome; only damage may lead to "refused"."""
     try:
         outcome = inflict(reference, folder, chance)
         if outcome == "refused" and inflict not in DAMAGES.values():
@@ -123,7 +123,7 @@ def outcome_of(inflict: Inflict, reference: Reference, folder: Path, chance: ran
 
 
 def make_reference(name: str, scratch: Path) -> Reference:
-    """Train a run of `RUNS` until it is stopped half-way, and another one to the end."""
+    """Train a run of `RUNS` half-way, and another one to the end."""
     words, folder = [*RUNS[name].split(), *OPTIONS.split()], scratch / name
     half = folder / "half"
     half.mkdir(parents=True)
@@ -164,10 +164,10 @@ def train(
 
 
 def resume(words: Sequence[str], reference: Reference, folder: Path) -> str:
-    """Resume a run, and compare it with one without faults.
+    """Resume a run, and compare it with the reference.
 
     Raises:
-        Lost: it ended in another way.
+        Lost: the results differ, or the run failed with more than a one-line error.
     """
     done = train([*words, "--resume"], folder)
     if done.is_refused:
@@ -193,7 +193,7 @@ def content(run: jaxmnist.Run) -> list[object]:
 
 
 def kill(reference: Reference, folder: Path, chance: random.Random) -> str:
-    """Stop a run at a random moment, and half of the time its continuation too."""
+    """Stop a run at a random moment, and with probability 1/2 each continuation too."""
     words, kills = reference.words, 0
     while kills == 0 or chance.random() < 0.5:
         number, seconds = chance.choice(SIGNALS), chance.uniform(0, reference.seconds)
@@ -220,7 +220,7 @@ def damaged(
     def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:
         shutil.copytree(reference.half, folder / "run")
         damage(chance.choice(choose(folder / "run")), chance)
-        words = chance.choice([["--out", "run"], reference.words])  # the others are optional
+        words = chance.choice([["--out", "run"], reference.words])  # the other options are optional
         return resume(words, reference, folder)
 
     return inflict
@@ -232,7 +232,7 @@ def newest(run: Path) -> Path:
 
 
 def files(folder: Path) -> list[Path]:
-    """Return the files in a folder that are not empty."""
+    """Return the non-empty files below a folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
@@ -281,7 +281,7 @@ DAMAGES: dict[str, Inflict] = {
 }
 
 
-# Skips the check for disk space before a checkpoint, as if the disk filled up after it.
+# Program without the check of the disk space, as if the disk filled up after the check.
 UNCHECKED = (
     "import os, runpy, sys; from jaxmnist.runs import checkpoint; del sys.argv[0]; "
     "checkpoint._check_room = lambda *_: None; sys.path[0] = os.path.dirname(sys.argv[0]); "
@@ -293,8 +293,8 @@ def disk_filled(sizes: range, *options: str) -> Inflict:
     """Return a fault that fills a run's disk, then adds space and continues the run.
 
     Args:
-        sizes: of the disk, in KB.
-        options: of the interpreter.
+        sizes: possible sizes of the disk, in KB.
+        options: options of the Python interpreter.
     """
 
     def inflict(reference: Reference, folder: Path, chance: random.Random) -> str:

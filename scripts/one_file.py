@@ -1,8 +1,8 @@
-"""`gap` in one file, from the images to its accuracy: the place to begin reading.
+"""Training of `gap` in one file: start reading here.
 
-The package trains the same network in the same way, faster and with all that surrounds a run
-(docs/architecture.md). This file has only the mathematics. `python scripts/one_file.py` trains for
-15 epochs and prints the accuracy after each.
+This file has only the mathematics. The package trains the same network in the same way, but faster
+and with checkpoints, several seeds and devices (docs/architecture.md). `python scripts/one_file.py`
+trains for 15 epochs and prints the test accuracy after each.
 """
 
 import functools
@@ -22,7 +22,7 @@ MEAN, STD = 0.1307, 0.3081  # of the training pixels, between 0 and 1
 
 
 class Gap(nn.Module):
-    """Seven small convolutions, an average over all pixels, and a last one: 7,364 parameters."""
+    """The network: small convolutions with an average over all pixels, 7,364 parameters."""
 
     dropout_rate: float = 0.05
 
@@ -51,7 +51,7 @@ class Gap(nn.Module):
 
 
 def one_cycle(step: jax.Array, total_steps: int, start: float, peak: float, end: float):
-    """Return PyTorch's OneCycleLR at a step: up over 30 % of the steps, then down, by cosines."""
+    """Return PyTorch's OneCycleLR at a step: a cosine up for 30 % of the steps, then one down."""
     turn = 0.3 * total_steps - 1
     up = (1 - jnp.cos(jnp.pi * step / turn)) / 2
     down = (1 + jnp.cos(jnp.pi * (step - turn) / (total_steps - 1 - turn))) / 2
@@ -70,7 +70,7 @@ def create_state(key: jax.Array, model: nn.Module, total_steps: int) -> TrainSta
     rates = (PEAK_LEARNING_RATE / 25, PEAK_LEARNING_RATE, PEAK_LEARNING_RATE / 25e4)
     tx = optax.inject_hyperparams(optax.sgd)(
         learning_rate=lambda step: one_cycle(step, total_steps, *rates),
-        # The momentum falls while the learning rate climbs.
+        # The momentum falls while the learning rate rises.
         momentum=lambda step: one_cycle(step, total_steps, 0.95, 0.85, 0.95),
     )
     return TrainState.create(apply_fn=model.apply, tx=tx, **variables)
@@ -79,13 +79,13 @@ def create_state(key: jax.Array, model: nn.Module, total_steps: int) -> TrainSta
 def augment(key: jax.Array, image: jax.Array) -> jax.Array:
     """Rotate, shear, scale, shift and re-light one image `[28, 28]` with values from 0 to 1."""
     draws = jax.random.uniform(key, (8,), minval=-1, maxval=1)
-    # One rotation stands for the notebook's two, of up to 6 and 7 degrees.
+    # One rotation replaces the notebook's two, of up to 6 and 7 degrees.
     rotation, shear = jnp.deg2rad(13 * draws[0]), jnp.deg2rad(10 * draws[1])
     scale, shift = 1 + 0.2 * draws[2], jnp.round(2.8 * draws[3:5])
     brightness, contrast = 1 + 0.4 * draws[5:7]
     cos, sin = jnp.cos(rotation), jnp.sin(rotation)
     turn, lean = jnp.array([[cos, sin], [-sin, cos]]), jnp.array([[1, 0], [-jnp.tan(shear), 1]])
-    # Each pixel of the result takes its value from the nearest pixel of the source.
+    # Each pixel of the result has the value of the nearest source pixel.
     pixels = jnp.indices((28, 28)).reshape(2, -1) - 13.5
     source = jnp.linalg.inv(scale * turn @ lean) @ (pixels - shift[:, None]) + 13.5
     image = jax.scipy.ndimage.map_coordinates(image, list(source), order=0).reshape(28, 28)
@@ -101,14 +101,14 @@ def augment(key: jax.Array, image: jax.Array) -> jax.Array:
 
 @jax.jit
 def prepare(key: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Augment and normalise a batch of uint8 `[N, 28, 28]`, each image in a way of its own."""
+    """Augment each image of a batch, uint8 `[N, 28, 28]`, and normalise the batch."""
     images = jax.vmap(augment)(jax.random.split(key, len(pixels)), pixels / 255)
     return ((images - MEAN) / STD)[..., None]
 
 
 @jax.jit
 def train_step(state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array):
-    """Take one step of gradient descent; return the new state and the loss before it."""
+    """Take one step of gradient descent; return the new state and the loss before the step."""
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -124,14 +124,14 @@ def train_step(state: TrainState, images: jax.Array, labels: jax.Array, key: jax
 
 @jax.jit
 def accuracy(state: TrainState, pixels: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return the share of images that the network reads correctly, in percent."""
+    """Return the percentage of images that the network classifies correctly."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = state.apply_fn(variables, ((pixels / 255 - MEAN) / STD)[..., None])
     return 100 * (logits.argmax(axis=1) == labels).mean()
 
 
 def train(dataset: data.Dataset, epochs: int = 15, seed: int = 0) -> TrainState:
-    """Train from a seed, print a line an epoch, and return the last state."""
+    """Train from a seed, print a line per epoch, and return the final state."""
     key = jax.random.key(seed)
     steps = len(dataset.train_images) // BATCH_SIZE
     state, loss = create_state(key, Gap(), epochs * steps), jnp.inf

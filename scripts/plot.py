@@ -1,6 +1,6 @@
-"""Draws learning curves: `python scripts/plot.py runs/gap-seed0 runs/dropout-seed0`.
+"""Draw learning curves: `python scripts/plot.py runs/gap-seed0 runs/dropout-seed0`.
 
-Takes one run or more, finished or in training. Several seeds are drawn as mean and range.
+Runs may be finished or in training. Several seeds are drawn as their mean and range.
 """
 
 import argparse
@@ -37,19 +37,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         type=user_path,
         metavar="RUN",
-        help="a run's folder, or that of many seeds",
+        help="a run's folder",
     )
     parser.add_argument(
         "--out",
         type=user_path,
-        help="the picture, PNG or SVG; by default curves.png in the first RUN",
+        help="the output file, PNG or SVG; by default curves.png in the first RUN",
     )
     add_debug_option(parser)
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> Path:
-    """Draw the curves; return the picture's path."""
+    """Draw the curves; return the path of the output file."""
     out = arguments.out or arguments.runs[0] / run_folder.CURVES
     if out.suffix not in (".png", ".svg"):
         raise ConfigError(f"out is {out}; expected a name that ends with .png or .svg")

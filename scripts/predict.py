@@ -1,4 +1,4 @@
-"""Reads digits from pictures: `python scripts/predict.py runs/gap-seed0 a.png b.jpg folder/ -`."""
+"""Read digits from pictures: `python scripts/predict.py runs/gap-seed0 a.png b.jpg folder/ -`."""
 
 import argparse
 import functools
@@ -22,7 +22,7 @@ from jaxmnist.inference.predict import Predict, check_digits, load_runs, make_pr
 from jaxmnist.inference.views import ensemble
 
 STDIN = "-"
-# Operating systems' own files, in lower case. Names that begin with a dot also count.
+# Files of operating systems, in lower case, besides names that begin with a dot.
 SYSTEM = {"thumbs.db", "desktop.ini"}
 
 Read = Callable[[], list[np.ndarray]]
@@ -40,13 +40,13 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder; that of many seeds: their ensemble")
+    parser.add_argument("run", type=Path, help="a run's folder; several seeds form an ensemble")
     parser.add_argument(
         "pictures",
         nargs="+",
         metavar="PICTURE",
-        help="anything that Pillow reads, dark on light or light on dark; a folder: all pictures "
-        "below it; -: standard input",
+        help="a file that Pillow reads, dark on light or light on dark; a folder, for all pictures "
+        "below it; or -, for standard input",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
     add_debug_option(parser)
@@ -91,7 +91,7 @@ def pictures_of(names: Sequence[str]) -> Iterator[tuple[str, Read]]:
 
 
 def pictures_in(folder: str) -> Iterator[tuple[str, Read]]:
-    """Yield the pictures in a folder and its subfolders, without the system's own files."""
+    """Yield the pictures in a folder and its subfolders, without system files."""
     errors: list[OSError] = []
     found: list[Path] = []
     for place, folders, files in os.walk(folder, onerror=errors.append):
@@ -106,7 +106,7 @@ def pictures_in(folder: str) -> Iterator[tuple[str, Read]]:
 
 
 def is_system(name: str) -> bool:
-    """Return whether an operating system makes files or folders of this name."""
+    """Return whether operating systems create files or folders of this name."""
     return name.startswith(".") or name.lower() in SYSTEM or name == "__MACOSX"
 
 
@@ -135,14 +135,14 @@ def printable(name: str) -> str:
 
 
 def text_line(name: str, probabilities: np.ndarray, place: int = 1, count: int = 1) -> str:
-    """Return a line of text: the digit, and all probabilities in percent."""
+    """Return a line of text with the digit and all probabilities in percent."""
     each = "  ".join(f"{digit}: {100 * p:.1f}" for digit, p in enumerate(probabilities))
     which = f" (digit {place} of {count})" if count > 1 else ""
     return f"{printable(name)}{which}: {probabilities.argmax()}   (%  {each})"
 
 
 def json_line(name: str, probabilities: np.ndarray, place: int = 1, count: int = 1) -> str:
-    """Return a line of JSON; if the picture has several digits, with the place of this one."""
+    """Return a line of JSON, with the digit's place if the picture has several digits."""
     rounded = [round(float(p), 6) for p in probabilities]
     of_several = {"place": place, "count": count} if count > 1 else {}
     line = {"file": name, **of_several, "digit": int(probabilities.argmax())}

@@ -1,7 +1,7 @@
-"""Writes the pretrained networks of the package from finished runs.
+"""Write the pretrained networks of the package from finished runs.
 
-`python scripts/pretrained.py runs/pretrained/*` takes the runs of seed 0 of each network, which
-`scripts/train.py --seed 0` trains on one core, as those of docs/results.json were.
+`python scripts/pretrained.py runs/pretrained/*` needs a run of seed 0 of each network, trained with
+`scripts/train.py --seed 0` on one core, like the runs in docs/results.json.
 """
 
 import argparse

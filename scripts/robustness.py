@@ -1,7 +1,7 @@
-"""Measures accuracy on photographed digits: `python scripts/robustness.py runs/gap-seed0`.
+"""Measure accuracy on photographed digits: `python scripts/robustness.py runs/gap-seed0`.
 
-Photos of test digits are tested with no nuisance and with each. The table compares the preparation
-of `predict.py` with a plain resize to 28x28.
+Test with photos of test digits, without a nuisance and with each nuisance. The table compares the
+preprocessing of `predict.py` with a plain resize to 28x28.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Print the table, row by row.
 
     Raises:
-        ConfigError: the run is not of digits, or the count is out of range.
+        ConfigError: the run was not trained on digits, or the count is out of range.
     """
     runs = load_runs(arguments.run)
     check_digits(runs)
@@ -96,9 +96,9 @@ def shares(
     predict: Predict,
     prepare: Callable[[np.ndarray], list[np.ndarray]],
 ) -> tuple[float, float, float]:
-    """Return the shares that are right, refused, and wrong with a probability above 0.9.
+    """Return the fractions that are right, refused, and wrong with a probability above 0.9.
 
-    A picture with several digits found is never right. It is wrong and sure if all are sure.
+    A picture in which several digits are found is wrong, and sure if all digits are sure.
     """
     right = refused = sure_and_wrong = 0
     for photo, label in zip(photos, labels, strict=True):
@@ -116,7 +116,7 @@ def shares(
 
 
 def plainly_resized(greys: np.ndarray) -> list[np.ndarray]:
-    """Return the whole picture in 28x28 pixels, light on dark, stretched to 0 to 255."""
+    """Resize the picture to 28x28 pixels, light on dark, and stretch it to 0 to 255."""
     border = np.concatenate([greys[0], greys[-1], greys[:, 0], greys[:, -1]])
     ink = 255 - greys if np.median(border) > greys.mean() else greys
     small = Image.fromarray(ink.astype(np.float32)).resize((28, 28), Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""Trains one of the seven networks: `python scripts/train.py --variant gap`."""
+"""Train a network on MNIST: `python scripts/train.py --variant gap`."""
 
 import argparse
 import contextlib
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     with TrainingCommand("--debug" in argv, functools.partial(describe_stop, argv)) as command:
         arguments = make_parser().parse_words(argv)
         join(arguments)
-        command.handle_signals()  # after `join`, which would not notice signals
+        command.handle_signals()  # after `join`, which is not interrupted by handled signals
         config, seeds, options = resolve(arguments)
         console = make_console(quiet=not distributed.is_main_process())
         if arguments.dry_run:
@@ -68,39 +68,39 @@ def main(argv: Sequence[str]) -> int:
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=user_path, metavar="FOLDER", help="the run's folder; by "
-                        "default the next free runs/VARIANT-seedSEED")  # fmt: skip
-    parser.add_argument("--seeds", metavar="N", help="train several: their number, as 8, from "
-                        "--seed on, or a list, as 3,7,11")  # fmt: skip
-    what = parser.add_argument_group("what is trained (defaults: those of the recipe)")
+    parser.add_argument("--out", type=user_path, metavar="FOLDER", help="the output folder; by "
+                        "default runs/VARIANT-seedSEED, or the next free name")  # fmt: skip
+    parser.add_argument("--seeds", metavar="N", help="train several seeds: a count, such as 8 "
+                        "(from --seed on), or a list, such as 3,7,11")  # fmt: skip
+    what = parser.add_argument_group("training (defaults: the recipe's values)")
     add_fields(what, TrainConfig, unset=True)
-    add_fields(parser.add_argument_group("how it is trained and kept"), RunOptions)
-    together = parser.add_argument_group("several processes (found on TPU pods and under SLURM)")
-    together.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
-    together.add_argument("--num-processes", type=int, metavar="N", help="their number; 1: this "
-                          "one trains alone, even in a cluster")  # fmt: skip
-    together.add_argument("--process-id", type=int, metavar="N", help="of this process, from 0")
-    shown = parser.add_argument_group("what is shown")
+    add_fields(parser.add_argument_group("execution and storage"), RunOptions)
+    together = parser.add_argument_group("several processes (detected on TPU pods and under SLURM)")
+    together.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
+    together.add_argument("--num-processes", type=int, metavar="N", help="number of processes; "
+                          "1 to train in this process alone, even in a cluster")  # fmt: skip
+    together.add_argument("--process-id", type=int, metavar="N", help="process index, from 0")
+    shown = parser.add_argument_group("output")
     flag = functools.partial(shown.add_argument, action="store_true")
-    flag("--dry-run", help="print config, parameters and steps, and train nothing")
-    flag("--quiet", help="print the result only")
-    flag("--tensorboard", help="write every epoch's metrics for TensorBoard, in tensorboard/")
-    flag("--profile", help="write a jax.profiler trace of some steps of one seed, in profile/")
+    flag("--dry-run", help="print the config, parameters and steps without training")
+    flag("--quiet", help="print only the result")
+    flag("--tensorboard", help="write the metrics of each epoch to tensorboard/")
+    flag("--profile", help="write a jax.profiler trace of some steps to profile/ (one seed only)")
     shown.add_argument(
         "--compilation-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep compiled programs in the user's cache folder, for the next start",
+        help="store compiled programs in the user's cache folder, for faster starts",
     )
     add_debug_option(parser)
     return parser
 
 
 def join(arguments: argparse.Namespace) -> None:
-    """Join the processes that the command line names, before JAX is first used."""
+    """Connect to the other processes, if there are any, before the first use of JAX."""
     distributed.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     check_platform()
-    own = {"process_id", "data_dir", "idx_dir"}  # hosts may keep the images in other folders
+    own = {"process_id", "data_dir", "idx_dir"}  # hosts may store the images in different folders
     alike = {name: value for name, value in vars(arguments).items() if name not in own}
     distributed.assert_equal_across_processes(str(alike))
 
@@ -108,7 +108,7 @@ def join(arguments: argparse.Namespace) -> None:
 def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...], RunOptions]:
     """Return the config, seeds and options of the command line.
 
-    Options not given come from the run to resume, or from the recipe.
+    Missing options come from the run to resume, or from the recipe.
 
     Raises:
         ConfigError: a value is out of range.
@@ -124,7 +124,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     if options.resume and arguments.out is not None:
         text = distributed.broadcast_from_main(functools.partial(read_begun, arguments.out))
         begun = parse_config(text) if text else None
-        # Another network or recipe is refused later, in an error that names both values.
+        # A different network or recipe is rejected later, with an error that names both values.
         if begun and all(
             given.get(name, getattr(begun.config, name)) == getattr(begun.config, name)
             for name in ("variant", "recipe")
@@ -141,7 +141,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
 
 def read_begun(out: Path) -> str:
     """Return the config of the run in a folder, as JSON; empty if there is none."""
-    # The training itself reports errors in the folder.
+    # `train` reports errors in the folder.
     with contextlib.suppress(ConfigError, OSError):
         begun = begun_config(out)
         return format_config(begun.config, begun.seeds) if begun else ""
@@ -149,15 +149,15 @@ def read_begun(out: Path) -> str:
 
 
 def describe_stop(argv: Sequence[str], stop: BaseException) -> str:
-    """Return the line to print when a training was stopped."""
+    """Return the line to print after a training was stopped."""
     if not isinstance(stop, Stopped):
         return "stopped"
     resume = shlex.join(["python", sys.argv[0], *words_to_resume(argv, stop.path)])
-    return f"stopped at step {stop.step}; to go on: {resume}"
+    return f"stopped at step {stop.step}; to continue: {resume}"
 
 
 def words_to_resume(argv: Sequence[str], path: Path) -> list[str]:
-    """Return the command line that resumes the training of this one."""
+    """Return the arguments of the command that resumes this training."""
     words = [word for word in argv if word not in ("--overwrite", "--resume")]
     has_out = any(word.split("=")[0] == "--out" for word in argv)
     return [*words, "--resume"] if has_out else [*words, "--resume", "--out", str(path)]
@@ -171,7 +171,7 @@ def watched(
     console: Console,
     command: TrainingCommand,
 ):
-    """Show a training; yield its callbacks."""
+    """Display a training; yield the callbacks for it."""
     tracker = ProgressTracker(seeds, config.epochs)
     display = make_display(console, arguments.quiet or console.quiet, tracker)
     with contextlib.ExitStack() as stack:
@@ -187,7 +187,7 @@ def watched(
 
 
 def make_watchers(arguments: argparse.Namespace) -> list[TensorBoard | Profile]:
-    """Return the main process's watchers of a training besides the display."""
+    """Return the watchers of a training besides the display, for the main process."""
     watchers = []
     if arguments.tensorboard:
         distributed.broadcast_from_main(find_tensorboard)
@@ -211,13 +211,13 @@ def dry_run(
     out: Path | None,
     console: Console,
 ) -> None:
-    """Run a training's checks and print what would be trained; fetch nothing."""
+    """Run the checks of a training and print its config; download nothing."""
     config = dataclasses.replace(config, seed=seeds[0])
     check_options(config, seeds, out, options)
     devices, mapping = choose_parallelism(config, seeds, options)
     if options.idx_dir is not None:
         dataset = data.load(config.dataset, idx_dir=options.idx_dir)
-    else:  # the same number of images, without pixels
+    else:  # a stand-in with the same number of images, without pixels
         images, labels = np.zeros((data.TRAIN_COUNT, 0, 0), np.uint8), np.zeros(data.TRAIN_COUNT)
         dataset = data.Dataset(images, labels, images[:0], labels[:0], mean=0.0, std=1.0)
     setup = set_up(config, dataset, options, devices, facts={})
@@ -274,8 +274,8 @@ def describe_result(run: Run, seconds: float) -> str:
 if __name__ == "__main__":
     status = run_main(main, needs_output=False)
     if status in (1, 2) and jax.distributed.is_initialized():
-        # The other processes are waiting or gone: an orderly shutdown would take too long.
-        # The main process's exit ends all others: give them time to print the same error.
+        # The other processes are waiting or gone, so an orderly shutdown would take too long.
+        # The main process's exit ends all others; give them time to print the same error.
         time.sleep(1 if distributed.is_main_process() else 0)
         os._exit(status)
     sys.exit(status)

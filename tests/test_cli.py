@@ -96,8 +96,8 @@ def test_a_taken_out_is_refused_unless_overwritten(run, small_idx_dir):
     status, _, err = run(*tiny)
     assert (status, err) == (
         2,
-        "error: here is not empty; pass another --out, or, if it holds a run, --resume to go on "
-        "with it or --overwrite to replace it\n",
+        "error: here is not empty; pass another --out, or, if it holds a run, --resume to "
+        "continue it or --overwrite to replace it\n",
     )
     assert run(*tiny, "--overwrite")[0] == 0
 
@@ -176,8 +176,11 @@ def test_every_option_reaches_the_config(script):
         ("--variant skeleton --dropout 0.1", r"^error: dropout is 0\.1, but the variant skeleton"),
         ("--dry-run --batch-size 60001", r"^error: batch_size is 60001, but there are only 60000"),
         ("--dry-run --epochs 1 --batch-size 30000", r"^error: the one-cycle schedule needs at"),
-        ("--checkpoint-every often", r"^error: checkpoint_every is 'often'; expected epochs, as 2"),
-        ("--resume", r"^error: resume needs to know the folder of the run: pass --out\n$"),
+        (
+            "--checkpoint-every often",
+            r"^error: checkpoint_every is 'often'; expected epochs, such as 2",
+        ),
+        ("--resume", r"^error: resume needs the folder of the run; pass --out\n$"),
         ("--resume --out a --overwrite", r"^error: resume and overwrite exclude each other"),
         ("--keep 0", r"^error: keep is 0; expected a whole number of at least 1\n$"),
         ("--holdout 70000 --dry-run", r"^error: holdout is 70000 and fold 0, but there are 60000"),
@@ -189,13 +192,16 @@ def test_every_option_reaches_the_config(script):
             r"^error: limit_train is 55001, but .*55000",
         ),
         ("--devices 99 --dry-run", r"^error: devices is 99; expected a whole number from 1 to"),
-        ("--resume --dry-run", r"^error: resume needs to know the folder of the run: pass --out"),
+        ("--resume --dry-run", r"^error: resume needs the folder of the run; pass --out"),
         ("--seeds 2 --profile --dry-run", r"^error: profile is for a run of one seed"),
         ("--variant less_params --epochs 50001 --dry-run", r"^error: epochs is 50001; expected at"),
         ("--out=~nobody-like-this/x", r"^error: argument --out: ~nobody-like-this/x begins with"),
         ("--out", r"^error: argument --out: expected one argument; --help lists all options\n$"),
         ("--num-processes many", r"^error: argument --num-processes: invalid int value: 'many'"),
-        ("--seeds many", r"^error: seeds is 'many'; expected how many, as 8, or which, as 3,7,11"),
+        (
+            "--seeds many",
+            r"^error: seeds is 'many'; expected a count, such as 8, or a list, such as 3,7,11",
+        ),
         ("--seeds 3,7 --seed 9", r"^error: seeds is '3,7', which names each one: leave --seed out"),
         ("--seeds 0", r"^error: seeds is empty; expected at least one\n$"),
         ("--seeds 3,7,3", r"^error: seeds has 3 more than once; each seed is one run\n$"),
@@ -398,7 +404,7 @@ def test_one_command_line_begins_and_resumes_a_run(run, small_idx_dir, seeds, th
     words = (*tiny, "--resume", "--out", "below/here")
     status, out, err = run(*words)
     assert (status, err) == (0, "")
-    begins = "note: there is no run in below/here yet: this begins one"
+    begins = "note: there is no run in below/here yet; a new one starts"
     assert (begins in out.splitlines()) == (there != "config.json")
     before = files_of("below/here")
     assert len(before) == 3
@@ -415,7 +421,7 @@ def test_resume_refuses_other_folders(run, small_idx_dir):
     for more in ((), ("--dry-run",), ("--seeds", "2"), ("--seeds", "2", "--dry-run")):
         status, _, err = run(*words, *more)
         assert status == 2
-        assert "thesis holds chapter1.tex, which is not of a run" in err
+        assert "thesis holds chapter1.tex, which does not belong to a run" in err
     Path("file").write_text("")
     status, _, err = run(*TINY, "--idx-dir", small_idx_dir, "--resume", "--out", "file")
     assert (status, err) == (2, "error: file is not a folder; expected the folder of a run\n")
@@ -470,7 +476,7 @@ def test_resume_with_other_seeds_is_refused(run, script, tmp_path, seeds, others
     assert resolved(script, *words)[1] == begun
     status, _, err = run(*words, "--dry-run", "--seed", "7")
     one = "seed was 3 and is 7"
-    assert (status, (one if seeds == "1" else f"begun with the seeds {others}, ") in err) == (
+    assert (status, (one if seeds == "1" else f"started with the seeds {others}, ") in err) == (
         2,
         True,
     )

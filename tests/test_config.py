@@ -203,13 +203,13 @@ def test_config_is_frozen():
         ({"nesterov": "yes"}, r"nesterov is 'yes'; expected True or False"),
         ({"schedule": "cosine"}, r"schedule is 'cosine'; expected one of constant, one_cycle"),
         ({"augmentation": "afine"}, r"augmentation is 'afine'; .* Did you mean affine\?"),
-        ({"momentum": 1}, r"momentum is 1; expected a number from 0 up to, not with, 1"),
-        ({"ema_decay": 1.0}, r"ema_decay is 1\.0; expected a number from 0 up to, not with, 1"),
+        ({"momentum": 1}, r"momentum is 1; expected a number of at least 0 and below 1"),
+        ({"ema_decay": 1.0}, r"ema_decay is 1\.0; expected a number of at least 0 and below 1"),
         ({"weight_decay": -1}, r"weight_decay is -1; expected a finite number of at least 0"),
         ({"pct_start": 1}, r"pct_start is 1; expected a number between 0 and 1"),
         ({"div_factor": 0}, r"div_factor is 0; expected a finite number above 0"),
-        ({"dropout": 1.0}, r"dropout is 1\.0; expected a number from 0 up to"),
-        ({"dropout": -0.1}, r"dropout is -0\.1; expected a number from 0 up to"),
+        ({"dropout": 1.0}, r"dropout is 1\.0; expected a number of at least 0"),
+        ({"dropout": -0.1}, r"dropout is -0\.1; expected a number of at least 0"),
         (
             {"variant": "less_params", "dropout": 0.1},
             r"dropout is 0\.1, but the variant less_params has no dropout layers; "
@@ -313,7 +313,9 @@ def test_seeds_on_the_command_line(words, first, seeds):
 
 @pytest.mark.parametrize("words", ["", "x", "3,", ",3", "-1", "1.5", "3 7", "3,,7", "9" * 11])
 def test_seeds_that_are_neither_a_number_nor_a_list(words):
-    with pytest.raises(ConfigError, match=f"seeds is '{words}'; expected how many, as 8, or which"):
+    with pytest.raises(
+        ConfigError, match=f"seeds is '{words}'; expected a count, such as 8, or a list"
+    ):
         parse_seeds(words, 0)
 
 

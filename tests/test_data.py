@@ -126,7 +126,7 @@ def test_a_damaged_cache_is_replaced(tmp_path, fetches, caplog, name, damage):
         path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     assert_loaded(data.load("kmnist", tmp_path))
     assert fetches == ["kmnist"]
-    assert "passed over" in caplog.text
+    assert "skipped" in caplog.text
     assert name in caplog.text
     assert path.read_bytes() == content
     assert not list(tmp_path.rglob(".new-*"))
@@ -141,7 +141,7 @@ def test_a_damaged_prepared_data_set_is_replaced(tmp_path, fetches, caplog):
     shard.write_bytes(content[: len(content) // 2])
     assert_loaded(data.load("kmnist", tmp_path))
     assert fetches == ["kmnist", "kmnist"]
-    assert f"passed over: the prepared data set in {own} cannot be read" in caplog.text
+    assert f"skipped: the prepared data set in {own} cannot be read" in caplog.text
     assert shard.read_bytes() == content
 
 
@@ -173,7 +173,7 @@ def test_a_cache_that_the_system_cannot_read_is_passed_over(
         patch.setattr(Path, "read_bytes", refuse)
         assert_loaded(data.load("kmnist", tmp_path))
     assert fetches == ["kmnist"]
-    assert f"passed over: a file cannot be read: {os.strerror(number)}" in caplog.text
+    assert f"skipped: a file cannot be read: {os.strerror(number)}" in caplog.text
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
 
 
@@ -218,8 +218,8 @@ def test_a_damaged_cache_in_a_read_only_folder_is_passed_over(
 
     monkeypatch.setattr(cache.tempfile, "TemporaryDirectory", refuse)
     assert_loaded(data.load("kmnist", tmp_path))
-    assert "passed over: train-labels-idx1-ubyte from" in caplog.text
-    assert "could not be kept in" in caplog.text
+    assert "skipped: train-labels-idx1-ubyte from" in caplog.text
+    assert "could not be stored in" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["", *idx.NAMES])
@@ -257,7 +257,7 @@ def test_a_wrong_prepared_mnist_is_never_trained_on(tmp_path, no_network, caplog
     tfds_mnist.prepare("mnist", FILES, tmp_path, ignore_progress)
     with pytest.raises(DataError, match="no network"):
         data.load("mnist", tmp_path)
-    assert "passed over: train-images-idx3-ubyte from" in caplog.text
+    assert "skipped: train-images-idx3-ubyte from" in caplog.text
 
 
 with tfds.core.registered.skip_registration():
@@ -313,7 +313,7 @@ def test_a_damaged_stock_copy_is_passed_over_and_left_alone(tmp_path, stock, fet
     shard = next(stock.glob("*train.array_record*"))
     shard.write_bytes(shard.read_bytes()[:100])
     assert_loaded(data.load("kmnist", tmp_path))
-    assert f"passed over: the prepared data set in {stock} cannot be read" in caplog.text
+    assert f"skipped: the prepared data set in {stock} cannot be read" in caplog.text
     assert shard.stat().st_size == 100
 
 
@@ -346,7 +346,7 @@ def test_a_disk_that_does_not_take_the_cache_costs_only_time(tmp_path, stock, ca
 
     monkeypatch.setattr(cache, "publish", full)
     assert_loaded(data.load("kmnist", tmp_path))
-    assert "could not be kept" in caplog.text
+    assert "could not be stored" in caplog.text
     assert not list(tmp_path.rglob(".new-*"))
 
 
@@ -385,7 +385,7 @@ def test_without_a_home_directory_images_are_kept_with_temporary_files(no_home, 
     assert_loaded(data.load("kmnist"))
     assert fetches == ["kmnist"]
     folder = no_home / f"jaxmnist-{os.getuid()}"
-    assert f"images are kept in {folder} (--data-dir sets another folder)" in caplog.text
+    assert f"images are stored in {folder} (see --data-dir)" in caplog.text
     assert folder.stat().st_mode & 0o077 == 0
     with pytest.raises(ConfigError, match=r"idx_dir is '~/idx', but that home .* a full path"):
         data.load("kmnist", idx_dir="~/idx")

@@ -105,7 +105,7 @@ def test_the_default_number_of_devices_divides_the_batch(with_eight, batch_size,
         assert idle == []
     else:
         assert idle == [
-            f"{count} of 8 devices train: {batch_size} images cannot be shared out equally among 8"
+            f"{count} of 8 devices train: {batch_size} images cannot be divided equally among 8"
         ]
     with pytest.raises(ConfigError, match="devices is 9"):
         choose_devices(9, "jit", batch_size)
@@ -206,7 +206,7 @@ def test_the_command_trains_on_many(start, tmp_path, words, device):
 
 def test_an_indivisible_batch_makes_no_folder(with_eight, tmp_path):
     config = TrainConfig(batch_size=100)
-    with pytest.raises(ConfigError, match="100 images cannot be shared out equally among 8"):
+    with pytest.raises(ConfigError, match="100 images cannot be divided equally among 8"):
         train(config, tmp_path / "run", options=RunOptions(devices=8))
     assert not (tmp_path / "run").exists()
 

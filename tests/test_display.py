@@ -86,7 +86,7 @@ def test_seeds_side_by_side_share_a_line(display):
         (
             {0: 7020, 1: 500, 2: 0},
             "training seeds 0 to 2 (processes), 7020 steps each over 60,000 images into runs/a, "
-            "going on at step 7520 of 21060, 1 seeds finished",
+            "continuing at step 7520 of 21060, 1 seeds finished",
         ),
         ({0: 7020, 1: 7020}, "the runs in runs/a are finished: 2 of 2 seeds"),
     ],

@@ -107,7 +107,7 @@ def test_if_one_process_is_killed_the_other_ends(start, start_two, tmp_path, vic
     assert status == 1 or (victim == 0 and status == -signal.SIGABRT)
     assert "another process failed or is gone" in errors or "another task died" in errors
     process = start(*WORDS, "--epochs", "80", "--out", "run", "--resume")
-    wait_for_line(process, r"training 320 steps .*, going on at step (4|8|12)")
+    wait_for_line(process, r"training 320 steps .*, continuing at step (4|8|12)")
     assert finish(process)[0] == 0
     assert len(load_run(tmp_path / "run").rows) == 80
 
@@ -118,7 +118,7 @@ def test_if_one_process_gets_a_signal_all_save_and_stop(start_two, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     (first, _, words), (second, _, others) = both(processes)
     assert (first, second) == (130, 143)
-    assert re.match(r"stopped at step \d+; to go on: ", words)
+    assert re.match(r"stopped at step \d+; to continue: ", words)
     assert words.replace("--process-id 0", "--process-id 1") == others
     step = re.findall(r"step (\d+)", words)
     assert [path.name for path in (tmp_path / "run" / "checkpoints" / "seed0").iterdir()] == step
@@ -135,7 +135,7 @@ def test_an_error_of_the_main_process_is_raised_in_all(start_two, tmp_path):
 def test_processes_with_different_options_are_refused(start_two, tmp_path):
     for status, said, errors in both(start_two("--out", "run", each=lambda n: ("--seed", str(n)))):
         assert (status, said) == (2, "")
-        assert errors.startswith("error: the 2 processes that train together were given different")
+        assert errors.startswith("error: the 2 processes that train together received different")
     assert not (tmp_path / "run").exists()
 
 
@@ -144,7 +144,10 @@ def test_processes_with_different_options_are_refused(start_two, tmp_path):
     [
         (("a:1", 2, None), r"--num-processes and --process-id belong together: pass all three"),
         ((None, None, 0), r"coordinator, --num-processes and --process-id belong together"),
-        (("localhost", 2, 0), r"coordinator is 'localhost'; expected HOST:PORT, as 10\.0\.0\.1"),
+        (
+            ("localhost", 2, 0),
+            r"coordinator is 'localhost'; expected HOST:PORT, such as 10\.0\.0\.1",
+        ),
         (("localhost:99999", 2, 0), r"coordinator is 'localhost:99999'; expected HOST:PORT"),
         (("a:1", 0, 0), r"num_processes is 0; expected at least 1"),
         (("a:1", 2, 2), r"process_id is 2; expected a whole number from 0 to 1"),
@@ -160,7 +163,7 @@ def test_resume_in_one_process_only_is_refused(start_two):
         start_two("--out", "run", each=lambda number: ["--resume"] if number else [])
     ):
         assert (status, said) == (2, "")
-        assert errors.startswith("error: the 2 processes that train together were given different")
+        assert errors.startswith("error: the 2 processes that train together received different")
 
 
 def test_an_error_of_one_process_ends_both(start_two):
@@ -215,7 +218,7 @@ def test_a_runtime_error_is_a_host_error_with_several_processes_only(monkeypatch
         raise error
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with (
-        pytest.raises(distributed.HostError, match=r"or is gone \(INTERNAL: broken\); --resume"),
+        pytest.raises(distributed.HostError, match=r"or is gone \(INTERNAL: broken\); run all"),
         distributed.as_host_error(),
     ):
         raise error

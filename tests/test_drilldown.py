@@ -127,12 +127,12 @@ def test_a_stopped_command_resumes(run, out, script, monkeypatch):
         stopping.setattr(script.TrainingCommand, "should_stop", is_one_finished)
         status, _, err = run(*TINY, "--seeds", "2")
     assert status == 128 + signal.SIGINT
-    assert err == "stopped; to go on, run the same command again\n"
+    assert err == "stopped; to continue, run the same command again\n"
     assert seeds_in(out) == [0]
     # A begun seed is resumed even if it is not requested; the folder of a finished one is removed.
     status, printed, _ = run(*TINY, "--seeds", "4,7")
     assert status == 0
-    assert re.search(r"training seeds 1, 4, 7 .* going on at step 4 of 24", printed)
+    assert re.search(r"training seeds 1, 4, 7 .* continuing at step 4 of 24", printed)
     assert not (out / "runs/less_params/checkpoints/seed0").exists()
     assert seeds_in(out) == [0, 1, 4, 7]
 
@@ -290,7 +290,10 @@ def test_the_report_has_other_recipes(run, out, script, monkeypatch):
         ),
         (("--seeds", "0"), "seeds is empty; expected at least one"),
         (("--seeds", "1,1"), "seeds has 1 more than once; each seed is one run"),
-        (("--seeds", "some"), "seeds is 'some'; expected how many, as 8, or which, as 3,7,11"),
+        (
+            ("--seeds", "some"),
+            "seeds is 'some'; expected a count, such as 8, or a list, such as 3,7,11",
+        ),
     ],
 )
 def test_refuses_invalid_names_and_seeds(run, words, error):

@@ -164,12 +164,12 @@ def test_other_images_are_normalised_as_the_training_images(command, small_run, 
 
 
 def test_evaluate_refuses_other_runs(command, small_run, small_seeds, tmp_path):
-    different = "the runs were trained on fashion_mnist and kmnist; pass --dataset, on which they"
+    different = "the runs were trained on fashion_mnist and kmnist; pass --dataset to compare"
     for words, message in (
-        ((small_run.path, small_seeds.path), f"{different} are to be compared"),
+        ((small_run.path, small_seeds.path), f"{different} them on one"),
         (
             (small_seeds.path, small_seeds.path),
-            f"{small_seeds.path} seed 0 is named twice; each network counts once",
+            f"{small_seeds.path} seed 0 is named twice; name each network once",
         ),
         ((tmp_path / "none",), f"{tmp_path / 'none'} does not exist; expected the folder of a run"),
     ):

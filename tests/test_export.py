@@ -223,7 +223,7 @@ NORMALISED = {"onnx": ["--normalised-input"]}
     [
         (["--to", "onnx"], "run is missing; expected the folder of a finished run"),
         (["none", "--to", "onnx"], "none does not exist; expected the folder of a run"),
-        (["x", "--to", "onnx", "--variant", "gap"], "variant is for --from-torch"),
+        (["x", "--to", "onnx", "--variant", "gap"], "variant is only for --from-torch"),
         (["x", "--to", "torch", "--normalised-input"], "normalised_input is not for torch"),
         (["--from-torch", "x.pt", "--variant", "gap", "--normalised-input"], "is for --to; leave"),
         (["--from-torch", "x.pt"], "variant is missing; expected one of skeleton, "),

@@ -156,7 +156,7 @@ def test_the_published_search_is_current():
     ("words", "message"),
     [
         (["gap/fast", "--report"], "search.jsonl has no finished run of gap/fast, which is to be "),
-        (["gap/fast", "gap", "gap/fast"], "gap/fast is there twice; expected each name once"),
+        (["gap/fast", "gap", "gap/fast"], "gap/fast is listed twice; expected each name once"),
         (["gap/fast", "--folds", "0"], "folds is 0; expected a whole number of at least 1"),
         (["gap/fast", "--seeds", "0"], "seeds is empty; expected at least one"),
         (["gap/fast", "gap/fast/no_decay/rate_0.22"], "rate_0.22'; expected one of"),

@@ -59,7 +59,9 @@ def test_an_imported_network_cannot_be_trained_on(job, tmp_path, small_idx_dir):
     out = tmp_path / "run"
     imported.write_run(job, golden_variables("batch_norm"), out, tmp_path / "notebook.pt")
     longer = TrainConfig("batch_norm", "kmnist", epochs=3)
-    with pytest.raises(ConfigError, match=r"the network comes from notebook.pt; it cannot go on"):
+    with pytest.raises(
+        ConfigError, match=r"the network comes from notebook.pt; it cannot be trained further"
+    ):
         train(longer, out, small_idx_dir, resume=True)
 
 

@@ -28,7 +28,7 @@ def test_confusion_has_the_counts(evaluated):
     (axes,) = plots.confusion(evaluated).axes
     cells = {(text.get_position(), text.get_text()) for text in axes.texts}
     assert cells == {((3, 3), "30"), ((8, 3), "10")}
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("said", "is")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "label")
 
 
 def test_reliability_is_accuracy_against_confidence(evaluated):
@@ -46,7 +46,7 @@ def test_mistakes_are_shown_with_the_prediction(evaluated, images):
     shown = [axes for axes in panels if axes.images]
     assert len(shown) == 10
     np.testing.assert_array_equal(shown[0].images[0].get_array(), images[39])
-    assert shown[0].get_title() == "3, said 8: 91%"
+    assert shown[0].get_title() == "3 read as 8: 91%"
 
 
 def test_no_mistakes(images):

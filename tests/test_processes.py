@@ -267,14 +267,14 @@ def test_a_signal_stops_all_and_prints_how_to_resume(start, whole, tmp_path):
     process.send_signal(signal.SIGTERM)
     status, _, err = finish(process)
     assert status == 143
-    stopped = re.fullmatch(r"stopped at step (\d+); to go on: python (.*)\n", err)
+    stopped = re.fullmatch(r"stopped at step (\d+); to continue: python (.*)\n", err)
     assert stopped is not None, err
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     script, *words = shlex.split(stopped[2])
     assert Path(script) == SCRIPT
     status, out, _ = finish(start(*words))
     assert status == 0
-    assert f"into runs, going on at step {stopped[1]} of 648, " in out.splitlines()[0]
+    assert f"into runs, continuing at step {stopped[1]} of 648, " in out.splitlines()[0]
     assert_same_runs(tmp_path / "runs", whole)
 
 

@@ -286,7 +286,7 @@ def test_a_repeated_seed_is_refused(file):
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 1}', "{" * 9999, '{"format": 1, "vari'])
 def test_a_damaged_file_is_refused(file, content):
     file.write_text(content)
-    with pytest.raises(ConfigError, match=r"results\.json is damaged: .*; take back an older one"):
+    with pytest.raises(ConfigError, match=r"results\.json is damaged: .*; restore an older one"):
         results.read(file)
 
 

@@ -52,7 +52,7 @@ def test_a_run_killed_at_any_moment_resumes(start, whole, tmp_path, moment):
     status, out, err = finish(start("--resume", "--out", "run", *WORDS[:-2]))
     assert (status, err) == (0, "")
     if moment in ("in an epoch", "saving"):
-        assert re.search(r"into run, going on at step \d+$", out.splitlines()[0])
+        assert re.search(r"into run, continuing at step \d+$", out.splitlines()[0])
     assert_same_run(load_run(tmp_path / "run"), whole)
 
 
@@ -67,13 +67,13 @@ def test_a_signal_saves_stops_and_prints_how_to_resume(start, whole, tmp_path, n
         process.send_signal(number)
     found, _, err = finish(process)
     assert found == status
-    stopped = re.fullmatch(r"stopped at step (\d+); to go on: python (.*)\n", err)
+    stopped = re.fullmatch(r"stopped at step (\d+); to continue: python (.*)\n", err)
     assert stopped is not None, err
     script, *words = shlex.split(stopped[2])
     assert Path(script) == SCRIPT
     status, out, _ = finish(start(*words))
     assert status == 0
-    assert out.splitlines()[0].endswith(f"into run, going on at step {stopped[1]}")
+    assert out.splitlines()[0].endswith(f"into run, continuing at step {stopped[1]}")
     assert_same_run(load_run(tmp_path / "run"), whole)
 
 
@@ -96,7 +96,7 @@ def test_a_second_interrupt_ends_a_run_and_leaves_a_good_checkpoint(start, whole
     assert (status, err) == (-signal.SIGINT, "")  # a shell says 130
     status, out, _ = finish(start("--resume", "--out", "run"))
     assert status == 0
-    assert "going on at step" in out
+    assert "continuing at step" in out
     assert_same_run(load_run(tmp_path / "run"), whole)
 
 

@@ -192,9 +192,9 @@ def test_a_partly_overwritten_run_can_be_overwritten(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("thesis.tex", "years of work", r"holds thesis\.tex, which is not of a run"),
+        ("thesis.tex", "years of work", r"holds thesis\.tex, which does not belong to a run"),
         ("config.json", '{"api": "settings"}', r"config\.json: config is of format None"),
-        ("checkpoints", "", "holds checkpoints, which is not of a run"),
+        ("checkpoints", "", "holds checkpoints, which does not belong to a run"),
     ],
 )
 def test_overwrite_removes_nothing_but_runs(tmp_path, name, content, message):
@@ -213,7 +213,9 @@ def test_overwrite_follows_no_link(tmp_path, link):
         run_folder.write_config(folder, TrainConfig("gap"), [0])
     (out / link).symlink_to(other)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match=f"{link} is a link, and the files of a run are in its"):
+    with pytest.raises(
+        ConfigError, match=f"{link} is a link, and a run's folder must not contain links"
+    ):
         claim(out, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
     # What is named may be a link itself: to a larger disk.
@@ -227,7 +229,7 @@ def test_overwrite_follows_no_link(tmp_path, link):
 def test_system_files_are_ignored(tmp_path, name):
     (tmp_path / name).write_text("")
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match="holds checkpoints, which is not of a run"):
+    with pytest.raises(ConfigError, match="holds checkpoints, which does not belong to a run"):
         run_folder.check_is_run(tmp_path)
     run_folder.write_config(tmp_path, TrainConfig("gap"), [0])
     claim(tmp_path, overwrite=True)
@@ -270,7 +272,7 @@ def test_a_run_with_links_is_refused(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     run_folder.check_links(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "7").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match=r"checkpoints/7 is a link; the files of a run are in"):
+    with pytest.raises(ConfigError, match=r"checkpoints/7 is a link; a run's folder must not"):
         run_folder.check_links(tmp_path / "run")
     with pytest.raises(ConfigError, match="nowhere does not exist; expected the folder of a run"):
         run_folder.check_links(tmp_path / "nowhere")

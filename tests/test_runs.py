@@ -224,7 +224,7 @@ def test_other_images_are_refused(train, tmp_path):
     (tmp_path / "idx").mkdir()
     for name, content in {**files, idx.TRAIN_LABELS: bytes(labels)}.items():
         (tmp_path / "idx" / name).write_bytes(content)
-    with pytest.raises(ConfigError, match="was begun with other images; pass the --data-dir or"):
+    with pytest.raises(ConfigError, match="was started with other images; pass its --data-dir or"):
         train(resume=True, idx_dir=tmp_path / "idx")
 
 
@@ -328,7 +328,7 @@ def test_load_run_refuses_other_folders(tmp_path):
 
 def test_load_run_refuses_an_unfinished_run(train):
     path = stop(train, 5).path
-    with pytest.raises(ConfigError, match="run is not finished; --resume goes on with it"):
+    with pytest.raises(ConfigError, match="run is not finished; use --resume to continue it"):
         jaxmnist.load_run(path)
 
 

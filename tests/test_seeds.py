@@ -285,7 +285,7 @@ def test_another_config_is_refused_before_anything_is_trained(train, small_confi
     path = train((0, 1)).path
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     other = dataclasses.replace(small_config, batch_size=30)
-    message = "begun with the seeds 0, 1, and 1 are not among those asked for; leave --seeds out"
+    message = "started with the seeds 0, 1, but --seeds lacks 1; leave --seeds out"
 
     def assert_refused():
         with pytest.raises(ConfigError, match="batch_size was 32 and is 30"):
@@ -352,7 +352,7 @@ def test_load_run_refuses_unfinished_or_damaged_runs(train):
         with pytest.raises(ConfigError, match=rf"summary\.json is damaged; --resume .*{reason}"):
             jaxmnist.load_run(path)
     (path / "summary.json").unlink()
-    with pytest.raises(ConfigError, match="is not finished; --resume goes on with it"):
+    with pytest.raises(ConfigError, match="is not finished; use --resume to continue it"):
         jaxmnist.load_run(path)
     train(resume=True)
     damage(checkpoints_of(path, seed=1)[54])

@@ -60,7 +60,7 @@ def test_numbered_names_decide_in_any_order(variant, name):
 
 def test_names_without_numbers_need_the_order_of_the_modules():
     state = state_of("gap", unnumbered)
-    with pytest.raises(ConfigError, match=r"have the same shape, and nothing says which"):
+    with pytest.raises(ConfigError, match=r"have the same shape, and their order"):
         variables_of(state, "gap")
     modules = ["", *(name.rpartition(".")[0] for name in state)]
     assert values(variables_of(dict(sorted(state.items())), "gap", modules)) == expected("gap")

@@ -128,7 +128,9 @@ def test_a_config_that_cannot_be_trained_leaves_no_folder(
 
 @pytest.mark.parametrize("every", ["0", "0s", "1.5", "often", "-1", "", "1 s", "9" * 12])
 def test_a_cadence_is_epochs_or_seconds(every):
-    with pytest.raises(ConfigError, match=rf"checkpoint_every is '{every}'; expected epochs, as 2"):
+    with pytest.raises(
+        ConfigError, match=rf"checkpoint_every is '{every}'; expected epochs, such as 2"
+    ):
         loop.make_cadence(every)
 
 

@@ -94,8 +94,8 @@ def test_a_failing_watcher_is_a_note(command, small_idx_dir, tmp_path, monkeypat
     assert said.startswith("less_params, seed 0: ")
     lines = [line for line in errors.splitlines() if "too few steps" not in line]
     assert sorted(lines) == [
-        "note: Profile is off: it cannot be",
-        "note: TensorBoard is off: it cannot be",
+        "note: Profile is off after an error: it cannot be",
+        "note: TensorBoard is off after an error: it cannot be",
     ]
     assert len(jaxmnist.load_run(tmp_path / "run").rows) == 2
 

@@ -16,8 +16,8 @@ MISTAKES = 36
 class Bin:
     """Predictions of similar confidence."""
 
-    low: float
-    high: float
+    low: float  # lowest probability
+    high: float  # highest probability
     count: int
     confidence: float | None  # mean probability of the predictions; None if empty
     accuracy: float | None  # in percent
@@ -31,8 +31,8 @@ class Mistake:
 
     index: int
     label: int
-    said: int
-    confidence: float
+    said: int  # the prediction
+    confidence: float  # probability of the prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Evaluation:
     confusion: np.ndarray  # int [10, 10]: rows are labels, columns predictions
     calibration_error: float
     bins: list[Bin]
-    mistakes: list[Mistake]  # the most confident ones, most confident first
+    mistakes: list[Mistake]  # the most confident mistakes, in decreasing order
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as JSON-serialisable values."""
@@ -127,8 +127,8 @@ def interval(correct: int, count: int) -> tuple[float, float]:
 def calibration_error(bins: list[Bin]) -> float:
     """Return the expected calibration error, in percentage points.
 
-    This is the mean distance between confidence and accuracy, with bins weighted by their number of
-    predictions. Source: Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural
+    This is the mean distance between confidence and accuracy over bins, weighted by the number of
+    predictions in each. Source: Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural
     networks", ICML 2017, equation 3.
     """
     total = sum(one.count for one in bins)
@@ -148,8 +148,8 @@ def compare(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[
         labels: integers `[N]`.
 
     Returns:
-        The number of images that only the second classifies correctly, the number that only the
-        first does, and the two-sided p-value.
+        The number of images that only the second network classifies correctly, the number that
+        only the first classifies correctly, and the two-sided p-value.
     """
     one, other = (log_probs.argmax(axis=1) == labels for log_probs in (first, second))
     gains, losses = int((other & ~one).sum()), int((one & ~other).sum())
@@ -158,7 +158,7 @@ def compare(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[
 
 
 def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
-    """Return the percentages of parts in wholes; None where the whole is 0."""
+    """Return each part as a percentage of its whole; None if the whole is 0."""
     return [
         100 * float(part / whole) if whole else None
         for part, whole in zip(parts, wholes, strict=True)

@@ -1,6 +1,6 @@
-"""Runs tested on images held out of the training set: what a search chooses by.
+"""Runs tested on images held out of the training set, for choices between recipes.
 
-Finished runs are lines of JSON: the config, and the metrics of the run.
+Each finished run is a line of JSON with its config and metrics.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ ByRun = Mapping[tuple[int, int], float]  # by fold and seed
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Return the finished runs; a line that a killed process did not finish is passed over."""
+    """Return the finished runs; skip incomplete lines, which a killed process may leave."""
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
@@ -44,7 +44,7 @@ def add(file: Path, run: Run) -> None:
 
 
 def missing(file: Path, config: TrainConfig, seeds: Sequence[int]) -> list[int]:
-    """Return the seeds without a finished run of a config and its fold."""
+    """Return the seeds without a finished run of a config (and its fold)."""
     finished = by_run(file, config)
     return [seed for seed in seeds if (config.fold, seed) not in finished]
 
@@ -55,7 +55,7 @@ def by_run(file: Path, config: TrainConfig, metric: str = "final_test_loss") -> 
     found = {}
     for line in read(file):
         fold, seed = line["fold"], line["seed"]
-        # Lines of earlier versions lack fields, which are the recipe's.
+        # Lines of earlier versions lack fields, which have the recipe's values.
         values = {name: line[name] for name in fields if name in line}
         if values["recipe"] != config.recipe:
             continue

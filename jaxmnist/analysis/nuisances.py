@@ -1,7 +1,7 @@
 """Synthetic photos of digits on paper, with common disturbances.
 
-A nuisance is a function `(rng, photo) -> photo` of a float image `[H, W]`, 0 to 255. Its strength,
-side and position are drawn from the generator.
+A nuisance is a function `(rng, photo) -> photo` of a float image `[H, W]`, 0 to 255. The random
+generator determines its strength, side and position.
 """
 
 import functools

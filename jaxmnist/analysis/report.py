@@ -13,7 +13,7 @@ from jaxmnist.analysis.stats import Difference, Summary
 from jaxmnist.config import ConfigError, format_seeds
 from jaxmnist.recipes import IDEAS
 
-# A negligible difference, in points; tables give the number of seeds that would show it.
+# A negligible difference, in percentage points; tables list the number of seeds needed to show it.
 SMALL = 0.02
 STEPS_LEGEND = (
     "Points are percentage points of the final epoch's test accuracy, second less first. Intervals "
@@ -32,7 +32,7 @@ STEPS_LEGEND = (
 
 
 Item = TypeVar("Item")
-Column = tuple[str, Callable[[Item], str]]  # the header, and the cell of a row's item
+Column = tuple[str, Callable[[Item], str]]  # the header, and the function from an item to a cell
 Columns = Sequence[Column[Item]]
 
 
@@ -52,7 +52,7 @@ def compare(pairs: Sequence[Sequence[VariantResults]]) -> list[Comparison]:
     """Compare pairs of networks, seed by seed.
 
     Args:
-        pairs: all pairs that are corrected for together.
+        pairs: all pairs for which p-values are corrected together.
 
     Raises:
         ConfigError: a pair has no seed in common.
@@ -103,7 +103,7 @@ def sentence(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Return whether our seeds confirm the direction of the original's step."""
+    """Return whether this project's seeds confirm the direction of the original's step."""
     step = _published_step(comparison)
     if step is None or comparison.p is None:
         return "not judged"
@@ -186,7 +186,7 @@ def ablation_block(networks: Sequence[VariantResults]) -> str:
 
 
 def fill(file: Path, block: str) -> str:
-    """Return the text of a document with the block between its two markers replaced.
+    """Return the text of a document, with the block between its two markers replaced.
 
     Args:
         file: the path of the document.
@@ -216,7 +216,7 @@ def _table(items: Iterable[Item], columns: Columns[Item], left: int = 1) -> str:
 
 
 def _changes(comparisons: Sequence[Comparison]) -> str:
-    """Return the table of an ablation's changes and their effects, the greatest loss first."""
+    """Return the table of an ablation's changes and their effects, largest loss first."""
     by_loss = sorted(comparisons, key=lambda both: both.final.summary.mean)
     header, rule, *rows = _table(by_loss, CHANGES, left=2).splitlines()
     whole = comparisons[0].first
@@ -247,7 +247,7 @@ def steps_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def _conditions(networks: Sequence[VariantResults]) -> str:
-    """Return a list of the data, devices, versions and commits of all runs, each value once."""
+    """Return a list of the distinct data sets, devices, versions and commits of all runs."""
     runs = [run for network in networks for run in network.runs]
     counts = (f"{run['test_count']:,}" for run in runs)
     steps = (f"{run['steps']:,} of {run['config']['batch_size']}" for run in runs)
@@ -312,7 +312,7 @@ def _p(value: float | None) -> str:
 
 
 def _seeds(sd: float | None) -> str:
-    """Return the number of seeds that resolve `SMALL`, given a standard deviation."""
+    """Return the number of seeds needed to resolve `SMALL`, given a standard deviation."""
     if sd is None:
         return "-"
     count = stats.seeds_to_resolve(SMALL, sd)

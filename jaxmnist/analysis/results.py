@@ -1,6 +1,6 @@
-"""Results of a drill-down: every finished run, by name, in one JSON file.
+"""Results of a drill-down: all finished runs, by name, in one JSON file.
 
-The file holds exactly the finished runs. A later drill-down continues from it.
+A later drill-down continues from this file.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from jaxmnist.runs.run import Run
 
 RESULTS_FORMAT = 1
 
-# Stored per epoch, from the rows of metrics.jsonl.
+# Values stored per epoch, from the rows of metrics.jsonl.
 CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_seconds")
-# Stored per run, from summary.json; lists there have one entry.
+# Values stored per run, from summary.json, where lists have one entry.
 METRICS = (
     "final_test_accuracy",
     "best_test_accuracy",
@@ -42,12 +42,12 @@ METRICS = (
     "versions",
 )
 
-# Its runs take hours, so it may have only the first seeds of the others.
+# The variant that may have fewer seeds than the others, since its runs take hours.
 COSTLY = "skeleton"
 
 
 class IncompleteError(ConfigError):
-    """An error for a missing run that the report needs."""
+    """A missing run that the report needs."""
 
 
 class Published(NamedTuple):
@@ -79,10 +79,10 @@ PUBLISHED = {
 class VariantResults(NamedTuple):
     """A network, trained with one recipe, and all its finished runs."""
 
-    name: str  # `TrainConfig.name`: the network, and its recipe if not the default
+    name: str  # `TrainConfig.name`: the variant, and its recipe if not the default
     parameters: int
-    mflop_per_image: float  # of the forward pass
-    runs: list[dict[str, Any]]  # sorted by seed, as in the file
+    mflop_per_image: float  # forward pass
+    runs: list[dict[str, Any]]  # entries of the file, sorted by seed
 
     @property
     def config(self) -> TrainConfig:
@@ -111,7 +111,7 @@ class VariantResults(NamedTuple):
         return [run["seed"] for run in self.runs]
 
     def by_seed(self, metric: str) -> dict[int, float]:
-        """Return one of `METRICS` by seed; `train_test_gap` is final train minus test in points."""
+        """Return one of `METRICS` by seed, or `train_test_gap`, final train minus test accuracy."""
         if metric == "train_test_gap":
             train, test = map(self.by_seed, ("final_train_accuracy", "final_test_accuracy"))
             return {seed: train[seed] - test[seed] for seed in train}
@@ -143,7 +143,7 @@ def read(path: Path) -> Results:
             _check_finished(network)
         check_mix(results)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: {error!r}; take back an older one") from error
+        raise ConfigError(f"{path} is damaged: {error!r}; restore an older one") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return results
@@ -184,15 +184,15 @@ def missing(path: Path, config: TrainConfig, seeds: Sequence[int]) -> list[int]:
 
 
 def digest(results: Results) -> str:
-    """Return the SHA-256 of a file with only the seven networks; their plots contain it."""
+    """Return the SHA-256 of the seven networks' results, which their plots contain."""
     seven = {name: network for name, network in results.items() if name in VARIANTS}
     return hashlib.sha256(_to_json(seven).encode()).hexdigest()
 
 
 def check_mix(results: Results, configs: Iterable[TrainConfig] = ()) -> None:
-    """Check that all runs of a file, and runs to add, deviate from their recipes alike.
+    """Check that all runs of a file, and runs to add, deviate from their recipes in the same way.
 
-    So the runs of a name have the same config, except for the seed, and all use the same images.
+    Runs of one name then have the same config, except for the seed, and all use the same images.
 
     Args:
         results: the results returned by `read`.
@@ -243,7 +243,7 @@ def seven_variants(results: Results) -> list[VariantResults]:
 
 
 def other_recipes(results: Results) -> list[VariantResults]:
-    """Return those of the seven networks that have runs with a recipe of our own."""
+    """Return the results of the seven networks with this project's own recipes."""
     ours = set(RECIPES) - {TrainConfig.recipe}
     return [
         network
@@ -261,7 +261,7 @@ def _refuse_without(gone: Sequence[str]) -> None:
 
 
 def _check_finished(network: VariantResults) -> None:
-    """Check that each run is complete and consistent, and each seed there once."""
+    """Check that each run is complete and consistent, and no seed is repeated."""
     if len(set(network.seeds)) < len(network.runs):
         raise ConfigError(
             f"{network.name} has a seed more than once: {format_seeds(network.seeds)}"
@@ -282,7 +282,7 @@ def _check_finished(network: VariantResults) -> None:
         ):
             raise ConfigError(
                 f"the run of {network.name}, seed {run['seed']}, is not finished, or its config, "
-                "metrics and curves differ; take back an older file"
+                "metrics and curves differ; restore an older file"
             )
 
 

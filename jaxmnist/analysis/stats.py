@@ -38,8 +38,8 @@ class Difference(NamedTuple):
     gains: int  # seeds where the second is higher
     losses: int  # seeds where the second is lower
     cohens_dz: float | None  # mean over standard deviation; None without one
-    p: float | None  # two-sided, of the sign-flip test; None for a single seed
-    prob_superiority: float  # share of all pairs of one run each in which the second is higher
+    p: float | None  # two-sided p-value of the sign-flip test; None for a single seed
+    prob_superiority: float  # fraction of pairs of runs in which the second is higher
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -67,7 +67,8 @@ def summarize(values: Sequence[float]) -> Summary:
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """Compare two networks over the seeds that both were trained with.
 
-    A seed gives both the same order of images and, where layers agree, the same initial weights.
+    With the same seed, both have the same order of images and, for equal layers, the same initial
+    weights.
     `cohens_dz` is an effect size (Lakens, Frontiers in Psychology 4, 2013, equation 6).
     `prob_superiority` compares the runs of all seeds; ties count half.
 
@@ -78,7 +79,7 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Differen
     Raises:
         ValueError: the networks have no seed in common.
     """
-    # Percentages have few decimals: rounding removes the error of the subtraction.
+    # Percentages have few decimals, so rounding removes the error of the subtraction.
     differences = [round(second[seed] - first[seed], DECIMALS) for seed in first if seed in second]
     summary = summarize(differences)
     pairs = list(itertools.product(first.values(), second.values()))
@@ -95,7 +96,7 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Differen
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:
-    """Return the two-sided p-value of the mean of paired differences, by flipping their signs.
+    """Return the two-sided p-value of the mean of paired differences, by flipping signs.
 
     If two networks do not differ, each difference is as likely as its negative. The p-value is the
     share of all 2^n choices of signs whose mean is at least as far from 0 as the observed mean
@@ -128,13 +129,13 @@ def seeds_to_show(comparisons: int = 1) -> int:
 
 
 def least_to_show(differences: Sequence[float], comparisons: int = 1) -> float | None:
-    """Return the smallest mean difference, in its own direction, that the sign-flip test shows.
+    """Return the smallest mean difference that the sign-flip test would show.
 
-    All differences are shifted by the same amount, which keeps their scatter, until the test's
-    p-value, times the number of comparisons (the first step of Holm's method), is below `LEVEL`.
+    All differences are shifted by the same amount, which preserves their scatter, until the p-value
+    times the number of comparisons (the first step of Holm's method) is below `LEVEL`.
 
     Args:
-        differences: the differences of pairs.
+        differences: the paired differences.
         comparisons: the number of comparisons that `holm` corrects for.
 
     Returns:
@@ -154,10 +155,10 @@ def least_to_show(differences: Sequence[float], comparisons: int = 1) -> float |
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p-values for their number, by Holm's method (Scand. J. Statistics 6, 1979).
+    """Correct p-values for multiple comparisons, by Holm's method (Scand. J. Statistics 6, 1979).
 
     Args:
-        p_values: p-values of comparisons made together; None where there is none.
+        p_values: the p-values of all comparisons; None if a comparison has none.
     """
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -177,7 +178,7 @@ def seeds_to_resolve(difference: float, sd: float) -> int:
 
     Args:
         difference: the true difference, not 0.
-        sd: the standard deviation of the differences between two runs of a seed.
+        sd: the standard deviation of the paired differences.
 
     Returns:
         The smallest number of seeds, from `seeds_to_show` to `MAX_SEEDS`, for a test at 5 %

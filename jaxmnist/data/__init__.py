@@ -1,4 +1,4 @@
-"""Data sets as uint8 arrays, from any source, with their checksums verified."""
+"""Data sets as uint8 arrays, with verified checksums, from any source."""
 
 import contextlib
 import logging
@@ -48,12 +48,12 @@ def load(
     idx_dir: str | os.PathLike | None = None,
     progress: Progress = ignore_progress,
 ) -> Dataset:
-    """Load a data set, and download it the first time.
+    """Load a data set; download it the first time.
 
     Args:
         dataset: mnist, fashion_mnist or kmnist.
-        data_dir: the folder of the TFDS data sets and, in `jaxmnist/`, of our copy; None: the
-            environment's TFDS_DATA_DIR, else ~/tensorflow_datasets, else a temporary folder.
+        data_dir: the folder of the TFDS data sets and, in `jaxmnist/`, of this package's copy; None
+            for $TFDS_DATA_DIR, else ~/tensorflow_datasets, else a temporary folder.
         idx_dir: a folder with the four IDX files, raw or as .gz, used instead of all other
             sources; see `idx.read_folder`.
         progress: callback for downloads and preparation; see `idx.Progress`.
@@ -62,7 +62,7 @@ def load(
         The arrays.
 
     Raises:
-        ConfigError: the data set is unknown, or a folder is not on this machine.
+        ConfigError: the data set is unknown, or a folder is not a local path.
         DataError: the data set cannot be obtained, or has the wrong content.
     """
     check_choice("dataset", dataset, DATASETS)
@@ -80,7 +80,7 @@ def load(
 
 
 def _read_idx_dir(dataset: str, folder: Path) -> Dataset:
-    """Read the arrays of the IDX files in a folder."""
+    """Read a data set from the IDX files in a folder."""
     try:
         place, files = idx.read_folder(folder, dataset)
     except OSError as error:
@@ -110,7 +110,7 @@ def _choose_data_dir(data_dir: str | os.PathLike | None) -> Path:
     if folder.lstat().st_uid != os.getuid():
         raise DataError(f"{folder} belongs to another user; pass --data-dir")
     _log.warning(
-        "no home directory can be written; images are kept in %s (--data-dir sets another folder)",
+        "no home directory can be written; images are stored in %s (see --data-dir)",
         folder,
     )
     return folder
@@ -151,14 +151,14 @@ def _read_or_prepare(
                 idx.check(files, published, folder)
                 return files
         except DataError as error:
-            _log.warning("passed over: %s", error)
+            _log.warning("skipped: %s", error)
     fetched = sources.fetch(dataset, progress)
     idx.check(fetched, published, "the network")
     try:
         with folder_beside(own) as scratch:
             tfds_mnist.prepare(dataset, fetched, scratch, progress)
             publish(tfds_mnist.own_folder(dataset, scratch), own)
-    # On a full disk, array_record raises RuntimeError; other writes raise OSError.
+    # On a full disk, array_record raises RuntimeError, and other writers raise OSError.
     except (OSError, RuntimeError) as error:
         advice = "make room there, or pass another --data-dir"
         _log.warning("%s could not be prepared in %s: %s; %s", dataset, data_dir, error, advice)

@@ -28,14 +28,14 @@ def read_cache(dataset: str, cache: Path, published: Mapping[str, str]) -> Datas
         files = {name: (cache / name).read_bytes() for name in idx.NAMES}
         return to_dataset(dataset, files, published or kept, cache)
     except OSError as error:
-        _log.warning("passed over: %s", idx.describe_error(error, cache))
+        _log.warning("skipped: %s", idx.describe_error(error, cache))
     except (DataError, ValueError) as error:
-        _log.warning("passed over: %s", error)
+        _log.warning("skipped: %s", error)
     return None
 
 
 def write_cache(files: Files, cache: Path) -> None:
-    """Write the files to the cache; log a failure, which only makes the next start slower."""
+    """Write the files to the cache; log a failure, since it only slows the next start."""
     try:
         with folder_beside(cache) as scratch:
             folder = scratch / cache.name
@@ -46,7 +46,7 @@ def write_cache(files: Files, cache: Path) -> None:
             (folder / _DIGESTS).write_text(sums)
             publish(folder, cache)
     except OSError as error:
-        _log.warning("the images could not be kept in %s: %s", cache, error)
+        _log.warning("the images could not be stored in %s: %s", cache, error)
 
 
 @contextlib.contextmanager
@@ -60,13 +60,13 @@ def folder_beside(final: Path) -> Iterator[Path]:
 
 
 def publish(built: Path, final: Path) -> None:
-    """Move a finished folder to its final path, in place of a damaged one."""
-    # Renamed whole, so that another process never finds half of a copy.
+    """Move a finished folder to its final path; replace a damaged one."""
+    # Renaming the folder ensures that other processes never find half of a copy.
     with contextlib.suppress(FileNotFoundError):
         final.rename(built.with_name(f"{built.name}.damaged"))
     try:
         built.rename(final)
     except OSError:
-        # Another process may have published the same meanwhile.
+        # Another process may have published the same folder meanwhile.
         if not final.exists():
             raise

@@ -9,7 +9,7 @@ from jaxmnist.config import ConfigError
 from jaxmnist.data import idx
 from jaxmnist.data.idx import DataError, Files
 
-# Mean and standard deviation of MNIST in the notebooks; those of other data sets are computed.
+# Mean and standard deviation of MNIST, from the notebooks; for other data sets they are computed.
 NORMALISATION = {"mnist": (0.1307, 0.3081)}
 
 CLASSES = 10
@@ -34,7 +34,7 @@ def hold_out(dataset: Dataset, count: int, fold: int) -> Dataset:
     Args:
         dataset: result of `load`.
         count: number of images.
-        fold: index of the images: 0 the last ones, 1 those before, and so on.
+        fold: index of the block of images: 0 is the last block, 1 the one before it, and so on.
 
     Raises:
         ConfigError: there are too few training images.

@@ -1,6 +1,6 @@
 """Reader and writer of IDX, the format in which MNIST was published.
 
-Every source of images returns a data set as four files: bytes by published name. Source:
+Every source of images returns a data set as four files: bytes by published file name. Source:
 http://yann.lecun.com/exdb/mnist/ ("FILE FORMATS FOR THE MNIST DATABASE").
 """
 
@@ -39,7 +39,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 # Magic numbers of uint8 in one dimension, and of QMNIST's int32 in two.
 _LABELS_MAGIC, _QMNIST_LABELS_MAGIC = 2049, 3074
 
-# Limit against decompression bombs: the largest file has 47 MB.
+# Limit against decompression bombs, in bytes; the largest file has 47 MB.
 SIZE_LIMIT = 1 << 28
 
 # Checksums of the decompressed files. The other data sets publish none.
@@ -88,8 +88,8 @@ def read_folder(folder: Path, dataset: str) -> tuple[Path, dict[str, bytes]]:
     """Read the four files of a data set from a folder.
 
     A file may be raw or gzipped, as detected from its content. Its name may have other separators
-    (`train-images.idx3-ubyte`) or another case, and it may be in a folder of that name. The files
-    may be in `MNIST/raw`, as torchvision stores them. For mnist, QMNIST's files are read too.
+    (`train-images.idx3-ubyte`) or another case, and the file may be in a folder of that name. The
+    files may be in `MNIST/raw`, as torchvision stores them. For mnist, QMNIST's files also count.
 
     Args:
         folder: folder of the files, or torchvision's root.
@@ -188,7 +188,7 @@ def _read(path: Path, dataset: str, name: str) -> bytes:
 
 
 def describe_error(error: OSError, folder: Path) -> str:
-    """Return a message with the file that could not be read, and the reason."""
+    """Return a message that names the unreadable file and the reason."""
     return f"{error.filename or folder} cannot be read: {error.strerror or error}"
 
 
@@ -237,7 +237,7 @@ def sha256(content: bytes) -> str:
 
 
 def parse(content: bytes, name: str, origin: object) -> np.ndarray:
-    """Parse the file of one of `NAMES`, by `parse_images` or `parse_labels`."""
+    """Parse one of the files `NAMES`, as images or as labels."""
     is_images = name in (TRAIN_IMAGES, TEST_IMAGES)
     return (parse_images if is_images else parse_labels)(content, origin)
 

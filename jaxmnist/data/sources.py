@@ -37,7 +37,7 @@ def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
 
     Args:
         dataset: mnist, fashion_mnist or kmnist.
-        progress: callback for every part that arrives.
+        progress: callback for every chunk received.
 
     Raises:
         DataError: every source fails; the message lists the failures and a remedy.
@@ -62,7 +62,7 @@ def fetch(dataset: str, progress: Progress) -> dict[str, bytes]:
 
 
 def _proxy() -> str:
-    """Return a text with the proxies that the environment sets, without passwords."""
+    """Describe the proxies set in the environment, without passwords."""
     names = ("http_proxy", "https_proxy", "all_proxy", "pip_proxy")
     environment = {name.lower(): value for name, value in os.environ.items() if value}
     found = {environment[name] for name in names if name in environment}
@@ -105,8 +105,8 @@ def _download(url: str) -> Iterator[bytes]:
 def _while_moving(parts: Iterator[bytes], origin: str) -> Iterator[bytes]:
     """Yield the parts, and raise TimeoutError after `SILENCE_LIMIT` seconds without one.
 
-    The client's time-out is not enough: resolving a host name, or trying its addresses one after
-    another, may take minutes.
+    The time-out of requests is not enough: resolving a host name, or trying its addresses in turn,
+    may take minutes.
     """
     arrived: queue.Queue[bytes | Exception] = queue.Queue(maxsize=64)
 
@@ -192,7 +192,7 @@ def _watch(process: subprocess.Popen, folder: Path, progress: Progress) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Return the size of a folder in bytes; its entries may disappear meanwhile."""
+    """Return the size of a folder in bytes; entries may disappear meanwhile."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

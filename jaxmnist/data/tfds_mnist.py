@@ -33,7 +33,7 @@ _STOCK: dict[str, Any] = dict(
 
 
 class Jaxmnist(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder from IDX files in memory, in their order, not shuffled."""
+    """TFDS builder for IDX files in memory; it keeps their order."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in DATASETS]
@@ -167,9 +167,9 @@ def _read_split(builder, split: str, progress: Progress) -> tuple[np.ndarray, np
 
 
 def _unshuffled(split: str, count: int) -> np.ndarray:
-    """Return the index in the IDX file of each example of a stock data set.
+    """Return the IDX file index of each example of a stock data set.
 
-    TFDS sorts examples by a hash of their key, here that index.
+    TFDS sorts examples by a hash of their key, which is that index.
     """
     hasher = Hasher(split)
     return np.argsort(np.array([hasher.hash_key(k) for k in range(count)], dtype=object))

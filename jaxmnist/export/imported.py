@@ -1,4 +1,4 @@
-"""Import of networks that were trained elsewhere, as runs."""
+"""Import of networks trained elsewhere, as runs."""
 
 import functools
 import os
@@ -20,15 +20,15 @@ from jaxmnist.steps import evaluate
 def write_run(
     setup: Setup, variables: dict[str, Any], out: str | os.PathLike | None, source: Path
 ) -> Run:
-    """Write the folder of a finished run from the arrays of a network.
+    """Write the folder of a finished run for the arrays of a network.
 
-    The training metrics are unknown: they are null, and there is one row, for the end.
+    The run has one row, for the last epoch. Training metrics are unknown and therefore null.
 
     Args:
-        setup: setup of the corresponding run.
+        setup: the setup of the run.
         variables: `params` and `batch_stats`, float32.
-        out: the folder; None: the next free default folder.
-        source: source file of the arrays, for the summary.
+        out: the folder; None for the next free default folder.
+        source: the file of the arrays, for the summary.
 
     Raises:
         ConfigError: `out` already exists.
@@ -49,7 +49,7 @@ def write_run(
             run = make_run(config, {seed: snapshot}, path)
             run_folder.write_summary(path, run.summary)
         except BaseException:
-            # Otherwise --resume would train a new network in this folder.
+            # Otherwise, --resume would train a new network in this folder.
             run_folder.clear(path)
             raise
     return run

@@ -1,4 +1,4 @@
-"""Trained networks for export: layers as data, their arrays, and the input."""
+"""Trained networks for export: layers as data, with their arrays and their input."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class ExportError(RuntimeError):
-    """A failed export, or one whose logits differ from the network's."""
+    """A failed export, or logits that differ from the network's."""
 
 
 class TrainedNetwork(NamedTuple):
@@ -29,7 +29,7 @@ class TrainedNetwork(NamedTuple):
     variables: dict[str, Any]  # params and batch_stats, as numpy arrays
     mean: np.ndarray  # float32 scalar, mean of the training pixels / 255
     std: np.ndarray
-    normalised_input: bool  # float32 [N, 28, 28, 1], normalised, instead of uint8 [N, 28, 28]
+    normalised_input: bool  # input: float32 [N, 28, 28, 1], normalised, or uint8 [N, 28, 28]
 
     def layers(self) -> Iterator[tuple[LayerSpec, Arrays]]:
         """Yield each layer in order of use, with its arrays."""
@@ -47,7 +47,7 @@ class TrainedNetwork(NamedTuple):
         return np.asarray(normalise(jnp.asarray(images), self.mean, self.std))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Compute the original's logits, float32 `[N, 10]`, of images uint8 `[N, 28, 28]`."""
+        """Compute the original logits, float32 `[N, 10]`, for images uint8 `[N, 28, 28]`."""
         model = create_model(self.config.variant, self.config.dropout)
         return np.asarray(jit_once(model.apply)(self.variables, self.normalise(images)))
 

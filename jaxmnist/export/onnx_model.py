@@ -9,12 +9,12 @@ import numpy as np
 from jaxmnist.export.network import Arrays, TrainedNetwork
 from jaxmnist.models.description import SIZE, LayerSpec
 
-# Versions old enough for every runtime in use.
+# Versions that every runtime in use supports.
 OPSET, IR_VERSION = 17, 8
 
 
 def write(network: TrainedNetwork, file: Path) -> None:
-    """Write the network as an ONNX model, from any number of `images` to `logits` `[N, 10]`.
+    """Write the network as an ONNX model from `images`, any number, to `logits` `[N, 10]`.
 
     Raises:
         OSError: the file cannot be written.
@@ -82,7 +82,7 @@ class _Builder:
         return name
 
     def images(self, network: TrainedNetwork) -> str:
-        """Add the nodes from the input to normalised `[N, 1, 28, 28]`; return the output name."""
+        """Add nodes that normalise the input to `[N, 1, 28, 28]`; return the output name."""
         from onnx import TensorProto
 
         end = "images"

@@ -38,7 +38,7 @@ def write(network: TrainedNetwork, file: Path) -> None:
 
 
 def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
-    """Compute logits `[N, 10]` of images with PyTorch and the arrays of a file.
+    """Compute logits `[N, 10]` with PyTorch from the arrays in a file.
 
     Args:
         network: the exported network.
@@ -79,7 +79,7 @@ def make_network(layers: list[LayerSpec]) -> Any:
 
 
 def read(file: Path, variant: str) -> dict[str, Any]:
-    """Read the variables of a network from its state dict, without executing code in the file.
+    """Read the variables of a network from a state dict, without executing code in the file.
 
     Args:
         file: a file from `torch.save(model.state_dict(), file)`, or a checkpoint that contains one
@@ -90,7 +90,7 @@ def read(file: Path, variant: str) -> dict[str, Any]:
         `params` and `batch_stats`, float32.
 
     Raises:
-        ConfigError: the file contains something else, or another network.
+        ConfigError: the file is not a state dict, or belongs to another network.
         OSError: the file cannot be opened.
     """
     if not file.is_file():
@@ -144,7 +144,7 @@ def _state_of(found: Any) -> Any:
     if inside:
         choices = " or ".join(f"[{key!r}]" for key in inside)
         raise ConfigError(f"{what}; save one of them alone: torch.save(checkpoint{choices}, FILE)")
-    # List only the other keys, which would be lost among many tensor names.
+    # List only the keys that are not tensors, which many tensor names would hide.
     others = {
         str(key): type(value).__name__ for key, value in found.items() if not _is_tensor(value)
     }

@@ -25,7 +25,7 @@ def write(network: TrainedNetwork, file: Path) -> None:
 
 
 def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
-    """Compute logits `[N, 10]` of images with the arrays and config of a file.
+    """Compute logits `[N, 10]` from the arrays and config in a file.
 
     Args:
         network: the exported network, for the normalisation of its images.

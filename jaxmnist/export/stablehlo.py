@@ -31,7 +31,7 @@ assert "jaxmnist" not in sys.modules
 
 
 def write(network: TrainedNetwork, file: Path) -> None:
-    """Write the network as a program from any number of images to logits `[N, 10]`.
+    """Write the network as a program from images, any number, to logits `[N, 10]`.
 
     Raises:
         ModuleNotFoundError: flatbuffers, which `jax.export` needs, is not installed.
@@ -56,7 +56,7 @@ def write(network: TrainedNetwork, file: Path) -> None:
 
 
 def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
-    """Compute logits `[N, 10]` of images with the program, in a process without this package.
+    """Compute logits `[N, 10]` with the program, in a process without this package.
 
     Args:
         network: the exported network.
@@ -74,7 +74,7 @@ def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.nda
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["no error output"])[-1]
             raise ExportError(f"the exported program fails in a process of its own: {reason}")
         return np.load(taken)
     finally:

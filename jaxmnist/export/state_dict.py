@@ -1,9 +1,9 @@
-"""Matching of the arrays of a PyTorch state dict to the layers of a network.
+"""Matching of the arrays in a PyTorch state dict to the layers of a network.
 
 The order of a dict is not reliable: safetensors, for example, returns names in alphabetical order.
-The match uses the numbers in the names and the shapes, most of which occur only once in a network.
-If these are ambiguous, it uses the order that PyTorch stores with the arrays of
-`model.state_dict()`. An ambiguous match raises an error.
+The match uses the shapes, most of which occur only once in a network, and the numbers in the names.
+If these are ambiguous, it uses the order of modules that PyTorch stores in `model.state_dict()`. If
+this is not available either, it raises an error.
 """
 
 import itertools
@@ -51,7 +51,7 @@ def variables_of(
         `params` and `batch_stats`, float32, kernels as `[kh, kw, I, O]`.
 
     Raises:
-        ConfigError: the arrays belong to another network, or more than one order fits.
+        ConfigError: the arrays belong to another network, or several orders fit.
     """
     arrays = {name: value for name, value in arrays.items() if value.ndim}
     slots = list(slots_of(variant))
@@ -115,7 +115,7 @@ def _in_order(
     fitting = list(itertools.islice(_fitting(_chains(shapes), shapes, wanted), 2))
     defined = _as_defined(shapes, modules)
     if defined and [shapes[name] for name in defined] == wanted:
-        # The numbers in the names must agree with this order, unless no order by them fits.
+        # The numbers in the names must not contradict this order, unless no numbered order fits.
         if not fitting or all(_is_rising(chain, defined) for chain in _chains(shapes)):
             return defined
         raise ConfigError(
@@ -127,9 +127,8 @@ def _in_order(
     if fitting:
         first, second = next(pair for pair in zip(*fitting, strict=True) if pair[0] != pair[1])
         raise ConfigError(
-            f"{first} and {second} have the same shape, and nothing says which of them comes "
-            "first; save model.state_dict() itself, whose order PyTorch keeps, or number the names "
-            "in order of use"
+            f"{first} and {second} have the same shape, and their order is not known; save "
+            "model.state_dict() itself, which has the order, or number the names in order of use"
         )
     raise _no_order(defined or sorted(shapes, key=_natural), shapes, slots, variant)
 
@@ -137,7 +136,7 @@ def _in_order(
 def _no_order(
     names: Sequence[str], shapes: Mapping[str, Shape], slots: Sequence[Slot], variant: str
 ) -> ConfigError:
-    """Return the error for arrays that fit in no order."""
+    """Return the error for arrays that do not fit in any order."""
     name, slot = next(
         pair for pair in zip(names, slots, strict=True) if shapes[pair[0]] != pair[1].shape
     )
@@ -167,7 +166,7 @@ def _chains(names: Mapping[str, Any]) -> list[list[str]]:
 def _fitting(
     chains: list[list[str]], shapes: Mapping[str, Shape], wanted: Sequence[Shape]
 ) -> Iterator[list[str]]:
-    """Yield all orders of the names that keep each chain's order and have the wanted shapes."""
+    """Yield all orders of the names that fit the wanted shapes and keep each chain's order."""
     if not wanted:
         yield []
         return

@@ -1,4 +1,4 @@
-"""Export formats by name, and verified export: a file is kept only if its logits match."""
+"""Export formats by name, and export with verification of the logits."""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +9,7 @@ import numpy as np
 from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo
 from jaxmnist.export.network import ExportError, TrainedNetwork
 
-# Largest difference of logits that rounding can cause.
+# Largest difference of logits that is accepted as rounding.
 TOLERANCE = 1e-4
 
 
@@ -19,7 +19,7 @@ class Target(NamedTuple):
     file: str
     module: ModuleType  # with `write(network, file)` and `logits_of(network, file, images)`
     takes_images: bool  # whether the input format is part of the file
-    extra: str  # the required extra of pyproject.toml
+    extra: str  # the extra of pyproject.toml to install
 
 
 TARGETS = {

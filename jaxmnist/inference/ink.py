@@ -1,8 +1,8 @@
-"""Segmentation of the digits in a picture from illumination, printed lines and objects at edges.
+"""Segmentation of the digits in a picture.
 
-The steps are those of document image analysis, with scipy.ndimage. A morphological closing
+The steps are standard in document image analysis, and use scipy.ndimage. A morphological closing
 estimates the illumination, openings with long elements find printed lines, and connected components
-are digits.
+are grouped into digits.
 Source: Gonzalez and Woods, "Digital Image Processing", 4th edition, chapters 9 and 10.
 """
 
@@ -14,24 +14,24 @@ from scipy import ndimage
 
 SIZE, BOX = 28, 20  # side of MNIST's images, and of the digits in them, in pixels
 
-# Least contrast: as a fraction of the paper's brightness, and in standard deviations of noise.
+# Minimum contrast: as a fraction of the paper's brightness, and in standard deviations of noise.
 LEAST_INK, LEAST_OF_NOISE = 0.05, 8
 # Range of the longer side of a picture, in pixels; other pictures are resized.
 LEAST_SIZE, MOST_SIZE = 140, 400
-EDGE = 0.35  # least contrast of faint ink with its local mean, as a fraction of the ink
+EDGE = 0.35  # minimum contrast of faint ink with its local mean, as a fraction of the ink
 # Fraction of the range from paper to ink below which ink is dust or camera noise.
 FAINT = 0.25
 CORE = 0.6  # fraction of the ink above the blur between two strokes that nearly touch
 # Fractions of the longer side of a picture.
 WINDOW = 1 / 2  # wider than any stroke
 THIN = 1 / 25  # thicker than any printed line
-LONG = 1 / 5  # least length of the straight runs of a line
-LINE = 0.45  # least length of a line
-BAND = 0.8  # least dark fraction of a row in a band along an edge
-BEYOND = 0.01  # least extent of a line beyond a digit, at both ends
-DEEP = 0.2  # least distance from the edges that a digit that touches them reaches
-SHADE = 0.5  # least ink of a digit that touches the edges, as a fraction of the paper
-SMALL = 0.06  # least size of a digit
+LONG = 1 / 5  # minimum length of the straight runs of a line
+LINE = 0.45  # minimum length of a line
+BAND = 0.8  # minimum dark fraction of a row in a band along an edge
+BEYOND = 0.01  # minimum extent of a line beyond a digit, at both ends
+DEEP = 0.2  # minimum depth from the edges of a digit that touches an edge
+SHADE = 0.5  # minimum ink of a digit that touches an edge, as a fraction of the paper
+SMALL = 0.06  # minimum size of a digit
 # Fractions of the height of the tallest digit.
 SPECK, LOW = 1 / 6, 0.45
 # A digit's width, as a fraction of its height.
@@ -47,7 +47,7 @@ class PictureError(ValueError):
 
 
 class _Part(NamedTuple):
-    """Connected component, or several of one digit; `bottom` and `right` are exclusive."""
+    """One or more connected components of a digit; `bottom` and `right` are exclusive."""
 
     labels: tuple[int, ...]
     top: int
@@ -78,7 +78,7 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
         uint8 `[28, 28]` for each digit, white on black, from left to right.
 
     Raises:
-        PictureError: the picture is empty, or its content is not digits.
+        PictureError: the picture is empty, or shows something other than digits.
     """
     ink, noise = _ink(_resized(greys))
     ink = _without_lines(_without_frame(_threshold(ink, noise)))
@@ -116,7 +116,7 @@ def _resized(greys: np.ndarray) -> np.ndarray:
 
 
 def _ink(greys: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return how much darker each pixel is than the paper (1: black), and the noise level."""
+    """Return the darkness of each pixel relative to the paper (1: black), and the noise level."""
     longest = max(greys.shape)
     smooth = ndimage.gaussian_filter(greys, longest / 300)
     blurred = ndimage.gaussian_filter(greys, longest / 100)
@@ -151,7 +151,7 @@ def border(values: np.ndarray) -> np.ndarray:
 
 
 def _sheet(mask: np.ndarray) -> int:
-    """Return the area of the largest region if it is rectangular like a sheet, otherwise 0."""
+    """Return the area of the largest region, or 0 if it is not rectangular like a sheet."""
     labels, count = _label(mask)
     if not count:
         return 0

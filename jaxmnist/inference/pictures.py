@@ -1,4 +1,4 @@
-"""Reader of pictures of digits, of any format and size, with MNIST's preprocessing.
+"""Reader for pictures of digits in any format and size, with MNIST's preprocessing.
 
 MNIST's digits are white on black, scaled to fit 20x20 pixels, with their centre of mass in the
 middle of 28x28. Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to
@@ -15,12 +15,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxmnist.inference.ink import PictureError, border, find_digits
 
-# Above an A4 scan at 1,200 dpi (139 million) and any phone (200 million).
+# More than an A4 scan at 1,200 dpi (139 million) or a phone's photo (200 million).
 MAX_PIXELS = 250_000_000
 MAX_BYTES = 256 << 20
-# Least range of grey levels of a page with a transparent margin.
+# Minimum range of grey levels of a page with a transparent margin.
 LEAST_INK = 12
-# Pictures with a longer side than this, in pixels, are reduced before processing.
+# Pictures with a longer side than this, in pixels, are first reduced.
 ENOUGH = 1024
 # Rows of the reduced picture that are computed at once, to bound the memory.
 STRIP = 64
@@ -36,8 +36,8 @@ def read(source: Path | bytes) -> np.ndarray:
     """Read a picture of one digit and preprocess it like MNIST.
 
     Args:
-        source: a file, or the content of one, in any format that Pillow reads. Only the first
-            frame is used.
+        source: a file, or its content, in any format that Pillow reads. Only the first frame is
+            used.
 
     Returns:
         uint8 `[28, 28]`, the digit white on black.
@@ -159,7 +159,7 @@ def _greys(image: Image.Image) -> np.ndarray:
     """Convert a picture to grey levels, 0 to 255; transparent pixels become background."""
     if image.mode.startswith("I;16"):
         values = np.asarray(image, np.float64)
-        # Cameras and scanners with fewer bits leave the upper ones empty.
+        # Cameras and scanners with fewer bits leave the upper bits empty.
         return values * (255 / next(white for white in WHITES if white >= values.max()))
     if image.mode in ("I", "F"):  # values of any range
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
@@ -179,7 +179,7 @@ def _greys(image: Image.Image) -> np.ndarray:
 
 
 def _grey_of_colours(image: Image.Image) -> np.ndarray:
-    """Return the luminance, or the channel with far more contrast of ink and paper."""
+    """Return the luminance, or a colour channel if it has far more contrast."""
     grey = np.asarray(image.convert("L"), np.float64)
     if image.mode in ("L", "LA"):
         return grey
@@ -190,7 +190,7 @@ def _grey_of_colours(image: Image.Image) -> np.ndarray:
 
 
 def _contrast(band: np.ndarray) -> float:
-    """Return the largest distance of the extreme grey levels from the median."""
+    """Return the largest distance of an extreme grey level from the median."""
     low, usual, high = np.percentile(band, (1, 50, 99))
     return max(usual - low, high - usual)
 
@@ -206,7 +206,7 @@ def _opaque_page(luminance: np.ndarray, opacity: np.ndarray) -> np.ndarray | Non
 
 
 def _with_shades(image: Image.Image) -> Image.Image:
-    """Convert to a mode whose values can be averaged, not palette indices or single bits."""
+    """Convert palette indices, single bits and the like to values that can be averaged."""
     if image.mode == "LAB":
         return image.getchannel("L")
     mode = SHADES.get(image.mode)

@@ -1,4 +1,4 @@
-"""Loading of finished runs, and log-probabilities of their networks for images."""
+"""Loading of finished runs, and prediction of log-probabilities for images."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from jaxmnist.steps import EVAL_BLOCK, normalise
 
 # From uint8 [N, 28, 28] to log-probabilities float32 [N, 10], natural logarithm.
 Predict = Callable[[np.ndarray], np.ndarray]
-# Data set whose networks accept drawings and photos.
+# Data set of the networks that can read drawings and photos.
 DIGITS = "mnist"
 
 
@@ -48,10 +48,11 @@ def load_seed(path: str | os.PathLike, seed: int | None = None) -> Run:
 
     Args:
         path: the run's folder, or the name of a pretrained network.
-        seed: one of its seeds; None: the only one.
+        seed: one of the run's seeds; None for a run of one seed.
 
     Raises:
-        ConfigError: the seed does not exist, is None with several seeds, or as `load_run`.
+        ConfigError: the seed does not exist, there are several and none is given, or the folder is
+            not a finished run.
     """
     run = _load(path)
     if seed is None and len(run.snapshots) == 1:
@@ -65,7 +66,7 @@ def load_seed(path: str | os.PathLike, seed: int | None = None) -> Run:
 
 
 def _load(path: str | os.PathLike) -> Run:
-    """Load a run from its folder; where there is no such path, a pretrained network by name."""
+    """Load a run from its folder, or a pretrained network by name if the path does not exist."""
     name, names = os.fspath(path), [*pretrained.NAMES, *pretrained.SHORT_NAMES]
     if os.path.exists(name):
         return load_run(path)

@@ -1,6 +1,6 @@
-"""Trained networks that come with the package: seed 0 of six variants, and of two recipes for gap.
+"""Pretrained networks of the package: seed 0 of six variants, and of two more recipes for gap.
 
-A network is a safetensors file of its arrays, with the metadata of its last checkpoint: config,
+A network is a safetensors file with its arrays and the metadata of its last checkpoint: config,
 digest of the images, rows and summary. SHA256SUMS holds the digest of each file.
 """
 
@@ -27,20 +27,20 @@ NAMES = (
     *("less_params", "batch_norm", "dropout", "fc_layer", "augmentation", "gap"),
     *("gap/fast", "gap/record"),
 )
-# The recipes of gap alone have short names too.
+# The recipes of gap also have short names: fast, record.
 SHORT_NAMES = {name.split("/")[-1]: name for name in NAMES if "/" in name}
 FOLDER = Path(__file__).parent.parent / "pretrained"
 DIGESTS = "SHA256SUMS"
-# Where commands write what they make of a pretrained network.
+# Folder for the output of commands that use a pretrained network.
 OUTPUT = Path("runs", "pretrained")
 _METADATA = "jaxmnist"
 
 
 def load_pretrained(name: str) -> Run:
-    """Return a trained network of the package, as a finished run.
+    """Return a pretrained network of the package, as a finished run.
 
     Args:
-        name: one of `NAMES`, or of `SHORT_NAMES`.
+        name: one of `NAMES` or `SHORT_NAMES`.
 
     Raises:
         ConfigError: there is no such network, or its file is damaged.
@@ -67,17 +67,17 @@ def load_pretrained(name: str) -> Run:
 
 
 def write_pretrained(runs: Sequence[Run], folder: Path = FOLDER) -> list[Path]:
-    """Write the networks of finished runs of one seed, and the digests of their files.
+    """Write pretrained networks from finished runs of seed 0, and the digests of the files.
 
     Args:
-        runs: one for each of `NAMES`, in any order.
+        runs: runs of one seed, one for each of `NAMES`, in any order.
         folder: the output folder.
 
     Returns:
         The files, in the order of `NAMES`.
 
     Raises:
-        ConfigError: a run is missing, or not of seed 0.
+        ConfigError: a run of seed 0 is missing.
         OSError: a file cannot be written.
     """
     by_name = {run.config.name: run for run in runs if run.config.seed == 0}

@@ -15,18 +15,18 @@ MAX_VIEWS = 1000
 
 
 def with_tta(predict: Predict, views: int) -> Predict:
-    """Return a prediction function that averages over slightly moved copies of each image.
+    """Return a prediction function that averages over slightly transformed copies of each image.
 
     Args:
         predict: prediction function of a network.
-        views: number of copies; the first is the image itself.
+        views: the number of copies, including the image itself.
 
     Raises:
         ConfigError: `views` is out of range.
     """
     if not 1 <= views <= MAX_VIEWS:
         raise ConfigError(f"views is {views}; expected 1 to {MAX_VIEWS}")
-    # A fixed seed: the moves are the same for all images and in every evaluation.
+    # A fixed seed makes the transformations equal for all images and evaluations.
     rng = np.random.default_rng(0)
     drawn = [rng.uniform(-1, 1, 5) for _ in range(views - 1)]
     moves: list[tuple[Any, ...]] = [(0.0, (0.0, 0.0), 1.0, 0.0), *map(_small_move, drawn)]
@@ -44,7 +44,7 @@ def with_tta(predict: Predict, views: int) -> Predict:
 
 
 def _small_move(drawn: np.ndarray) -> tuple[float, tuple[float, float], float, float]:
-    """Return angle, shift, scale and shear for `affine`: at most half the recipe's range."""
+    """Return angle, shift, scale and shear for `affine`, at most half of the recipe's."""
     angle, x, y, scale, shear = drawn
     return 5 * angle, (round(1.4 * x), round(1.4 * y)), 1 + 0.08 * scale, 5 * shear
 

@@ -1,4 +1,4 @@
-"""Networks: the seven variants of the course, and those of the ablations."""
+"""Networks: the seven variants of the course, and the variations of gap for ablations."""
 
 from jaxmnist.config import check_choice
 from jaxmnist.models import ablations, variants

@@ -18,9 +18,9 @@ class GapWithoutNormNet(GapNet):
 
 
 class GapLatePoolNet(GapNet):
-    """The gap network with the average one layer later, before the last: 7,364 parameters.
+    """The gap network with the average one layer later, before the last layer: 7,364 parameters.
 
-    An average after the last layer would be equivalent, because that layer is linear.
+    An average after the last layer would be equivalent, because the last layer is linear.
     """
 
     def layers(self) -> Sequence[Layer]:
@@ -29,7 +29,7 @@ class GapLatePoolNet(GapNet):
 
 
 class GapWideNet(GapNet):
-    """The gap network with 1x1 convolutions traded for wider 3x3 ones: 7,082 parameters."""
+    """The gap network with wider 3x3 convolutions and fewer 1x1 ones: 7,082 parameters."""
 
     def layers(self) -> Sequence[Layer]:
         rate = self.dropout_rate

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Largest product of input and output channels for tiles of 2x2. Tiles halve the copying for 16/9 of
-# the arithmetic, and arithmetic dominates in wider layers.
+# Largest product of input and output channels for tiles of 2x2. Tiles halve the copying but need
+# 16/9 of the arithmetic, which dominates in wider layers.
 TILED_CHANNELS = 128
-# Input channels from which a 3x3 convolution uses Winograd's method: the arithmetic it saves then
-# outweighs the copying it adds.
+# Smallest number of input channels for Winograd's method. With fewer, the copying that it adds
+# outweighs the arithmetic that it saves.
 WINOGRAD_CHANNELS = 32
 
 
@@ -65,7 +65,7 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     tile = 2 if even and channels * features <= TILED_CHANNELS else 1
     x, kernel = retile(x, tile), _kernel_of_tiles(kernel, tile)
     window = _Window(size + tile - 1, height // tile, width // tile, 0, len(kernel))
-    # Two halves, which a CPU copies on two cores in parallel.
+    # A CPU copies the two halves on two cores in parallel.
     middle = len(kernel) // 2
     y = _product(x, kernel[:middle], window._replace(last=middle))
     y += _product(x, kernel[middle:], window._replace(first=middle))
@@ -83,7 +83,7 @@ class _Window(NamedTuple):
 
 
 def _kernel_of_tiles(kernel: jax.Array, tile: int) -> jax.Array:
-    """Return the weights from window places to tile pixels, `[places, I, O * tile * tile]`."""
+    """Return the weights from window places to tile pixels: `[places, I, O * tile * tile]`."""
     _, _, channels, features = kernel.shape
     pixels = [
         jnp.pad(kernel, ((i, tile - 1 - i), (j, tile - 1 - j), (0, 0), (0, 0)))
@@ -124,7 +124,7 @@ def _patches_backward(window, x, gradient):
 
 
 def _added_up(window, x, parts):
-    """Sum the gradients of all places of the window for each pixel, in place.
+    """Sum the gradients of all window places for each pixel, in place.
 
     JAX's own rule pads every shifted gradient to full size before adding, which is twice as slow on
     a CPU.

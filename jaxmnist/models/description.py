@@ -13,7 +13,7 @@ LayerSpec = dict[str, Any]
 
 
 def describe(variant: str) -> list[LayerSpec]:
-    """Return the layers in order, each with its name, and the channels and side of in- and output.
+    """Return the layers in order, each with its name and the shapes of its input and output.
 
     Args:
         variant: one of `jaxmnist.VARIANTS`.
@@ -47,20 +47,20 @@ def describe(variant: str) -> list[LayerSpec]:
                 side = 1
                 kind = {"kind": "mean"}
             case _:
-                raise ValueError(f"{layer} is no layer that can be described")
+                raise ValueError(f"{layer} is a layer of an unknown kind")
         described.append(kind | before | {"features": channels, "side": side})
     return described
 
 
 def forward_flop(layer: LayerSpec) -> int:
-    """Return the multiplications and additions of a layer's convolution, forward, for one image."""
+    """Return the FLOP of a layer's convolution in the forward pass, for one image."""
     if layer["kind"] != "conv":
         return 0
     return 2 * layer["kernel_size"] ** 2 * layer["inputs"] * layer["features"] * layer["side"] ** 2
 
 
 def step_flop(network: list[LayerSpec]) -> int:
-    """Return the arithmetic of the convolutions in a training step, for one image.
+    """Return the FLOP of the convolutions in a training step, for one image.
 
     The forward pass, the kernel gradient and the input gradient cost the same. The first layer
     needs no input gradient.
@@ -70,7 +70,7 @@ def step_flop(network: list[LayerSpec]) -> int:
 
 
 def forward_bytes(layer: LayerSpec) -> int:
-    """Return the least bytes that a layer's forward pass reads and writes, for one image."""
+    """Return the minimum number of bytes that a layer reads and writes, forward, for one image."""
     taken = layer["inputs"] * layer["input_side"] ** 2
     returned = layer["features"] * layer["side"] ** 2
     return FLOAT_BYTES * (taken + returned)

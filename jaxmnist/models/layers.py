@@ -5,10 +5,10 @@ are grouped in tiles of t x t: `x[c, i, j, row, column, n]` is the pixel
 `(t row + i, t column + j)` of image n. A tile of one pixel is the plain image.
 
 With the batch in the minor dimension, a CPU reads and writes long contiguous runs for any number
-of channels (here 4 to 18). A convolution becomes matrix products over shifted images. In tiles of
-2x2 it needs 16 products for four pixels, instead of nine for each. With many channels, Winograd's
-method needs a quarter of that arithmetic. GPU and TPU compilers choose the physical layout
-themselves, so there all tiles are one pixel and the layout costs nothing. Only `from_images` and
+of channels (here 4 to 18). A convolution becomes matrix products over shifted images. With tiles
+of 2x2, it needs 16 products for four pixels, instead of nine for each pixel. With many channels,
+Winograd's method needs a quarter of that arithmetic. GPU and TPU compilers choose the physical
+layout themselves, so there a tile is one pixel and the layout costs nothing. Only `from_images` and
 `to_logits` convert between this layout and the public one.
 """
 
@@ -129,7 +129,7 @@ class Dropout(nn.Module):
             return x
         images = x.shape[-1]
         rows = x.size // images
-        # One pair of words per image of the whole batch and four rows.
+        # One pair of words for every four rows of each image in the whole batch.
         row = jnp.arange(-(-rows // 4), dtype=jnp.uint32)[:, None]
         image = jnp.arange(images, dtype=jnp.uint32) + jnp.uint32(axis_index(axis) * images)
         counters = row * (images * axis_size(axis)) + image
@@ -140,7 +140,7 @@ class Dropout(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Return the maximum of each 2x2 square; a last odd row or column is dropped."""
+    """Return the maximum of each 2x2 square; drop an odd last row or column."""
     height, width = image_size(x)
     if height % 2 or width % 2:
         x = retile(x, 1)[:, :, :, : height // 2 * 2, : width // 2 * 2]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 def random_words(key: jax.Array, counters: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return two random uint32 words per counter, by Threefry-2x32 with 20 rounds.
 
-    `jax.random.bits` uses the same generator, on a CPU as a loop over whole arrays. Unrolled, it is
-    one pass, and programs compile in half the time. Source: Salmon, Moraes, Dror and Shaw,
-    "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    `jax.random.bits` uses the same generator, but on a CPU as a loop over whole arrays. The
+    unrolled generator needs one pass, and programs compile in half the time. Source: Salmon,
+    Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     first, second = jax.random.key_data(key)
     keys = (first, second, first ^ second ^ 0x1BD11BDA)

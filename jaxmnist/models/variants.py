@@ -1,6 +1,6 @@
 """The drill-down: seven networks for 28x28 digits, each adding one idea to the one before.
 
-A network is a list of layers. The seven lists, from top to bottom, are the whole course.
+A network is a list of layers. Read from top to bottom, the seven lists are the course.
 `python scripts/train.py --variant gap` trains the last one; docs/results.md has the results of all.
 """
 

@@ -1,8 +1,7 @@
 """Devices for training, and the sharding of programs and arrays over them.
 
-A step written for one device refers to the others by an axis name (`collectives.py`). This module
-binds that name to devices: by a mesh with `jax.shard_map`, by `jax.pmap` (jit and shard_map
-inside), or to none.
+A step is written for one device and uses an axis name for the others (`collectives.py`). This
+module binds that name to devices, by a mesh and `jax.shard_map` or by `jax.pmap`, or to none.
 """
 
 import contextlib
@@ -32,21 +31,20 @@ _FLAGS = {
     "numpy_rank_promotion": "allow",
 }
 
-# Size of the compilation cache: the programs of `skeleton` take a few megabytes.
+# Maximum size of the compilation cache; the programs of `skeleton` take a few megabytes.
 MAX_COMPILED_BYTES = 512 << 20
 _CORES = "-cores"
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Devices for training: the first `count` of `jax.devices()`, of all processes.
+    """Devices for training: the first `count` of `jax.devices()`, over all processes.
 
     Args:
         count: number of devices.
-        parallel: jit (`jax.jit` over `jax.shard_map`) or pmap (`jax.pmap`), with the same step and
-            the same results. pmap is for comparison with code that uses it. Since JAX 0.8
-            `jax.pmap` is jit and shard_map inside. Here it supports only one process and does not
-            shard seeds.
+        parallel: jit (`jax.jit` of `jax.shard_map`) or pmap (`jax.pmap`), with the same step and
+            the same results. pmap is for comparison with code that uses it: since JAX 0.8 it is
+            implemented with jit and shard_map. It supports one process and does not shard seeds.
     """
 
     count: int = 1
@@ -65,10 +63,10 @@ class Devices:
         return lay(tree, NamedSharding(mesh, P()))
 
     def shape(self, seeds: int, batch_size: int) -> tuple[int, int]:
-        """Return the shape of the mesh: devices along the seeds, and along the batch of each.
+        """Return the shape of the mesh: the number of devices along seeds and along batches.
 
-        Devices with different seeds do not communicate. The mesh therefore has as many devices
-        along the seeds as there are seeds, or a few more, which then stay idle.
+        Devices with different seeds do not communicate. The mesh therefore has one device along
+        the seeds for each seed, or a few more, which stay idle.
 
         Args:
             seeds: number of seeds trained in parallel.
@@ -84,14 +82,14 @@ class Devices:
         return along, self.count // along
 
     def check_divides(self, batch_size: int, seeds: int = 1) -> None:
-        """Check that the batch divides equally among these devices, if they share it.
+        """Check that the batch divides equally among these devices if they share it.
 
         Args:
             batch_size: images per step.
             seeds: number of seeds trained in parallel; with several, `shape` finds a mesh.
 
         Raises:
-            ConfigError: it does not; the message lists the nearest values that work.
+            ConfigError: it does not divide; the message lists the nearest values that do.
         """
         data = self.count
         if batch_size % data == 0 or (seeds > 1 and self.parallel != "pmap"):
@@ -106,7 +104,7 @@ class Devices:
         if jax.process_count() == 1:  # several processes must use all devices
             choices.insert(0, f"--devices {' or '.join(map(str, nearest))}")
         raise ConfigError(
-            f"{batch_size} images cannot be shared out equally among {data} devices; use "
+            f"{batch_size} images cannot be divided equally among {data} devices; use "
             f"{', or '.join(choices)}"
         )
 
@@ -123,7 +121,7 @@ def fix_flags() -> None:
 
 @contextlib.contextmanager
 def fixed_flags() -> Iterator[None]:
-    """Set these flags during a call, for programs with other flags; usable as a decorator."""
+    """Set these flags during a call, since a program may use others; usable as a decorator."""
     with contextlib.ExitStack() as stack:
         for name, value in _FLAGS.items():
             stack.enter_context(getattr(jax, name)(value))
@@ -131,7 +129,7 @@ def fixed_flags() -> Iterator[None]:
 
 
 def check_platform() -> None:
-    """Check that JAX can use the platform.
+    """Check that JAX can use the platform in JAX_PLATFORMS.
 
     Raises:
         ConfigError: JAX_PLATFORMS names a missing platform, or its devices cannot be used.
@@ -151,8 +149,8 @@ def enable_compilation_cache(folder: Path, number_of_cores: int) -> None:
     """Enable JAX's on-disk cache of the latest compiled programs.
 
     Args:
-        folder: the parent folder. XLA compiles for a number of cores that JAX's cache keys leave
-            out, so each number has its own subfolder.
+        folder: the parent folder. Each number of cores has its own subfolder, because XLA compiles
+            for a number of cores and JAX's cache keys do not include it.
         number_of_cores: number of cores that this process uses.
     """
     jax.config.update("jax_compilation_cache_dir", f"{folder}/{number_of_cores}{_CORES}")
@@ -170,14 +168,14 @@ def choose_devices(requested: int | None, parallel: str, batch_size: int | None 
     """Return the devices for training.
 
     Args:
-        requested: number of devices; None: all, of all processes.
+        requested: number of devices; None for all devices of all processes.
         parallel: one of `PARALLELS`.
-        batch_size: images per step, if the devices share it; if `requested` is None, the largest
-            number of devices that divides it is used.
+        batch_size: images per step, if the devices share a batch. If `requested` is None, the
+            largest number of devices that divides it is used.
 
     Raises:
-        ConfigError: there are fewer devices, `parallel` is unknown, or the choice is not possible
-            with several processes.
+        ConfigError: there are not enough devices, `parallel` is unknown, or the choice is not
+            possible with several processes.
     """
     check_choice("parallel", parallel, PARALLELS)
     check_platform()
@@ -197,25 +195,25 @@ def choose_devices(requested: int | None, parallel: str, batch_size: int | None 
         )
     if jax.process_count() > 1 and count != available:
         raise ConfigError(
-            f"devices is {count}, but the {jax.process_count()} processes have {available}, and "
-            "none can be left without work; leave --devices out"
+            f"devices is {count}, but the {jax.process_count()} processes have {available}, "
+            "which must all be used; leave --devices out"
         )
     return Devices(count, parallel)
 
 
 def idle_devices(devices: Devices, batch_size: int) -> list[str]:
-    """Return a line of text about idle devices, if there are any."""
+    """Return a warning about idle devices, if there are any."""
     available = jax.device_count()
     if devices.count == available:
         return []
     return [
-        f"{devices.count} of {available} devices train: {batch_size} images cannot be shared out "
+        f"{devices.count} of {available} devices train: {batch_size} images cannot be divided "
         f"equally among {available}"
     ]
 
 
 def lay(tree: Any, sharding: NamedSharding) -> Any:
-    """Shard arrays, held in full by every process, over the devices of all processes."""
+    """Shard arrays, which every process holds in full, over the devices of all processes."""
 
     def laid(leaf):
         if is_key(leaf):
@@ -227,7 +225,7 @@ def lay(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Copy arrays, held in full by this process, to host memory."""
+    """Copy arrays, which this process holds in full, to host memory."""
     return map_on_host(lambda leaf: leaf, tree)
 
 
@@ -248,13 +246,13 @@ def map_on_host(change: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:
 class Layout(NamedTuple):
     """Placement of the programs of several seeds on devices.
 
-    A program is jitted from a function of one seed on one device. As for `jax.vmap`, `axes` holds
-    0 for each argument that belongs to a seed and None for each that all seeds share. Results
-    belong to seeds.
+    A program is compiled from a function of one seed on one device. As for `jax.vmap`, `axes` is 0
+    for each argument with a leading axis of seeds, and None for each that all seeds share. All
+    results have a leading axis of seeds.
     """
 
     axis: Axis  # the devices that share a batch
-    leading: tuple[int, ...]  # leading axes of a program's arguments that belong to seeds
+    leading: tuple[int, ...]  # leading axes of a program's arguments with an axis of seeds
     num_slots: int  # number of slots for seeds; some may stay empty
     jit: Callable[[Callable, Sequence[int | None], Sequence[int]], Any]  # function, axes, donated
     put: Callable[[Any], Any]  # trees with a leading axis of slots, host to devices
@@ -268,7 +266,7 @@ class Layout(NamedTuple):
 
 
 def make_layout(devices: Devices, seeds: int, batch_size: int) -> Layout:
-    """Return the layout of seeds that train in parallel; Args as `Devices.shape`."""
+    """Return the layout for seeds that train in parallel; for the Args see `Devices.shape`."""
     if devices.count > 1:
         lay_out = _pmapped if devices.parallel == "pmap" else _sharded
         return lay_out(devices, seeds, batch_size)
@@ -276,9 +274,10 @@ def make_layout(devices: Devices, seeds: int, batch_size: int) -> Layout:
 
 
 def _alone() -> Layout:
-    """Lay one seed out on one device: the function itself, without an axis of slots.
+    """Lay one seed out on one device, without an axis of slots.
 
-    `jax.vmap` over one seed multiplies matrices in batches of one and doubles the time on a CPU.
+    `jax.vmap` over one seed would multiply matrices in batches of one, which takes twice as long on
+    a CPU.
     """
 
     def jit(function, axes, donate):
@@ -304,7 +303,7 @@ def _sharded(devices: Devices, seeds: int, batch_size: int) -> Layout:
     """Lay seeds and batches out over a mesh, with `jax.shard_map`.
 
     A convolution in matrix form merges images and pixels into one axis. Automatic sharding would
-    gather that axis, and every device would do all the work.
+    gather that axis, so that every device would do all the work.
     """
     along_seeds, along_batch = devices.shape(seeds, batch_size)
     mesh = jax.make_mesh(
@@ -330,7 +329,7 @@ def _sharded(devices: Devices, seeds: int, batch_size: int) -> Layout:
 
 
 def _pmapped(devices: Devices, seeds: int, batch_size: int) -> Layout:
-    """Lay batches out with `jax.pmap`: for reading, beside code that uses it.
+    """Lay batches out with `jax.pmap`, for comparison with code that uses it.
 
     Arrays of seeds have one more leading axis, with an entry per device.
     """
@@ -353,7 +352,7 @@ def _pmapped(devices: Devices, seeds: int, batch_size: int) -> Layout:
 
 
 def _over_seeds(function: Callable, axes: Sequence[int | None], seeds: int) -> Callable:
-    """Map a function of one seed over seeds; avoid `jax.vmap` for one seed, see `_alone`."""
+    """Map a function of one seed over seeds, without `jax.vmap` for one seed; see `_alone`."""
     if seeds > 1:
         return jax.vmap(function, in_axes=tuple(axes))
 

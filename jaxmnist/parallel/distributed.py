@@ -1,7 +1,7 @@
 """Training of one network by several processes, on one or several hosts.
 
-JAX's distributed runtime connects them. Each process runs the same program on its own devices.
-This module exchanges the values that they must agree on. With one process it does nothing.
+JAX's distributed runtime connects the processes. Each runs the same program on its own devices.
+This module exchanges the values on which they must agree. With one process, it does nothing.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from jax.experimental import multihost_utils
 
 from jaxmnist.config import ConfigError
 
-# A process without a heartbeat for this long counts as dead, and all others exit.
+# Time without a heartbeat after which a process counts as dead and all others exit.
 HEARTBEAT_SECONDS = 30
-# Time-outs of the processes at start-up and at shutdown.
+# Time-outs for waiting for the other processes at start-up and at shutdown.
 JOIN_SECONDS = 300
 LEAVE_SECONDS = 30
 
@@ -34,10 +34,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """Connect to the other processes; call this before any use of JAX.
 
     Args:
-        coordinator: host and port of the first process, such as "10.0.0.1:1234"; if all three are
-            None, the cluster's settings (TPU pod, SLURM, Open MPI), or a single process without a
-            cluster.
-        processes: number of processes; 1, alone: a single process, even under SLURM or Open MPI.
+        coordinator: host and port of the first process, such as "10.0.0.1:1234". If all three are
+            None, JAX detects the cluster (TPU pod, SLURM, Open MPI); without one, there is a single
+            process.
+        processes: number of processes; 1 without the others for a single process in a cluster.
         process: index of this process, from 0.
 
     Raises:
@@ -62,7 +62,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             shutdown_timeout_seconds=LEAVE_SECONDS,
         )
     except (ValueError, requests.ConnectionError):
-        # A single TPU without a pod, as on Colab, has no cluster metadata.
+        # A single TPU that is not in a pod, as on Colab, has no cluster metadata.
         if coordinator is not None:
             raise
     except RuntimeError as error:
@@ -70,7 +70,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 
 def _has_cluster() -> bool:
-    """Return whether to try JAX's cluster detection, which fails in some containers."""
+    """Return whether to use JAX's cluster detection, which fails in some containers."""
     tasks = [os.environ.get("OMPI_COMM_WORLD_SIZE", "1")]
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         tasks.append(os.environ.get("SLURM_NTASKS", "1"))
@@ -85,7 +85,9 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise ConfigError(f"coordinator is {coordinator!r}; expected HOST:PORT, as 10.0.0.1:1234")
+        raise ConfigError(
+            f"coordinator is {coordinator!r}; expected HOST:PORT, such as 10.0.0.1:1234"
+        )
     if processes < 1:
         raise ConfigError(f"num_processes is {processes}; expected at least 1")
     if not 0 <= process < processes:
@@ -95,16 +97,16 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
 
 
 def is_main_process() -> bool:
-    """Return whether this process is the one that reads, writes and prints for all."""
+    """Return whether this process reads, writes and prints for all processes."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def as_host_error() -> Iterator[None]:
-    """Convert a JAX runtime error across processes, nearly always a failed process, to HostError.
+    """Convert a JAX runtime error to HostError: with several processes, one has usually failed.
 
     Raises:
-        HostError: JAX raises a runtime error and there are several processes.
+        HostError: JAX raised a runtime error, and there are several processes.
     """
     try:
         yield
@@ -113,21 +115,21 @@ def as_host_error() -> Iterator[None]:
             raise
         line = next(iter(str(error).splitlines()), "")
         raise HostError(
-            f"another process failed or is gone ({line}); --resume, in all of them, goes on from "
-            "the newest checkpoint"
+            f"another process failed or is gone ({line}); run all of them with --resume to "
+            "continue from the newest checkpoint"
         ) from error
 
 
 def sync_decision(steps: int, stops: bool, is_due: bool) -> tuple[int, bool, bool]:
-    """Return the decision that all processes share; their clocks and signals differ.
+    """Return a common decision for all processes, whose clocks and signals differ.
 
     Args:
-        steps: number of steps that this process would train.
+        steps: the number of steps that this process would train next.
         stops: whether this process received a request to stop.
-        is_due: whether this process would save.
+        is_due: whether a checkpoint is due in this process.
 
     Returns:
-        The first process's `steps`, whether any process has `stops`, and the first one's `is_due`.
+        `steps` of the first process, whether `stops` is true in any, and `is_due` of the first.
     """
     if jax.process_count() == 1:
         return steps, stops, is_due
@@ -141,7 +143,7 @@ def assert_equal_across_processes(job: str) -> None:
     """Check that all processes received the same input.
 
     Args:
-        job: text of the whole input.
+        job: the input, as text.
 
     Raises:
         ConfigError: the input of one process differs; raised in all processes.
@@ -153,9 +155,9 @@ def assert_equal_across_processes(job: str) -> None:
         digests = multihost_utils.process_allgather(digest)
     if (digests != digest).any():
         raise ConfigError(
-            f"the {jax.process_count()} processes that train together were given different "
-            "options, configs or images; give all the same, or let each train alone: "
-            "--num-processes 1"
+            f"the {jax.process_count()} processes that train together received different "
+            "options, configs or images; pass the same to all, or --num-processes 1 to train "
+            "separately"
         )
 
 
@@ -163,12 +165,12 @@ def broadcast_from_main(action: Callable[[], Any]) -> Any:
     """Run an action in the first process and return its result in all processes.
 
     Args:
-        action: function that returns a value of JSON; only called in the first process.
+        action: the function, which returns a JSON value; only the first process calls it.
 
     Raises:
         ConfigError: the action raised a ConfigError; raised in all processes.
         HostError: the action raised another error; raised in the other processes.
-        Exception: the action raised that error; raised in the first process.
+        Exception: the error of the action; raised in the first process.
     """
     if jax.process_count() == 1:
         return action()

@@ -1,4 +1,4 @@
-"""Limits of the container of this process: memory and CPU time of its cgroups.
+"""Limits on memory and CPU time in this process's container, from its cgroups.
 
 Neither `os.sched_getaffinity` nor psutil reports them. Source: Documentation/admin-guide/cgroup-v2
 and cgroup-v1 of the Linux kernel.
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# Files of limit and usage, and the key of reclaimable cache, in versions 2 and 1.
+# The limit file, the usage file and the key of reclaimable cache, in cgroups versions 2 and 1.
 MEMORY = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -22,7 +22,7 @@ MEMORY = (
 
 
 def available_bytes() -> int:
-    """Return the free memory of this process: the least of the machine and its cgroups."""
+    """Return the available memory in bytes: the minimum over the machine and its cgroups."""
     return min([psutil.virtual_memory().available, *_left_in_cgroups()])
 
 
@@ -35,7 +35,7 @@ def cores() -> list[int]:
     most = math.floor(min(_quotas(), default=len(mine)))
     if most >= len(mine):
         return mine
-    # Containers share the cores. A random choice keeps them from all using the first ones.
+    # Containers share the cores. A random choice prevents them from all using the first ones.
     return sorted(random.SystemRandom().sample(mine, max(1, most)))
 
 
@@ -79,10 +79,10 @@ def _quotas() -> Iterator[float]:
 def _read(file: Path) -> str:
     try:
         return file.read_text().strip()
-    except (OSError, ValueError):  # this cgroup, or all of them, may be missing
+    except (OSError, ValueError):  # the system may have no such cgroup, or none at all
         return ""
 
 
 def _number(text: str) -> int | None:
-    """Parse a whole number; return None for `max`, -1 and an empty text."""
+    """Parse a whole number; return None for "max", "-1" and empty text."""
     return int(text) if text.isdigit() else None

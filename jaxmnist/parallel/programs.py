@@ -1,6 +1,6 @@
-"""Compiled programs of seeds that train in parallel.
+"""Compiled programs for seeds that train in parallel.
 
-Arrays passed to `put` and returned by `get` have a leading axis of slots, one entry per seed.
+Arrays passed to `put` and returned by `get` have a leading axis of slots, one per seed.
 `devices.py` shards them over the devices.
 """
 
@@ -21,9 +21,9 @@ from jaxmnist.parallel.limits import available_bytes
 from jaxmnist.state import TrainState, create_state, is_key, wrap_key
 from jaxmnist.steps import Images, epoch_permutation, evaluate, train_chunk
 
-# Most seeds in one program: each keeps files open.
+# Maximum number of seeds in one program; each seed has open files.
 MAX_SLOTS = 128
-# Usable share of the free memory: a program's own figure leaves out fragmentation.
+# Usable fraction of the free memory: a program's reported memory omits fragmentation.
 MEMORY_SHARE = 0.8
 
 
@@ -54,16 +54,16 @@ def compile_programs(
     seeds: int = 1,
     devices: Devices = ONE,
 ) -> Programs:
-    """Compile training and evaluation for these shapes, once for the whole run.
+    """Compile the programs for training and evaluation, once per run.
 
     Args:
-        config: the config to train; its seed is ignored.
-        model: its network.
-        tx: its optimiser.
-        train_images: training images, on all devices.
-        test_images: test images, on all devices.
-        seeds: number of seeds that train in parallel.
-        devices: devices for training.
+        config: the config of the run; its seed is ignored.
+        model: the network.
+        tx: the optimiser.
+        train_images: the training images, on all devices.
+        test_images: the test images, on all devices.
+        seeds: the number of seeds that train in parallel.
+        devices: the devices for training.
     """
     begin = time.perf_counter()
     layout = make_layout(devices, seeds, config.batch_size)
@@ -94,7 +94,7 @@ def compile_programs(
 
 def _memory_bytes(program: Any) -> int:
     needs = program.memory_analysis()
-    if needs is None:  # some backends report nothing
+    if needs is None:  # some backends do not report it
         return 0
     return (
         needs.argument_size_in_bytes
@@ -105,7 +105,7 @@ def _memory_bytes(program: Any) -> int:
 
 
 def free_bytes() -> int:
-    """Return the device memory that programs may use."""
+    """Return the device memory that programs may use, in bytes."""
     stats = jax.local_devices()[0].memory_stats()
     free = available_bytes() // jax.local_device_count()
     if stats and "bytes_limit" in stats:
@@ -117,8 +117,8 @@ def compile_largest(compile_for: Callable[[int], Programs], seeds: int) -> Progr
     """Compile for the largest number of seeds that fits into the device's memory.
 
     Args:
-        compile_for: function from a number of seeds to the programs that train them in parallel.
-        seeds: total number of seeds.
+        compile_for: compiles the programs for a number of seeds that train in parallel.
+        seeds: the total number of seeds.
 
     Returns:
         Programs for groups of equal size; the last group may leave slots empty.

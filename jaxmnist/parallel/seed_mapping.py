@@ -6,7 +6,7 @@ from jaxmnist.config import ConfigError, check_choice
 from jaxmnist.parallel.devices import ONE, Devices
 from jaxmnist.parallel.limits import available_bytes, cores
 
-# Ways to train several seeds: in one program, one after another, or one process each.
+# Ways to train several seeds: in one program, one after another, or in parallel processes.
 MAPPINGS = ("vmap", "loop", "processes")
 
 # Upper bound of the memory of a training process: compiling `skeleton` takes 1.4 GB.
@@ -16,8 +16,8 @@ PROCESS_BYTES = 3 << 29
 def choose_mapping(requested: str, seeds: int, devices: Devices = ONE) -> str:
     """Choose how to train a number of seeds on this machine.
 
-    On a CPU, processes with one core each are the fastest. An accelerator, or several devices, need
-    many seeds in one program to be fully used. docs/performance.md lists the timings.
+    On a CPU, processes with one core each are the fastest. An accelerator or several devices are
+    fully used only by many seeds in one program. docs/performance.md lists the timings.
 
     Args:
         requested: one of `MAPPINGS`, or auto.
@@ -25,7 +25,7 @@ def choose_mapping(requested: str, seeds: int, devices: Devices = ONE) -> str:
         devices: devices for training.
 
     Raises:
-        ConfigError: the mapping is unknown, or not possible on this device.
+        ConfigError: the mapping is unknown or not possible on this device.
     """
     check_choice("seed_mapping", requested, ("auto", *MAPPINGS))
     backend = jax.default_backend()
@@ -50,11 +50,10 @@ def shares_of_cores(seeds: int) -> list[list[int]]:
     """Divide the cores of this process among processes that train seeds.
 
     Args:
-        seeds: number of seeds. There are at most as many processes, and no more than fit into
-            memory.
+        seeds: number of seeds. It limits the number of processes, as do the cores and the memory.
 
     Returns:
-        The cores of each process: one core each, if there are enough seeds.
+        The cores of each process; one core each if there are enough seeds.
     """
     mine = cores()
     fitting = available_bytes() // PROCESS_BYTES

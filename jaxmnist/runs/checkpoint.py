@@ -1,11 +1,11 @@
-"""Checkpoints through Orbax: everything that the future of a seed's training depends on.
+"""Checkpoints with Orbax: everything needed to continue the training of a seed.
 
 A checkpoint is a folder named after its step. Its item `arrays` holds the state and the running
-metrics; its item `record`, JSON, holds the metadata and the SHA-256 of every array and of itself.
-Orbax restores flipped bits silently; the digests do not.
+metrics. Its item `record` holds, as JSON, the metadata and SHA-256 digests of every array and of
+the record. The digests detect flipped bits, which Orbax restores silently.
 
-Checkpoints are written synchronously and by one process: they take 0.1 s, or 0.5 s of the largest
-network, and every process holds the whole state.
+One process writes checkpoints, synchronously: every process holds the full state, and writing takes
+0.1 s, or 0.5 s for the largest network.
 """
 
 import contextlib
@@ -27,33 +27,33 @@ from jaxmnist.config import FORMAT, check_format
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState, wrap_key
 
-# Orbax is imported where it is used: that takes two seconds, and the first step need not wait.
+# Orbax is imported where it is used, since the import takes two seconds.
 
 ARRAYS, RECORD = "arrays", "record"
-# Orbax's names for the folder of the numbers and for what is half-written.
+# Orbax's names for the folder of array data and for incomplete checkpoints.
 DATA, TEMPORARY = "d", ".orbax-checkpoint-tmp"
 
-# Room for what Orbax writes beside the arrays: 0.1 to 0.2 MB, generously.
+# Space for Orbax's files besides the arrays, which take 0.1 to 0.2 MB.
 ORBAX_BYTES = 1 << 20
 MAX_RECORD_BYTES = 16 << 20
-# A run has a row per epoch, and its checkpoints hold all rows, of 330 bytes at most. With this many
-# the record stays below `MAX_RECORD_BYTES`.
+# Checkpoints hold one row per epoch, of at most 330 bytes. With this number of epochs, the record
+# stays below `MAX_RECORD_BYTES`.
 MAX_EPOCHS = 50_000
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none is whole and of this network."""
+    """A checkpoint that cannot be written, is damaged or belongs to another network."""
 
 
 class Checkpoint(NamedTuple):
-    """A moment of a seed's training, from which it continues as if nothing had happened."""
+    """The content of a checkpoint, from which training continues with the same results."""
 
     state: TrainState
-    metrics: Metrics  # running over the epoch of the state
-    metadata: dict[str, Any]  # as JSON
+    metrics: Metrics  # metrics of the epoch so far
+    metadata: dict[str, Any]  # JSON values
 
 
-# From a checkpoint's metadata to the shapes of its state.
+# Function from a checkpoint's metadata to the expected shapes of its state.
 TemplateOf = Callable[[dict[str, Any]], TrainState]
 
 
@@ -61,13 +61,13 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Write a checkpoint, then remove the oldest ones.
 
     Args:
-        folder: the checkpoints of a seed, in the run's folder; made if it is missing.
-        checkpoint: what to write.
-        keep: the number of checkpoints that stay, at least 1.
+        folder: the folder of a seed's checkpoints, in the run's folder; created if missing.
+        checkpoint: the checkpoint to write.
+        keep: the number of checkpoints to keep, at least 1.
 
     Raises:
-        CheckpointError: it could not be written.
-        OSError: the disk has no room for it, or the run's folder was removed.
+        CheckpointError: the checkpoint could not be written.
+        OSError: there is not enough disk space, or the run's folder was removed.
     """
     step = int(checkpoint.state.step)
     arrays = jax.tree.map(np.asarray, _arrays(checkpoint.state, checkpoint.metrics))
@@ -99,7 +99,7 @@ def _write(path: Path, arrays: Any, record: dict[str, Any]) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps with a folder of final name, newest first."""
+    """Return the steps of the checkpoints in a folder, newest first."""
     if not folder.is_dir():
         return []
     names = (entry.name for entry in folder.iterdir() if entry.is_dir())
@@ -107,19 +107,19 @@ def steps(folder: Path) -> list[int]:
 
 
 def newest_whole(folder: Path, template_of: TemplateOf) -> tuple[Checkpoint, list[str]]:
-    """Read the newest checkpoint that is whole.
+    """Read the newest complete checkpoint.
 
     Args:
-        folder: the checkpoints of a seed.
-        template_of: from a checkpoint's metadata to the shapes that its state should have; its
+        folder: the folder of a seed's checkpoints.
+        template_of: returns the expected shapes of the state for a checkpoint's metadata; its
             errors end the search.
 
     Returns:
-        The checkpoint, its arrays in host memory, and a line for each newer one passed over.
+        The checkpoint, with arrays in host memory, and a message for each newer one skipped.
 
     Raises:
-        CheckpointError: there is none.
-        ConfigError: one is of another format.
+        CheckpointError: no checkpoint is complete.
+        ConfigError: a checkpoint has another format.
     """
     skipped: list[str] = []
     for step in steps(folder):
@@ -132,19 +132,19 @@ def newest_whole(folder: Path, template_of: TemplateOf) -> tuple[Checkpoint, lis
 
 
 def read(path: Path, template_of: TemplateOf) -> Checkpoint:
-    """Read one checkpoint and compare everything in it with its digest.
+    """Read one checkpoint and verify its digests.
 
     Args:
-        path: its folder.
+        path: the folder of the checkpoint.
         template_of: as for `newest_whole`.
 
     Raises:
-        CheckpointError: it is not whole, or not of this network or version.
-        ConfigError: it is of another format.
+        CheckpointError: it is incomplete, or belongs to another network or version.
+        ConfigError: it has another format.
     """
     record = _read_record(path)
     template = template_of(record["notes"])
-    # Format 1 had another name for the moving average.
+    # Format 1 uses another name for the moving average.
     ema = "average" if record["format"] == 1 else "ema"
     with _as_checkpoint_error(path):
         name_arrays = functools.partial(_arrays, ema=ema)
@@ -163,10 +163,10 @@ def read(path: Path, template_of: TemplateOf) -> Checkpoint:
 
 
 def newest_metadata(folder: Path) -> dict[str, Any] | None:
-    """Return the metadata of the newest checkpoint with a whole record; None: there is none.
+    """Return the metadata of the newest checkpoint with a valid record, or None.
 
     Raises:
-        ConfigError: one is of another format.
+        ConfigError: a checkpoint has another format.
     """
     for step in steps(folder):
         with contextlib.suppress(CheckpointError):
@@ -175,7 +175,7 @@ def newest_metadata(folder: Path) -> dict[str, Any] | None:
 
 
 def clean(folder: Path, step: int) -> None:
-    """Remove checkpoints after a step and half-written ones: their places will be needed."""
+    """Remove checkpoints after a step, and incomplete ones, before training continues."""
     newer = [folder / str(other) for other in steps(folder) if other > step]
     for path in (*newer, *folder.glob(f"*{TEMPORARY}*")):
         shutil.rmtree(path)
@@ -183,10 +183,10 @@ def clean(folder: Path, step: int) -> None:
 
 @contextlib.contextmanager
 def _as_checkpoint_error(path: Path) -> Iterator[None]:
-    """Raise every error of Orbax and TensorStore as a CheckpointError of one line."""
+    """Convert errors of Orbax and TensorStore to a CheckpointError of one line."""
     try:
         yield
-    except (MemoryError, PermissionError):  # no fault of the checkpoint
+    except (MemoryError, PermissionError):  # not caused by the checkpoint
         raise
     except Exception as error:
         raise CheckpointError(f"{path} cannot be used: {_first_line(error)}") from error
@@ -203,13 +203,13 @@ def _read_record(path: Path) -> dict[str, Any]:
         digest = record.pop("sha256_of_record")
         if digest != _digest_of_record(record):
             raise ValueError("its record differs from its digest")
-    # After the digest: another format is no damage.
+    # Outside of `_as_checkpoint_error`, since another format is not damage.
     check_format(str(path), record.get("format"))
     return record
 
 
 def _check_files(path: Path) -> None:
-    """Bound the size of files that are read whole; `_check_same` bounds the arrays."""
+    """Check the size of files that are read at once; `_check_same` checks the arrays."""
     for file in path.rglob("*"):
         if file.is_dir():
             continue
@@ -231,7 +231,7 @@ def _read_arrays(path: Path, expected: Any) -> Any:
 
 
 def _checkpointer() -> Any:
-    """Return a checkpointer of this process alone, which waits for no other process."""
+    """Return a checkpointer for this process, which does not wait for other processes."""
     import orbax.checkpoint as ocp
 
     me = jax.process_index()
@@ -251,7 +251,7 @@ def _checkpointer() -> Any:
 
 
 def _check_same(found: Any, expected: Any) -> None:
-    """Compare names, shapes and dtypes before anything is read; Orbax itself casts silently."""
+    """Compare names, shapes and dtypes before reading, since Orbax casts silently."""
     wanted = _named_leaves(expected)
     there = _named_leaves(found.tree)
     for name in sorted(there.keys() | wanted.keys()):
@@ -260,7 +260,7 @@ def _check_same(found: Any, expected: Any) -> None:
             raise ValueError(
                 f"{name} is {shape}; expected {want}: it is of another network or version"
             )
-        # A chunk is read whole: a larger one would take more memory than the array.
+        # A chunk is read at once: a larger one would take more memory than the array.
         chunk = there[name].storage.chunk_shape
         if any(length > most for length, most in zip(chunk, there[name].shape, strict=True)):
             raise ValueError(f"{name} is stored in chunks of {list(chunk)}")
@@ -271,7 +271,7 @@ def _shape(leaf: Any) -> str:
 
 
 def _check_room(folder: Path, size: int) -> None:
-    """Check the free space before Orbax does: on a full disk its threads print 200 lines."""
+    """Check the free disk space; on a full disk, Orbax's threads would print 200 lines."""
     needed, free = 2 * size + ORBAX_BYTES, shutil.disk_usage(folder).free
     if free < needed:
         reason = f"{os.strerror(errno.ENOSPC)} ({free} bytes free, a checkpoint needs {needed})"
@@ -279,7 +279,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 def _arrays(state: TrainState, metrics: Metrics, ema: str = "ema") -> dict[str, Any]:
-    """Return everything that is written, by name, without fields that are None."""
+    """Return the arrays to write, by name, without fields that are None."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     fields["key"] = jax.random.key_data(state.key)
     fields[ema] = fields.pop("ema")

@@ -1,6 +1,6 @@
-"""The training loop over chunks and epochs, for seeds that train side by side.
+"""The training loop over chunks and epochs, for seeds that train in parallel.
 
-A seed that cannot continue keeps its slot in the compiled programs, and its results are ignored.
+A seed that has failed keeps its slot in the compiled programs, and its results are ignored.
 """
 
 import contextlib
@@ -25,41 +25,41 @@ from jaxmnist.runs.run import Snapshot, finish, save
 from jaxmnist.runs.setup import Callbacks, EpochDone, Failed, Progress, Setup
 from jaxmnist.runs.summary import Row, make_row
 
-# A chunk of steps is one call: progress and signals have their place between two of them.
+# Duration of a chunk, one compiled call. Progress and signals are handled between chunks.
 CHUNK_SECONDS = 1.0
 FIRST_CHUNK = 4  # steps, while the speed is unknown
 
 
 class TrainingError(RuntimeError):
-    """A seed cannot continue."""
+    """A loss or parameter of a seed that is not finite, or the failure of its process."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """The run stopped because it was asked to, and can go on from there."""
+    """A requested stop of a run, which can be resumed."""
 
     def __init__(self, path: Path, step: int):
-        super().__init__(f"the run in {path} stopped at step {step}; --resume goes on with it")
+        super().__init__(f"the run in {path} stopped at step {step}; use --resume to continue it")
         self.path, self.step = path, step
 
 
-# Errors that fail a single seed; the others continue.
+# Errors that affect a single seed; the others continue.
 FAILURES = (TrainingError, CheckpointError, OSError)
 Outcomes = dict[int, Snapshot | Exception]  # by seed
 
 
 def make_cadence(every: str) -> Callable[[float], bool]:
-    """Return a predicate that tells, for increasing epoch counts, whether a checkpoint is due.
+    """Return a function of the epochs done, which returns whether a checkpoint is due.
 
     Args:
-        every: a number of epochs, as "2", or of seconds, as "90s".
+        every: a number of epochs, such as "2", or of seconds, such as "90s".
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: `every` is neither.
     """
     parts = re.fullmatch(r"([1-9][0-9]{0,8})(s?)", every)
     if parts is None:
         raise ConfigError(
-            f"checkpoint_every is {every!r}; expected epochs, as 2, or seconds, as 90s"
+            f"checkpoint_every is {every!r}; expected epochs, such as 2, or seconds, such as 90s"
         )
     number, last = int(parts[1]), time.monotonic()
 
@@ -79,22 +79,22 @@ def make_cadence(every: str) -> Callable[[float], bool]:
 class _Slot:
     """A seed in the compiled programs."""
 
-    index: int  # along the leading axis
+    index: int  # index along the leading axis
     seed: int
     rows: list[Row]
-    seconds: float  # trained in this epoch
+    seconds: float  # training time of this epoch so far
     outcome: Snapshot | Exception | None = None
 
 
 class TrainLoop:
-    """Trains seeds side by side to the end.
+    """Training of several seeds in parallel, to the end.
 
     Args:
-        setup: of the run.
-        snapshots: where each seed stands, all at the same step.
-        programs: compiled for at least this number of seeds.
+        setup: the run's setup.
+        snapshots: the snapshot of each seed; all are at the same step.
+        programs: programs compiled for at least this number of seeds.
         path: the run's folder.
-        callbacks: called on the way.
+        callbacks: functions to call during the training.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ class TrainLoop:
         """Train to the end.
 
         Returns:
-            For each seed its last snapshot, or the error that failed it: one of `FAILURES`.
+            The last snapshot of each seed, or its error, one of `FAILURES`.
 
         Raises:
-            Stopped: `callbacks.should_stop` returned True; everything is saved.
+            Stopped: `callbacks.should_stop` returned True; the run has been saved.
             HostError: another process failed.
         """
         setup, is_due = self._setup, make_cadence(self._setup.options.checkpoint_every)
@@ -146,12 +146,12 @@ class TrainLoop:
         return {slot.seed: slot.outcome for slot in self._slots if slot.outcome is not None}
 
     def _active(self) -> list[_Slot]:
-        """Return the slots of seeds that have not ended."""
+        """Return the slots of seeds that are neither finished nor failed."""
         return [slot for slot in self._slots if slot.outcome is None]
 
     @contextlib.contextmanager
     def _failing_alone(self, slot: _Slot) -> Iterator[None]:
-        """Let an error fail this seed and no other."""
+        """Catch an error of one seed, and report it as the seed's failure."""
         try:
             yield
         except FAILURES as error:
@@ -206,7 +206,7 @@ class TrainLoop:
         )
 
     def _evaluate(self) -> None:
-        """Evaluate the end of an epoch, and report a row for each seed."""
+        """Evaluate after an epoch, and report a row for each seed."""
         setup, slots, epoch = self._setup, self._active(), self._step // self._setup.steps
         tested = self._programs.get(self._programs.evaluate(self._state, setup.test_images))
         for slot in slots:
@@ -228,7 +228,7 @@ class TrainLoop:
                 check_finite("test", _of_slot(tested, slot).loss, self._step, slot.seed, setup)
 
     def _save(self, is_last: bool = False) -> None:
-        """Write a checkpoint of each seed; the last one is its outcome."""
+        """Write a checkpoint of each seed; the last one becomes its outcome."""
         setup = self._setup
         states = unstack(self._programs.get(self._state), len(self._slots))
         for slot in self._active():
@@ -251,7 +251,7 @@ def check_finite(which: str, loss: float, step: int, seed: int, setup: Setup) ->
     """Check that a loss is finite.
 
     Raises:
-        TrainingError: it is not; names step and seed.
+        TrainingError: the loss is not finite; the message names the step and the seed.
     """
     if not math.isfinite(loss):
         raise TrainingError(
@@ -261,10 +261,10 @@ def check_finite(which: str, loss: float, step: int, seed: int, setup: Setup) ->
 
 
 def check_sound(snapshot: Snapshot, seed: int, setup: Setup) -> None:
-    """Check a state before it is saved: its last step may have broken it.
+    """Check that a state is finite before it is saved.
 
     Raises:
-        TrainingError: a number in it is not finite; names the array, step and seed.
+        TrainingError: a value is not finite; the message names the array, step and seed.
     """
     state = snapshot.state
     numbers: dict[str, Any] = {**state.latest, "opt_state": state.opt_state}

@@ -1,8 +1,8 @@
-"""Seeds in processes of their own, each with its share of the cores: the scheduling side.
+"""Scheduling of seeds over worker processes, each with its share of the cores.
 
-`worker.py` is the process. A pipe connects the two. To a worker go a task, then seeds, one after
-another, and STOP. From it come events, and, where a seed ends, `Finished`, `Failed` or STOPPED.
-A worker ends when its pipe does, so that none outlives this process, however that ends.
+`worker.py` is the worker process. A pipe connects it to this process, which sends a task, then one
+seed after another, and STOP. The worker sends events and, when a seed ends, `Finished`, `Failed` or
+STOPPED. A worker exits when its pipe is closed, so that none outlives this process.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from jaxmnist.runs.loop import FAILURES, Stopped, TrainingError
 from jaxmnist.runs.run import Snapshot, read_snapshot
 from jaxmnist.runs.setup import Callbacks, Event, Failed, Progress, RunOptions, Setup
 
-# The longest time from a signal to the workers' notice of it.
+# Interval at which a request to stop is checked.
 POLL_SECONDS = 0.2
-# The time that a worker without work may take to end.
+# Time allowed for an idle worker to exit.
 END_SECONDS = 10
 STOP, STOPPED = "stop", "stopped"
 
@@ -39,23 +39,23 @@ class Task(NamedTuple):
     config: TrainConfig
     options: RunOptions
     path: Path  # absolute
-    cores: list[int]  # those that it may use
-    cache: str  # the folder of compiled programs
+    cores: list[int]  # the worker's cores
+    cache: str  # folder of compiled programs
 
 
 class Finished(NamedTuple):
-    """The message that a seed is trained to its end."""
+    """The message that a seed is finished."""
 
     seed: int
-    reason: None = None  # of a failure
+    reason: None = None  # as in `Failed`: no failure
 
 
 def train_in_processes(
     setup: Setup, seeds: Sequence[int], path: Path, callbacks: Callbacks
 ) -> Iterator[tuple[int, Snapshot | Exception]]:
-    """Train seeds in processes; yield each with its last snapshot, or its failure.
+    """Train seeds in worker processes; yield each seed with its last snapshot or its error.
 
-    The first process compiles; the others start when it has, and find its programs in the cache.
+    The first worker compiles. The others start afterwards, and load its programs from the cache.
     """
     with contextlib.ExitStack() as stack:
         cache = compilation_cache() or stack.enter_context(
@@ -78,12 +78,12 @@ def train_in_processes(
 def _schedule(
     workers: Sequence["_Worker"], seeds: Sequence[int], path: Path, callbacks: Callbacks
 ) -> Iterator[tuple[int, str | None]]:
-    """Hand seeds to workers until all have ended; yield each with the reason if it failed."""
+    """Assign seeds to workers until all have ended; yield each with the reason of a failure."""
     team: dict[Any, _Worker] = {worker.pipe: worker for worker in workers}
     waiting, has_compiled, has_stopped = list(seeds), False, False
     is_stopping = callbacks.should_stop()
     while True:
-        # Until the first one has compiled, it alone has work.
+        # Until the first worker has compiled, the others wait.
         for worker in list(team.values())[: None if has_compiled else 1]:
             if worker.seed is None and waiting and not is_stopping:
                 worker.train(waiting.pop(0))
@@ -115,7 +115,7 @@ def _schedule(
 
 
 class _Worker:
-    """A process that trains one seed after another."""
+    """A worker process, which trains one seed after another."""
 
     def __init__(self, task: Task):
         self.seed: int | None = None  # in training
@@ -127,8 +127,8 @@ class _Worker:
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
             self._process = subprocess.Popen(
-                # Not a fork, which JAX's threads forbid, nor `multiprocessing.Process`, which
-                # would run the user's own program again.
+                # JAX's threads do not allow a fork, and `multiprocessing.Process` would run the
+                # user's program again.
                 [sys.executable, *_WORKER, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -137,10 +137,10 @@ class _Worker:
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(paths),
-                    "JAX_PLATFORMS": "cpu",  # as here, be it by the environment or by jax.config
-                    "NPROC": str(len(task.cores)),  # XLA's threads, where cores cannot be chosen
+                    "JAX_PLATFORMS": "cpu",  # this process's platform
+                    "NPROC": str(len(task.cores)),  # XLA's threads, if affinity is unsupported
                 },
-                process_group=0,  # Ctrl-C is for this process, which stops the others
+                process_group=0,  # Ctrl-C reaches only this process, which stops workers
             )
 
     def __enter__(self) -> "_Worker":
@@ -152,7 +152,7 @@ class _Worker:
         self._errors.close()
 
     def receive(self) -> Any:
-        """Return the next message; None: an idle process has ended."""
+        """Return the next message; None if an idle process has ended."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
@@ -160,7 +160,7 @@ class _Worker:
             return None if self.seed is None else Failed(self.seed, self._exit_reason())
 
     def train(self, seed: int) -> None:
-        """Send a seed, and before the first one the task."""
+        """Send a seed; send the task before the first seed."""
         self.seed = seed
         if self._task is not None:
             self.send(self._task)
@@ -173,7 +173,7 @@ class _Worker:
             self.pipe.send(message)
 
     def _exit_reason(self) -> str:
-        """Return how the process ended, and the last line that it printed."""
+        """Describe how the process ended, with its last line of output."""
         status = self._wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
@@ -183,7 +183,7 @@ class _Worker:
         return f"its process was ended by signal {-status} ({signal.strsignal(-status)}){last}"
 
     def _wait(self) -> int:
-        """Wait for the process to end, and kill it after a while; return its status."""
+        """Wait for the process, kill it after `END_SECONDS`, and return its status."""
         try:
             return self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

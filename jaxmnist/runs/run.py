@@ -1,4 +1,4 @@
-"""A run: where each of its seeds stands, and how a finished one is read back."""
+"""Runs: snapshots of their seeds, and loading from a folder."""
 
 import contextlib
 import dataclasses
@@ -29,38 +29,38 @@ _ENVIRONMENT = ("device", "versions", "git_commit")
 
 
 class Snapshot(NamedTuple):
-    """A moment of a seed's training: everything needed to continue, plus its rows so far."""
+    """A snapshot of a seed's training: everything needed to continue, and its rows so far."""
 
     state: TrainState
-    metrics: Metrics  # running over the epoch of the state
-    seconds: float  # trained in this epoch
+    metrics: Metrics  # metrics of the epoch so far
+    seconds: float  # training time of the epoch so far
     rows: list[Row]
-    summary: dict[str, Any] | None = None  # `summarize_seed`, of a finished seed
+    summary: dict[str, Any] | None = None  # result of `summarize_seed` for a finished seed
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return int(self.state.step)
 
 
 class Run(NamedTuple):
-    """A run that has ended: a network for each seed, or the reason why there is none."""
+    """A finished run: a trained network for each seed, or the reason of its failure."""
 
-    config: TrainConfig  # of the first seed
-    snapshots: dict[int, Snapshot]  # by seed, of those that are finished
-    failures: dict[int, str]  # by seed, of the others
+    config: TrainConfig  # config of the first seed
+    snapshots: dict[int, Snapshot]  # last snapshots by seed, for finished seeds
+    failures: dict[int, str]  # reasons by seed, for failed seeds
     summary: dict[str, Any]  # the content of summary.json
     path: Path
-    is_part: bool = False  # one seed of a run of several, see `split`
+    is_part: bool = False  # True for one seed of several; see `split`
 
     @property
     def name(self) -> str:
-        """The folder, and the seed if there are others in it."""
+        """The folder, and the seed if it is one of several."""
         return f"{self.path} seed {self.config.seed}" if self.is_part else str(self.path)
 
     @property
     def seed_folder(self) -> str:
-        """The name of the seed's folder below what is made of a run; "" if there is one seed."""
+        """The name of the seed's subfolder in output folders; "" for a run of one seed."""
         return f"seed{self.config.seed}" if self.is_part else ""
 
     @property
@@ -75,15 +75,15 @@ class Run(NamedTuple):
 
     @property
     def rows(self) -> list[Row]:
-        """The content of metrics.jsonl, seed by seed."""
+        """The rows of metrics.jsonl, ordered by seed."""
         return [row for snapshot in self.snapshots.values() for row in snapshot.rows]
 
     @property
     def normalisation(self) -> tuple[float, float]:
-        """Mean and standard deviation of pixels / 255 by which the images are normalised.
+        """Mean and standard deviation of pixels / 255, which normalise the images.
 
         Raises:
-            ConfigError: the run is of a version that did not keep them, and they are not known.
+            ConfigError: an older version wrote the run without them, and they are not known.
         """
         kept = self.summary.get("normalisation") or data.NORMALISATION.get(self.config.dataset)
         if kept is None:
@@ -94,7 +94,7 @@ class Run(NamedTuple):
         return mean, std
 
     def split(self) -> list["Run"]:
-        """Return a run of one seed for each that is finished."""
+        """Return a run of one seed for each finished seed."""
         if len(self.snapshots) == 1 and not self.failures:
             return [self]
         return [
@@ -107,24 +107,24 @@ class Run(NamedTuple):
 
 @fixed_flags()
 def load_run(path: str | os.PathLike) -> Run:
-    """Read a finished run from its folder; nothing in the folder is executed.
+    """Load a finished run from its folder, without executing any code in it.
 
     Args:
         path: the run's folder, of format 1 or 2.
 
     Returns:
-        The result of `train`.
+        The run, as returned by `train`.
 
     Raises:
-        ConfigError: the folder is not that of a finished run.
-        CheckpointError: the last checkpoint of a seed is not whole.
+        ConfigError: the folder does not contain a finished run.
+        CheckpointError: the last checkpoint of a seed is damaged.
         OSError: a file of the run cannot be read.
     """
     path = Path(path)
     check_platform()
     run_folder.check_links(path)
     config, seeds, _ = run_folder.read_config(path)
-    # Only summary.json has the failures, and a run of one seed that failed has none.
+    # Failures are only in summary.json, which a failed run of one seed does not have.
     failures = run_folder.read_summary(path)["failures"] if len(seeds) > 1 else {}
     ends = {}
     for seed in seeds:
@@ -140,13 +140,13 @@ def make_run(
     path: Path,
     facts: dict[str, Any] | None = None,
 ) -> Run:
-    """Return a run that has ended.
+    """Return a finished run.
 
     Args:
-        config: of the first seed.
-        ends: the last snapshot of each seed, or the reason why there is none.
+        config: the config of the first seed.
+        ends: the last snapshot of each seed, or the reason of its failure.
         path: the run's folder.
-        facts: of the run, if no seed is finished.
+        facts: the facts for the summary if no seed is finished.
     """
     snapshots = {seed: end for seed, end in ends.items() if isinstance(end, Snapshot)}
     failures = {seed: str(end) for seed, end in ends.items() if seed not in snapshots}
@@ -158,7 +158,7 @@ def make_run(
 
 
 def _load_finished(path: Path, config: TrainConfig) -> Snapshot:
-    """Read the last snapshot of a seed, its state on the device."""
+    """Read the last snapshot of a seed, with the state on the device."""
     folder = _find_checkpoints(path, config.seed)
     found, skipped = checkpoint.newest_whole(folder, template_of)
     if skipped:
@@ -166,25 +166,25 @@ def _load_finished(path: Path, config: TrainConfig) -> Snapshot:
     if config_of(found.metadata) != config:
         raise CheckpointError(f"{path / run_folder.CONFIG} is not the config of {folder}")
     if found.metadata["summary"] is None:
-        raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
+        raise ConfigError(f"the run in {path} is not finished; use --resume to continue it")
     return _to_snapshot(found)
 
 
 def _find_checkpoints(path: Path, seed: int) -> Path:
-    """Return the folder of a seed's checkpoints, in format 2 or where format 1 had it."""
+    """Return the folder of a seed's checkpoints, in format 2 or format 1."""
     folder = run_folder.checkpoint_folder(path, seed)
     format_1 = (path / f"seed{seed}" / run_folder.CHECKPOINTS, path / run_folder.CHECKPOINTS)
     return next((each for each in (folder, format_1[0]) if each.is_dir()), format_1[1])
 
 
 def begun_config(path: Path) -> RunConfig | None:
-    """Return what the run in a folder was begun with; None: there is no run.
+    """Return the config with which the run in a folder was started; None if there is no run.
 
-    Where config.json is missing or damaged, the checkpoints have it.
+    If config.json is missing or damaged, the config comes from the checkpoints.
 
     Raises:
-        ConfigError: it is damaged, and there is no checkpoint; or it is of another format.
-        OSError: it cannot be read.
+        ConfigError: config.json is damaged and there is no checkpoint, or it has another format.
+        OSError: a file cannot be read.
     """
     with contextlib.suppress(ConfigError):
         return run_folder.read_config(path)
@@ -198,22 +198,22 @@ def begun_config(path: Path) -> RunConfig | None:
 
 
 def first_snapshot(setup: Setup, seed: int) -> Snapshot:
-    """Return where a seed begins."""
+    """Return the snapshot of a seed before the first step."""
     state = initial_state(setup.model, setup.tx, seed, setup.config.ema_decay > 0)
     return Snapshot(state, Metrics.zero(), 0.0, [])
 
 
 def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[str]]:
-    """Return where a seed stands at its newest checkpoint, and warnings about its checkpoints.
+    """Return the snapshot in a seed's newest checkpoint, and warnings.
 
     Args:
-        setup: of the run.
+        setup: the run's setup.
         path: the run's folder.
         seed: the seed.
 
     Raises:
-        ConfigError: the checkpoints are of another config, or of other images.
-        CheckpointError: none is whole.
+        ConfigError: the checkpoints belong to another config or to other images.
+        CheckpointError: no checkpoint is complete.
     """
     config = dataclasses.replace(setup.config, seed=seed)
 
@@ -221,7 +221,7 @@ def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[s
         config.check_continues(config_of(metadata))
         if metadata["images"] != setup.images_digest:
             raise ConfigError(
-                "the run was begun with other images; pass the --data-dir or --idx-dir it had"
+                "the run was started with other images; pass its --data-dir or --idx-dir"
             )
         return setup.state_shapes
 
@@ -232,10 +232,10 @@ def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[s
         before = snapshot.summary or {}
         if IMPORTED in before:
             raise ConfigError(
-                f"the network comes from {before[IMPORTED]}; it cannot go on training without the "
-                "state of an optimiser"
+                f"the network comes from {before[IMPORTED]}; it cannot be trained further, "
+                "because it has no optimiser state"
             )
-        # A finished run that goes on with more epochs is no longer finished.
+        # A finished run that continues with more epochs is no longer finished.
         snapshot = snapshot._replace(summary=None)
     before, now = found.metadata["environment"], setup.facts
     warnings += [
@@ -247,7 +247,7 @@ def read_snapshot(setup: Setup, path: Path, seed: int) -> tuple[Snapshot, list[s
 
 
 def finish(setup: Setup, snapshot: Snapshot, compile_seconds: float) -> Snapshot:
-    """Return the last snapshot of a seed, with its part of the summary."""
+    """Return the last snapshot of a seed, with the seed's summary."""
     return snapshot._replace(summary=summarize_seed(snapshot.rows, compile_seconds, setup.facts))
 
 
@@ -255,14 +255,14 @@ def save(setup: Setup, seed: int, snapshot: Snapshot, path: Path) -> None:
     """Write a checkpoint, in the main process.
 
     Args:
-        setup: of the run.
+        setup: the run's setup.
         seed: the seed.
-        snapshot: where it stands, in host memory.
+        snapshot: the snapshot, in host memory.
         path: the run's folder.
 
     Raises:
-        CheckpointError: it could not be written.
-        OSError: the disk has no room for it, or the run's folder was removed.
+        CheckpointError: the checkpoint could not be written.
+        OSError: there is not enough disk space, or the run's folder was removed.
     """
     metadata = {
         "config": json.loads(dataclasses.replace(setup.config, seed=seed).to_json()),
@@ -280,25 +280,25 @@ def save(setup: Setup, seed: int, snapshot: Snapshot, path: Path) -> None:
 
 
 def _to_snapshot(found: Checkpoint) -> Snapshot:
-    # As the first state is, so that no program is compiled twice.
+    # Like the initial state, on the device: otherwise programs would be compiled again.
     state, metrics = jax.device_put((found.state, found.metrics))
     kept = found.metadata
     return Snapshot(state, metrics, kept["seconds"], kept["rows"], kept["summary"])
 
 
 def template_of(metadata: dict[str, Any]) -> TrainState:
-    """Return the shapes of the state in a checkpoint of any run."""
+    """Return the shapes of the state in a checkpoint, from its metadata."""
     config = config_of(metadata)
-    # Only the values of a schedule depend on the number of steps: any that it accepts will do.
+    # The number of steps affects a schedule's values but not the shapes, so any number will do.
     tx, _ = make_optimizer(config, total_steps=10**6)
     return state_shapes(config, create_model(config.variant, config.dropout), tx)
 
 
 def config_of(metadata: Any) -> TrainConfig:
-    """Return the config of the seed that a checkpoint is of.
+    """Return the config in a checkpoint's metadata.
 
     Raises:
-        ConfigError: the metadata is not a run's.
+        ConfigError: the metadata has other entries than a run's.
     """
     if not isinstance(metadata, dict) or set(metadata) != _METADATA:
         raise ConfigError(

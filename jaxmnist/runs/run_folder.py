@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its lock, and config.json, metrics.jsonl and summary.json."""
+"""The folder of a run: name, lock, and the files config.json, metrics.jsonl and summary.json."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ CONFIG, METRICS, SUMMARY, CHECKPOINTS = (
     "summary.json",
     "checkpoints",
 )
-# What other commands make of a finished run.
+# Output folders of other commands and options.
 DERIVED_FOLDERS = (EVALUATION, EXPORT, PROFILE, TENSORBOARD) = (
     "evaluation",
     "export",
@@ -34,25 +34,25 @@ DERIVED_FOLDERS = (EVALUATION, EXPORT, PROFILE, TENSORBOARD) = (
     "tensorboard",
 )
 CURVES = "curves.png"
-# Left behind by a `write` that is killed.
+# Files that remain if a process is killed during `write`.
 _SCRATCH = tuple(f".{name}.new" for name in (CONFIG, METRICS, SUMMARY))
-# Files that an operating system, a file system or a notebook puts into any folder.
+# Files that operating systems, file systems and notebooks create in any folder.
 _SYSTEM_FILES = re.compile(
     r"\.DS_Store|\._.*|\.localized|Thumbs\.db|ehthumbs\.db|desktop\.ini|\.directory"
     r"|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.Trash.*|\.Spotlight-V100|\.fseventsd|lost\+found"
     r"|@eaDir|\.ipynb_checkpoints"
 )
 _SEED_FOLDER = re.compile(r"seed(0|[1-9][0-9]*)")
-# Bounds for files that are read whole: a config has 11 kB with a thousand seeds, ...
+# Size limits for files that are read at once. A config with a thousand seeds has 11 kB.
 MAX_CONFIG_BYTES = 1 << 20
-# ... and a thousand seeds of a thousand epochs have fewer rows.
+# Sufficient for a thousand seeds of a thousand epochs.
 MAX_ROWS_BYTES = 1 << 29
 
 
 class RunConfig(NamedTuple):
     """The content of config.json."""
 
-    config: TrainConfig  # of the first seed
+    config: TrainConfig  # config of the first seed
     seeds: tuple[int, ...]
     format: int
 
@@ -61,20 +61,20 @@ class RunConfig(NamedTuple):
 def new_folder(
     config: TrainConfig, seeds: Sequence[int], out: str | os.PathLike | None, overwrite: bool
 ) -> Iterator[tuple[Path, Path]]:
-    """Make the folder of a run and lock it; no two processes can make the same default one.
+    """Create and lock the folder of a run; two processes never create the same default folder.
 
     Args:
-        config: names the default folder.
-        seeds: name it too.
-        out: the requested folder; None: the default.
-        overwrite: whether a run in `out` is removed.
+        config: the config of the run, for the default folder name.
+        seeds: the seeds of the run, for the default folder name.
+        out: the requested folder; None for the default.
+        overwrite: whether to remove a run in `out`.
 
     Yields:
-        The requested folder, and the one made.
+        The requested folder and the created one.
 
     Raises:
-        ConfigError: `out` holds something already, or another process trains into it.
-        OSError: it cannot be made.
+        ConfigError: `out` is not empty, or another process trains into it.
+        OSError: the folder cannot be created.
     """
     if out is None:
         requested = Path("runs") / default_name(config, seeds)
@@ -92,7 +92,7 @@ def new_folder(
 
 
 def clear(path: Path) -> None:
-    """Remove a run; an interruption leaves a run or nothing."""
+    """Remove a run; after an interruption, the folder is still recognised as a run."""
     remove_derived(path)
     format_1 = [folder.name for folder in path.iterdir() if _SEED_FOLDER.fullmatch(folder.name)]
     for name in (*format_1, TENSORBOARD, PROFILE, CHECKPOINTS):
@@ -103,10 +103,10 @@ def clear(path: Path) -> None:
 
 
 def remove_derived(path: Path) -> None:
-    """Remove what was made of a network that training changes.
+    """Remove the output of other commands, which training makes out of date.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: a file cannot be removed.
     """
     for name in (EVALUATION, EXPORT):
         if (path / name).exists():
@@ -116,12 +116,12 @@ def remove_derived(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a folder for this process; the lock ends with the process, however that ends.
+    """Lock a folder for this process; the lock ends with the process.
 
-    On a network file system (NFS) other hosts do not see the lock.
+    On a network file system (NFS), other hosts do not see the lock.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -137,24 +137,24 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_empty(path: Path) -> bool:
-    """Return whether a folder holds nothing of anybody's."""
+    """Return whether a folder is empty, except for system files."""
     return not _entries(path)
 
 
 def check_links(path: Path) -> None:
-    """Check that a folder exists and that no link in it leads elsewhere.
+    """Check that a folder exists and contains no symbolic links.
 
     Raises:
-        ConfigError: it is not there, or something in it is a link.
+        ConfigError: the folder does not exist or contains a link.
     """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise ConfigError(f"{path} {what}; expected the folder of a run")
-    # Unlike rglob, this does not fail where something vanishes meanwhile.
+    # Unlike rglob, os.walk does not fail if an entry disappears meanwhile.
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             if (entry := Path(folder, name)).is_symlink():
-                raise ConfigError(f"{entry} is a link; the files of a run are in its folder")
+                raise ConfigError(f"{entry} is a link; a run's folder must not contain links")
 
 
 def checkpoint_folder(path: Path, seed: int) -> Path:
@@ -163,14 +163,14 @@ def checkpoint_folder(path: Path, seed: int) -> Path:
 
 
 def seeds_with_checkpoints(path: Path) -> list[int]:
-    """Return the seeds that have begun, in order."""
+    """Return the seeds with a checkpoint folder, in order."""
     folders = (path / CHECKPOINTS).glob("seed*")
     names = [folder.name for folder in folders if _SEED_FOLDER.fullmatch(folder.name)]
     return sorted(int(name.removeprefix("seed")) for name in names)
 
 
 def has_config(path: Path) -> bool:
-    """Return whether a folder has a config.json that a power cut has not left blank."""
+    """Return whether a folder has a config.json that is not blank, as after a power cut."""
     file = path / CONFIG
     if not file.is_file():
         return False
@@ -182,8 +182,8 @@ def read_config(path: Path) -> RunConfig:
     """Read config.json of a run.
 
     Raises:
-        ConfigError: it is missing or damaged.
-        OSError: it cannot be read.
+        ConfigError: the file is missing or damaged.
+        OSError: the file cannot be read.
     """
     file = path / CONFIG
     if not file.is_file():
@@ -196,10 +196,10 @@ def read_config(path: Path) -> RunConfig:
 
 
 def parse_config(text: str) -> RunConfig:
-    """Return the content of a config.json; in format 1 that of one seed has no list of seeds.
+    """Parse the text of a config.json; in format 1, a run of one seed has no list of seeds.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the text is not a valid config.
     """
     values = json_object(text)
     seeds = values.pop("seeds", None)
@@ -212,7 +212,7 @@ def parse_config(text: str) -> RunConfig:
 
 
 def format_config(config: TrainConfig, seeds: Sequence[int]) -> str:
-    """Return the content of config.json."""
+    """Return the text of config.json."""
     return json.dumps({**json.loads(config.to_json()), "seeds": list(seeds)}, indent=2) + "\n"
 
 
@@ -220,7 +220,7 @@ def write_config(path: Path, config: TrainConfig, seeds: Sequence[int]) -> None:
     """Write config.json of a run.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     write(path / CONFIG, format_config(config, seeds))
 
@@ -230,11 +230,11 @@ def read_summary(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the run is not finished, or the file is damaged.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     file = path / SUMMARY
     if not file.is_file():
-        raise ConfigError(f"the run in {path} is not finished; --resume goes on with it")
+        raise ConfigError(f"the run in {path} is not finished; use --resume to continue it")
     with _damage_named(file):
         summary = json.loads(_read(file, "summary"))
         check_format(str(file), summary["format"])
@@ -243,17 +243,17 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read metrics.jsonl of a run, which may be training.
+    """Read metrics.jsonl of a run, which may still be training.
 
     Raises:
         ConfigError: the file is missing or damaged.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     file = path / METRICS
     if not file.is_file():
         raise ConfigError(f"{file} does not exist; expected the folder of a run")
     with _damage_named(file):
-        # A last line without its end is still being written.
+        # A last line without a line break is still being written.
         lines = _read(file, "metrics", MAX_ROWS_BYTES).split(b"\n")[:-1]
         rows = [json.loads(line) for line in lines]
         _ = [[row[name] for name in ("epoch", "seed", *ROW_METRICS)] for row in rows]
@@ -261,7 +261,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _read(file: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
-    """Read a file whole, if it is not too large to be what it should be."""
+    """Read a file, unless it is implausibly large."""
     size = file.stat().st_size
     if size > most:
         raise ConfigError(f"{file} has {size} bytes; expected a {what}")
@@ -270,7 +270,7 @@ def _read(file: Path, what: str, most: int = MAX_CONFIG_BYTES) -> bytes:
 
 @contextlib.contextmanager
 def _damage_named(file: Path) -> Iterator[None]:
-    """Raise a ConfigError for a file whose content is not what it should be."""
+    """Raise a ConfigError that names the file if its content is invalid."""
     try:
         yield
     except ConfigError:
@@ -280,53 +280,53 @@ def _damage_named(file: Path) -> Iterator[None]:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Check that a folder can take a run: it is empty or missing, or holds a run to overwrite.
+    """Check that a folder can be used for a new run: missing, empty, or with a run to overwrite.
 
     Raises:
-        ConfigError: it holds something that is not to be removed.
+        ConfigError: the folder contains something that must not be removed.
     """
     if not path.is_dir() or is_empty(path):
         return
     if not overwrite:
         raise ConfigError(
-            f"{path} is not empty; pass another --out, or, if it holds a run, --resume to go on "
-            "with it or --overwrite to replace it"
+            f"{path} is not empty; pass another --out, or, if it holds a run, --resume to "
+            "continue it or --overwrite to replace it"
         )
     check_is_run(path)
     read_config(path)
 
 
 def check_is_run(path: Path) -> None:
-    """Check that a folder holds a run or nothing.
+    """Check that a folder is empty or contains a run.
 
     Raises:
-        ConfigError: it holds something else, or a link, which may lead to another run.
+        ConfigError: the folder contains something else, or a link, which may lead to another run.
     """
     found = _entries(path)
     for name in sorted(found):
         if (path / name).is_symlink():
             raise ConfigError(
-                f"{path / name} is a link, and the files of a run are in its folder; remove the "
-                "link, or pass another --out"
+                f"{path / name} is a link, and a run's folder must not contain links; remove "
+                "the link, or pass another --out"
             )
     ours = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, CURVES, *DERIVED_FOLDERS}
-    # The seeds of format 1.
+    # Seed folders of format 1.
     ours |= {name for name in found if _SEED_FOLDER.fullmatch(name) and (path / name).is_dir()}
     if found - ours or (found and CONFIG not in found):
         raise ConfigError(
-            f"{path} holds {', '.join(sorted((found - ours) or found))}, which is not of a run; "
-            "pass the --out of a run, or one that is not there yet"
+            f"{path} holds {', '.join(sorted((found - ours) or found))}, which does "
+            "not belong to a run; pass the folder of a run as --out, or a new one"
         )
 
 
 def _entries(path: Path) -> set[str]:
-    """Return the names in a folder that are not a system's or left over from a killed process."""
+    """Return the names in a folder, without system files and files left by killed processes."""
     names = {entry.name for entry in path.iterdir()} - {*_SCRATCH}
     return {name for name in names if not _SYSTEM_FILES.fullmatch(name)}
 
 
 def default_name(config: TrainConfig, seeds: Sequence[int]) -> str:
-    """Return the name of a run's folder, with everything that is not the default."""
+    """Return the default name of a run's folder, with the values that are not defaults."""
     parts = [config.variant]
     if config.recipe != TrainConfig.recipe:
         parts.append(config.recipe.replace("/", "-"))
@@ -340,7 +340,7 @@ def default_name(config: TrainConfig, seeds: Sequence[int]) -> str:
 
 
 def _next_free(requested: Path) -> Path:
-    """Make the first of `requested`, `requested`-2, `requested`-3, ... that does not exist."""
+    """Create the first of `requested`, `requested`-2, `requested`-3, ... that does not exist."""
     requested.parent.mkdir(exist_ok=True)
     others = (requested.with_name(f"{requested.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([requested], others) if _made(path))
@@ -355,10 +355,10 @@ def _made(path: Path) -> bool:
 
 
 def write(path: Path, content: str) -> None:
-    """Write a file atomically; a file that has this content already is left untouched.
+    """Write a file atomically; do not touch a file that already has this content.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     scratch = path.with_name(f".{path.name}.new")
     try:
@@ -378,14 +378,14 @@ def _has(path: Path, content: bytes) -> bool:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write metrics.jsonl of a run anew."""
+    """Write metrics.jsonl of a run."""
     write(path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a row to metrics.jsonl of a run; after an error the file is as it was.
+    """Append a row to metrics.jsonl of a run; after an error, the file is unchanged.
 
-    A missing file is an error: the run's folder was removed, although a checkpoint may have made
+    A missing file is an error: the run's folder was removed, even if a checkpoint has since created
     it again.
 
     Raises:
@@ -395,7 +395,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def append(file: Path, line: str) -> None:
-    """Add a line to an existing file; after an error the file is as it was.
+    """Append a line to an existing file; after an error, the file is unchanged.
 
     Raises:
         OSError: the file does not exist or the disk is full; the error names the file.
@@ -405,7 +405,7 @@ def append(file: Path, line: str) -> None:
         size = file.stat().st_size
         with file.open("r+b") as opened:
             opened.seek(max(size - 1, 0))
-            # A process that was killed may have left a line without its end.
+            # A killed process may have left a line without a line break.
             newline = b"" if opened.read(1) in (b"", b"\n") else b"\n"
             opened.write(newline + line.encode() + b"\n")
     except OSError as error:
@@ -416,7 +416,7 @@ def append(file: Path, line: str) -> None:
 
 
 def write_summary(path: Path, summary: dict[str, Any] | None) -> None:
-    """Write summary.json of a run; None: the run is not finished, and has none."""
+    """Write summary.json of a run, or remove it if `summary` is None (an unfinished run)."""
     if summary is None:
         (path / SUMMARY).unlink(missing_ok=True)
     else:

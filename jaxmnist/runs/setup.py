@@ -1,4 +1,4 @@
-"""Everything fixed before the first step: options of a run, its network, optimiser and images."""
+"""Setup of a run, fixed before the first step: options, network, optimiser and images."""
 
 import dataclasses
 import hashlib
@@ -25,23 +25,23 @@ from jaxmnist.steps import Images
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Options of training and storage; none decides the result, except for rounding.
+    """Options of training and storage, which change the result by rounding at most.
 
     Args:
-        data_dir: the folder of TFDS's data sets; by default $TFDS_DATA_DIR, else
+        data_dir: the folder of the TFDS data sets; by default $TFDS_DATA_DIR, else
             ~/tensorflow_datasets.
-        idx_dir: a folder with the four IDX files (raw or .gz), used in place of all other sources.
-        overwrite: replace the run in the folder.
-        resume: continue the run in the folder from its newest checkpoints, or begin it if there is
-            none.
-        checkpoint_every: epochs, as 2, or seconds, as 90s, between two checkpoints.
-        keep: the number of checkpoints to keep, the newest ones.
-        devices: the number of devices that share every batch in equal parts; by default all, or
-            as many as divide the batch.
-        parallel: the form of their program: jit (with shard_map), or pmap, which is jit and
-            shard_map inside since JAX 0.8.
+        idx_dir: a folder with the four IDX files (raw or .gz), used instead of all other sources.
+        overwrite: replace the run in the output folder.
+        resume: continue the run in the output folder from its newest checkpoints, or start it if
+            there is none.
+        checkpoint_every: the time between two checkpoints, in epochs (2) or in seconds (90s).
+        keep: the number of newest checkpoints to keep.
+        devices: the number of devices that share each batch equally; by default all devices, or as
+            many of them as divide the batch size.
+        parallel: the transformation for several devices: jit (with shard_map), or pmap, which uses
+            jit and shard_map since JAX 0.8.
         seed_mapping: the way to train several seeds: vmap (in one program), loop (one after
-            another), processes (one for each core), or auto: the fastest of them here.
+            another), processes (one per core), or auto (the fastest on this machine).
     """
 
     data_dir: str | os.PathLike | None = None
@@ -56,44 +56,44 @@ class RunOptions:
 
 
 class Started(NamedTuple):
-    """The run has its folder; compilation is next, if anything is left to train."""
+    """Start of a run: its folder exists, and compilation follows if there is something to train."""
 
     out: Path
-    requested: Path  # differs from `out` where that was taken
-    train_count: int  # images
-    steps: dict[int, int]  # by seed, those already done
-    total_steps: int  # of each seed
+    requested: Path  # differs from `out` if it was not empty
+    train_count: int  # number of training images
+    steps: dict[int, int]  # steps already done, by seed
+    total_steps: int  # per seed
     mapping: str  # one of seed_mapping.MAPPINGS
     warnings: list[str]
 
 
 class Progress(NamedTuple):
-    """A chunk of steps is done."""
+    """End of a chunk of steps."""
 
-    seeds: tuple[int, ...]  # trained side by side; the metrics are their means
+    seeds: tuple[int, ...]  # seeds in parallel; the metrics are their means
     epoch: int  # from 1
-    step: int  # steps done, of each seed
-    loss: float  # running over the epoch
-    accuracy: float  # percent, running over the epoch
-    learning_rate: float  # of the last step
-    images_per_second: float  # of all seeds together
+    step: int  # steps done per seed
+    loss: float  # mean over the epoch so far
+    accuracy: float  # percent, over the epoch so far
+    learning_rate: float  # at the last step
+    images_per_second: float  # total over seeds
 
 
 class EpochDone(NamedTuple):
-    """An epoch is trained and evaluated."""
+    """End of an epoch, after evaluation."""
 
-    rows: list[Row]  # one for each seed trained side by side
+    rows: list[Row]  # one for each seed trained in parallel
 
 
 class Failed(NamedTuple):
-    """A seed cannot continue; the others do."""
+    """Failure of a seed; the others continue."""
 
     seed: int
     reason: str
 
 
 class SeedDone(NamedTuple):
-    """A seed is finished, now or before the start."""
+    """Completion of a seed, now or before the start."""
 
     run: Any  # a `Run` of this seed alone
 
@@ -102,7 +102,7 @@ Event = Started | Progress | EpochDone | Failed | SeedDone
 
 
 class Callbacks(NamedTuple):
-    """Functions that a training calls."""
+    """Functions that the training calls."""
 
     report: Callable[[Event], None] = lambda event: None
     data_progress: data.Progress = data.ignore_progress
@@ -110,7 +110,7 @@ class Callbacks(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """Everything that a run needs and does not change; the config's seed is one of its seeds."""
+    """The constant parts of a run; the config's seed is one of its seeds."""
 
     config: TrainConfig
     options: RunOptions
@@ -121,13 +121,13 @@ class Setup(NamedTuple):
     train_images: Images
     test_images: Images
     images_digest: str
-    steps: int  # an epoch
-    facts: dict[str, Any]  # of the summary, the same for all seeds
+    steps: int  # steps per epoch
+    facts: dict[str, Any]  # entries of the summary that are the same for all seeds
     devices: Devices
 
     @property
     def total_steps(self) -> int:
-        """Steps of a seed's whole training."""
+        """Total number of steps per seed."""
         return self.config.epochs * self.steps
 
 
@@ -138,13 +138,13 @@ def make_setup(
     devices: Devices = ONE,
     mapping: str = "loop",
 ) -> Setup:
-    """Load the images and make everything that a run needs.
+    """Load the images and return the setup of a run.
 
     Args:
-        config: what to train.
-        options: the source of the images, and the checkpoints to write.
-        progress: see `jaxmnist.data.load`.
-        devices: those that train.
+        config: the config of the run.
+        options: options of training and storage.
+        progress: callback for downloads; see `jaxmnist.data.load`.
+        devices: the devices for training.
         mapping: one of `seed_mapping.MAPPINGS`.
 
     Raises:
@@ -163,7 +163,7 @@ def set_up(
     devices: Devices,
     facts: dict[str, Any],
 ) -> Setup:
-    """Make everything that a run on these images needs; Args and Raises as `make_setup`."""
+    """Return the setup of a run on these images; for Args and Raises see `make_setup`."""
     if config.epochs > MAX_EPOCHS:
         raise ConfigError(
             f"epochs is {config.epochs}; expected at most {MAX_EPOCHS}: the rows of more do not "
@@ -201,20 +201,21 @@ def set_up(
 def to_devices(
     dataset: data.Dataset, limit_train: int | None, devices: Devices = ONE
 ) -> tuple[Images, Images]:
-    """Put training and test images on each of the devices.
+    """Copy training and test images to each device.
 
     Args:
-        dataset: the arrays.
-        limit_train: the number of training images to take, the first ones; None: all.
-        devices: those that train.
+        dataset: the images and labels.
+        limit_train: the number of training images to use, the first ones; None for all.
+        devices: the devices for training.
 
     Raises:
-        ConfigError: there are fewer training images.
+        ConfigError: there are fewer than `limit_train` training images.
     """
     available = len(dataset.train_images)
     if limit_train is not None and limit_train > available:
         raise ConfigError(
-            f"limit_train is {limit_train}, but there are {available} training images"
+            f"limit_train is {limit_train}, but there are {available} training images; use at "
+            f"most {available}"
         )
     mean, std = np.asarray(dataset.mean, np.float32), np.asarray(dataset.std, np.float32)
     pixels, labels = dataset.train_images[:limit_train], dataset.train_labels[:limit_train]
@@ -229,7 +230,7 @@ def count_parameters(params: Any) -> int:
 
 
 def _digest(dataset: data.Dataset) -> str:
-    """Return the SHA-256 of all images and labels."""
+    """Return the SHA-256 digest of all images and labels."""
     digest = hashlib.sha256()
     for array in dataset[:4]:
         digest.update(array.tobytes())
@@ -239,6 +240,6 @@ def _digest(dataset: data.Dataset) -> str:
 def state_shapes(
     config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation
 ) -> TrainState:
-    """Return the shapes and dtypes of a run's state."""
+    """Return the shapes and dtypes of the state of one seed."""
     with_ema = config.ema_decay > 0
     return jax.eval_shape(lambda: create_state(model, tx, config.seed, with_ema))

@@ -18,14 +18,14 @@ from jaxmnist.parallel.limits import cores
 
 Row = dict[str, Any]
 ROW_METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-# Of a summary: lists with an entry for each seed.
+# Entries of summary.json that are lists over seeds.
 SEED_METRICS = (
     "final_test_accuracy",
     "best_test_accuracy",
     "final_test_loss",
     "final_train_accuracy",
 )
-# In the summary of a network that was trained elsewhere: the file it comes from.
+# Entry of summary.json for an imported network: the name of its file.
 IMPORTED = "imported_from"
 _FACTS = (
     "parameters",
@@ -50,7 +50,7 @@ def make_row(
     tested: Metrics,
     train_seconds: float,
 ) -> Row:
-    """Return the row of an epoch; learning rate and momentum are those of the last step."""
+    """Return the row of an epoch, with the learning rate and momentum of its last step."""
     return {
         "epoch": epoch,
         "step": step,
@@ -67,7 +67,7 @@ def make_row(
 
 
 def row_of_test(config: TrainConfig, step: int, tested: Metrics) -> Row:
-    """Return the row of a network whose training is not known."""
+    """Return the row of an imported network, whose training is unknown."""
     unknown = ("train_loss", "train_accuracy", "learning_rate", "momentum", "train_seconds")
     return {
         "epoch": config.epochs,
@@ -82,12 +82,12 @@ def row_of_test(config: TrainConfig, step: int, tested: Metrics) -> Row:
 def summarize_seed(
     rows: Sequence[Row], compile_seconds: float, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what a finished seed adds to the summary of its run.
+    """Return the summary of a finished seed.
 
     Args:
-        rows: of all its epochs.
-        compile_seconds: of the programs that trained it.
-        facts: of the run, the same for all seeds.
+        rows: the rows of all epochs.
+        compile_seconds: the compilation time of the programs, in seconds.
+        facts: entries that are the same for all seeds of the run.
     """
     last = rows[-1]
     return {
@@ -112,16 +112,16 @@ def make_summary(
     """Return the content of summary.json; accuracies in percent.
 
     Args:
-        config: what was trained.
-        seeds: all of them.
-        steps: of each seed.
-        finished: `summarize_seed` of each finished seed.
-        failures: the reasons of the others, whose entries are null.
-        facts: of the run, the same for all seeds.
+        config: the config of the run.
+        seeds: all seeds of the run.
+        steps: the number of steps per seed.
+        finished: the result of `summarize_seed` for each finished seed.
+        failures: the reasons for the failed seeds, whose entries are null.
+        facts: entries that are the same for all seeds.
 
     Returns:
-        Lists with an entry for each seed. `train_seconds` is the sum over the finished ones,
-        however many were trained at a time; `images_per_second` is the speed of one.
+        The summary. Metrics are lists over seeds. `train_seconds` is the sum over finished seeds,
+        also of seeds trained in parallel, and `images_per_second` is the speed of one seed.
     """
     done = [finished[seed] for seed in seeds if seed in finished]
     train_seconds = sum(each["train_seconds"] for each in done)
@@ -148,17 +148,17 @@ def make_summary(
 
 
 def facts_of(seed_summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts that `summarize_seed` was given."""
+    """Return the facts in the summary of a seed."""
     return {name: seed_summary[name] for name in _FACTS if name in seed_summary}
 
 
 def environment(devices: int = 1) -> dict[str, Any]:
-    """Return device, package versions and git commit.
+    """Return the device, the package versions and the git commit.
 
-    Call it before training: the commit may change meanwhile.
+    Call this before training, since the commit may change meanwhile.
 
     Args:
-        devices: the number that trains.
+        devices: the number of devices for training.
     """
     return {
         "device": device(devices),
@@ -175,7 +175,7 @@ def core_count() -> int:
 def _version(package: str) -> tuple[str, str | None]:
     try:
         return package, importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
         return package, None
 
 
@@ -188,15 +188,15 @@ def device(count: int = 1) -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this package, `-dirty` if it is changed; None outside a checkout."""
+    """Return the commit of this package, with `-dirty` if modified; None outside a checkout."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent.parent)]
     silent: dict[str, Any] = {"capture_output": True, "timeout": 10}
     try:
-        # Without this, an installed copy would report whatever repository it happens to lie in.
+        # Otherwise, an installed copy would report the commit of a repository that contains it.
         subprocess.run([*git, "ls-files", "--error-unmatch", here], check=True, **silent)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, **silent)
-        # The package alone: results that are committed beside it are no change of it.
+        # Check only the package: changed results do not make it dirty.
         changed = ["status", "--porcelain", "--untracked-files=no", "."]
         status = subprocess.run([*git, *changed], check=True, **silent)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Train a network, once for each seed: `train`."""
+"""Training of a network, once for each seed."""
 
 import contextlib
 import dataclasses
@@ -50,33 +50,33 @@ def train(
     options: RunOptions = RunOptions(),
     callbacks: Callbacks = Callbacks(),
 ) -> Run:
-    """Train one network for each seed and write the run's folder.
+    """Train one network for each seed, and write the run's folder.
 
-    A seed that fails takes no other down.
+    If a seed fails, the other seeds continue.
 
     Args:
-        config: what to train.
-        out: the run's folder; None: the next free of runs/<variant>-seed<seed>, ...-2, ...-3.
-        seeds: whole numbers, each once; None: the config's own.
-        options: how to train and what to keep.
-        callbacks: called on the way.
+        config: the config of the run.
+        out: the run's folder; None for the next free of runs/<variant>-seed<seed>, ...-2, ...-3.
+        seeds: distinct integers; None for the seed of the config.
+        options: options of training and storage.
+        callbacks: functions to call during the training.
 
     Returns:
-        The trained states, with the rows and the summary.
+        The run, with the trained states, the rows and the summary.
 
     Raises:
-        ConfigError: the config cannot be trained on these images or devices, `out` is taken, or
-            it does not hold a run that this config can continue.
+        ConfigError: the config cannot be trained on these images or devices, `out` is not empty,
+            or it contains a run that this config cannot continue.
         DataError: the images are not available.
         HostError: another process failed.
-        CheckpointError: of a run of one seed a checkpoint could not be written, or none is whole.
-        TrainingError: of a run of one seed the loss or a parameter is not finite.
-        Stopped: `callbacks.should_stop` returned True; everything is saved.
-        OSError: the disk does not take the run.
+        CheckpointError: a checkpoint could not be written, or none is complete (one seed only).
+        TrainingError: the loss or a parameter is not finite (one seed only).
+        Stopped: `callbacks.should_stop` returned True; the run has been saved.
+        OSError: the run cannot be written to the disk.
     """
     seeds = check_seeds([config.seed] if seeds is None else seeds)
     config = dataclasses.replace(config, seed=seeds[0])
-    check_options(config, seeds, out, options)  # before the images are fetched
+    check_options(config, seeds, out, options)  # before the images are downloaded
     devices, mapping = choose_parallelism(config, seeds, options)
     setup = make_setup(config, options, callbacks.data_progress, devices, mapping)
     with open_run(setup, seeds, out, callbacks) as run:
@@ -103,11 +103,11 @@ def train(
 def check_options(
     config: TrainConfig, seeds: Sequence[int], out: str | os.PathLike | None, options: RunOptions
 ) -> None:
-    """Check the options and the folder, which need no images.
+    """Check the options and the folder before the images are loaded.
 
     Raises:
-        ConfigError: an option is out of range, or the folder cannot take or continue this run.
-        CheckpointError: the folder holds a finished run without its checkpoints.
+        ConfigError: an option is out of range, or the folder cannot be used for this run.
+        CheckpointError: the folder contains a finished run without its checkpoints.
     """
     make_cadence(options.checkpoint_every)
     if options.keep < 1:
@@ -115,7 +115,7 @@ def check_options(
     if options.resume and options.overwrite:
         raise ConfigError("resume and overwrite exclude each other: drop one of them")
     if options.resume and out is None:
-        raise ConfigError("resume needs to know the folder of the run: pass --out")
+        raise ConfigError("resume needs the folder of the run; pass --out")
 
     def check_folder() -> None:
         if out is not None and not options.resume:
@@ -130,13 +130,13 @@ def check_options(
 def choose_parallelism(
     config: TrainConfig, seeds: Sequence[int], options: RunOptions
 ) -> tuple[Devices, str]:
-    """Choose the devices, and how several seeds are mapped to them.
+    """Choose the devices and the seed mapping.
 
     Returns:
         The devices, and one of `seed_mapping.MAPPINGS`.
 
     Raises:
-        ConfigError: the options cannot be followed here.
+        ConfigError: the options are not possible on this machine.
     """
     if len(seeds) > 1 and jax.process_count() > 1:
         raise ConfigError(
@@ -147,7 +147,7 @@ def choose_parallelism(
         devices = choose_devices(options.devices, options.parallel, config.batch_size)
         devices.check_divides(config.batch_size)
         return devices, "loop"
-    # In one program several seeds need no batch that all devices share.
+    # Several seeds in one program do not need a batch that all devices share.
     alone = len(seeds) == 1 or options.seed_mapping == "loop" or options.parallel == "pmap"
     devices = choose_devices(
         options.devices, options.parallel, config.batch_size if alone else None
@@ -158,7 +158,7 @@ def choose_parallelism(
 
 
 def _check_continues(config: TrainConfig, seeds: Sequence[int], path: Path) -> None:
-    """Check that a folder is empty, or holds a run that this config can continue."""
+    """Check that a folder is empty or contains a run that this config can continue."""
     begun = begun_config(path)
     if begun is None:
         run_folder.check_is_run(path)
@@ -173,9 +173,8 @@ def _check_continues(config: TrainConfig, seeds: Sequence[int], path: Path) -> N
     missing = [seed for seed in begun.seeds if seed not in seeds]
     if missing:
         raise ConfigError(
-            f"the run was begun with the seeds {format_seeds(begun.seeds)}, and "
-            f"{format_seeds(missing)} are not among those asked for; leave --seeds out, or add to "
-            "them"
+            f"the run was started with the seeds {format_seeds(begun.seeds)}, but "
+            f"--seeds lacks {format_seeds(missing)}; leave --seeds out, or include all of them"
         )
     dataclasses.replace(config, seed=begun.config.seed).check_continues(begun.config)
     if (path / run_folder.SUMMARY).exists() and not run_folder.seeds_with_checkpoints(path):
@@ -186,17 +185,17 @@ def _check_continues(config: TrainConfig, seeds: Sequence[int], path: Path) -> N
 def open_run(
     setup: Setup, seeds: tuple[int, ...], out: str | os.PathLike | None, callbacks: Callbacks
 ) -> Iterator["OpenRun"]:
-    """Begin or continue a run, in the main process; the other processes read what it found.
+    """Start or continue a run in the main process; the other processes read its state.
 
     Yields:
         The run; its folder is locked until the context ends.
 
     Raises:
-        ConfigError: `out` is taken or holds another run, or the processes differ in what they
-            were given.
-        CheckpointError: of a run of one seed no checkpoint is whole.
+        ConfigError: `out` is not empty or contains another run, or the processes received different
+            input.
+        CheckpointError: no checkpoint is complete (one seed only).
         HostError: the main process could not open the run.
-        OSError: the folder cannot be made or read.
+        OSError: the folder cannot be created or read.
     """
     content = run_folder.format_config(setup.config, seeds) + setup.images_digest
     distributed.assert_equal_across_processes(content)
@@ -211,8 +210,8 @@ def open_run(
         if not distributed.is_main_process():
             if not Path(path).is_dir():
                 raise ConfigError(
-                    f"{path} is not there for process {jax.process_index()}; processes that "
-                    "train together need one file system"
+                    f"{path} does not exist for process {jax.process_index()}; processes "
+                    "that train together need a shared file system"
                 )
             run.path = Path(path)
             run.read()
@@ -221,28 +220,28 @@ def open_run(
 
 
 class OpenRun:
-    """A run in training: where its seeds stand; writes its files, and passes the events on.
+    """A run in training: collects the state of its seeds, writes its files, and reports events.
 
     Args:
-        setup: of the run.
-        seeds: all of them.
-        callbacks: of the caller.
+        setup: the run's setup.
+        seeds: all seeds of the run.
+        callbacks: the caller's callbacks.
     """
 
     def __init__(self, setup: Setup, seeds: tuple[int, ...], callbacks: Callbacks):
         self.setup, self._seeds = setup, seeds
         self.callbacks = callbacks._replace(report=self._take)
         self._report = callbacks.report
-        self.path = self.requested = Path()  # they differ where the requested one was taken
+        self.path = self.requested = Path()  # they differ if the requested one was not empty
         self.warnings: list[str] = []
         self._steps = dict.fromkeys(seeds, 0)
         self._rows: dict[int, list[Row]] = {seed: [] for seed in seeds}
-        self._read: dict[int, Snapshot] = {}  # of the seeds that go on from a checkpoint
+        self._read: dict[int, Snapshot] = {}  # for the seeds that continue from a checkpoint
         self._outcomes: Outcomes = {}
 
     @contextlib.contextmanager
     def open(self, out: str | os.PathLike | None) -> Iterator[None]:
-        """Lock the folder, and make it that of this run."""
+        """Lock the run's folder, and prepare it."""
         config, options = self.setup.config, self.setup.options
         if not options.resume or out is None:
             folder = run_folder.new_folder(config, self._seeds, out, options.overwrite)
@@ -252,13 +251,13 @@ class OpenRun:
         self.path = self.requested = Path(out)
         self.path.mkdir(parents=True, exist_ok=True)
         with run_folder.locked(self.path):
-            _check_continues(config, self._seeds, self.path)  # it may have changed meanwhile
+            _check_continues(config, self._seeds, self.path)  # may have changed meanwhile
             self.read()
             self._prepare_folder()
             yield
 
     def read(self) -> None:
-        """Read where every seed stands, before any is trained."""
+        """Read the newest checkpoint of every seed, before training starts."""
         for seed in self._seeds:
             if not checkpoint.steps(run_folder.checkpoint_folder(self.path, seed)):
                 continue
@@ -273,9 +272,9 @@ class OpenRun:
             target[seed] = snapshot
 
     def _prepare_folder(self) -> None:
-        """Remove what is no longer valid once training goes on."""
+        """Remove files that are no longer valid once training continues."""
         if run_folder.is_empty(self.path):
-            self.warnings.append(f"there is no run in {self.path} yet: this begins one")
+            self.warnings.append(f"there is no run in {self.path} yet; a new one starts")
         self._raise_only_failure()
         for seed in self.remaining():
             folder = run_folder.checkpoint_folder(self.path, seed)
@@ -303,11 +302,11 @@ class OpenRun:
         return found
 
     def snapshot(self, seed: int) -> Snapshot:
-        """Return where a seed that is not finished begins to train."""
+        """Return the snapshot from which a seed starts to train."""
         return self._read.pop(seed, None) or first_snapshot(self.setup, seed)
 
     def start(self) -> None:
-        """Report where the run stands."""
+        """Report the state of the run at its start."""
         setup = self.setup
         idle = []
         if setup.options.devices is None:
@@ -331,10 +330,10 @@ class OpenRun:
                 self._report_done(seed, outcome)
 
     def collect(self, outcomes: Iterable[tuple[int, Snapshot | Exception]]) -> None:
-        """Take the outcome of each seed as it comes; its failure is reported already.
+        """Collect the outcomes of seeds as they arrive; failures are already reported.
 
         Raises:
-            Stopped: the run was asked to stop.
+            Stopped: a stop was requested.
         """
         try:
             for seed, outcome in outcomes:
@@ -373,14 +372,14 @@ class OpenRun:
         self._report(SeedDone(make_run(config, {seed: snapshot}, self.path)))
 
     def _write_rows(self) -> None:
-        """Write all rows in order: seed by seed."""
+        """Write all rows, ordered by seed."""
         if distributed.is_main_process():
             rows = [row for of_seed in self._rows.values() for row in of_seed]
             run_folder.write_rows(self.path, rows)
 
 
 def train_groups(run: OpenRun, programs: Programs) -> Iterator[tuple[int, Snapshot | Exception]]:
-    """Train the remaining seeds, one group after another; yield each with its outcome."""
+    """Train the remaining seeds, group by group; yield each seed with its outcome."""
     for group in run.groups(programs.num_slots):
         snapshots = {seed: run.snapshot(seed) for seed in group}
         yield from TrainLoop(run.setup, snapshots, programs, run.path, run.callbacks).run().items()

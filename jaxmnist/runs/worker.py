@@ -1,6 +1,6 @@
-"""The process that trains seeds for another one: `python -m jaxmnist.runs.worker DESCRIPTOR`.
+"""Worker process that trains seeds: `python -m jaxmnist.runs.worker DESCRIPTOR`.
 
-`processes.py` starts it, and describes the messages between the two.
+`processes.py` starts it and describes the messages on the pipe.
 """
 
 import os
@@ -22,7 +22,7 @@ from jaxmnist.runs.setup import Callbacks, make_setup
 
 
 def main() -> None:
-    """Train the seeds that come through the pipe, until it is closed."""
+    """Train the seeds received through the pipe, until it is closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent process sends STOP
     pipe = Connection(int(sys.argv[1]))
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def use_cores(cores: list[int], cache: str) -> None:
-    """Use these cores, and the programs that were compiled for their number."""
+    """Use the given cores, and the cache of programs compiled for their number."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     fix_flags()
@@ -59,7 +59,7 @@ def use_cores(cores: list[int], cache: str) -> None:
 
 
 def listen(pipe: Connection, requests: "queue.SimpleQueue[Any]", stop: threading.Event) -> None:
-    """Take requests at any time; end this process, even while it compiles, with its parent."""
+    """Receive requests in a thread; exit this process at once when its parent ends."""
     try:
         while True:
             request = pipe.recv()

@@ -1,7 +1,7 @@
-"""Counts the code that `train.py` runs: `python scripts/benchmark/code_path.py --variant gap`.
+"""Count the code that `train.py` runs: `python scripts/benchmark/code_path.py --variant gap`.
 
-Prints the lines of the project's functions that run, by file, and the calls from `main` to
-`train_step`. The options are those of `scripts/train.py`; one epoch of a few images is enough.
+Print the number of lines in functions that run, by file, and the chain of calls from `main` to
+`train_step`. Options are passed to `scripts/train.py`; one epoch of a few images is enough.
 """
 
 import inspect
@@ -26,7 +26,7 @@ class Tracer:
         self.way: list[str] = []  # from `main` to `train_step`
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Record a call; bodies of modules and classes are none."""
+        """Record a function call; ignore the bodies of modules and classes."""
         code = frame.f_code
         if event == "call" and is_ours(code) and code.co_flags & inspect.CO_OPTIMIZED:
             self.ran.add(code)
@@ -37,7 +37,7 @@ class Tracer:
 
 
 def is_ours(code: CodeType) -> bool:
-    """Return whether code is the project's."""
+    """Return whether code belongs to the project."""
     return code.co_filename.startswith(FOLDERS)
 
 

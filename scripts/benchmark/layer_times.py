@@ -26,7 +26,7 @@ def prepare(spec: dict[str, Any]) -> Prepared:
 
 
 def programs(layer: Any, is_first: bool) -> tuple[Any, Any]:
-    """Return a layer's compiled forward pass, and the same with the backward pass."""
+    """Return a layer's compiled forward pass, and its forward pass with backward pass."""
 
     def forward(variables, x, key):
         if not isinstance(layer, nn.Module):
@@ -36,7 +36,7 @@ def programs(layer: Any, is_first: bool) -> tuple[Any, Any]:
     def both(variables, x, key, cotangent):
         y, backward = jax.vjp(lambda variables, x: forward(variables, x, key), variables, x)
         of_variables, of_x = backward(cotangent)
-        # The images need no gradient: the compiler removes what is not returned.
+        # Images need no gradient. The compiler removes what is not returned.
         return (y, of_variables) if is_first else (y, of_variables, of_x)
 
     return jax.jit(forward), jax.jit(both)
@@ -53,7 +53,7 @@ def repeat(function: Any, *arguments: Any) -> Job:
 
 
 def iterate(step: Any, *carry: Any) -> Job:
-    """Return a job that calls a function repeatedly with what it returned last."""
+    """Return a job that calls a function repeatedly, with its last result as arguments."""
     latest = carry
 
     def job(times: int) -> None:

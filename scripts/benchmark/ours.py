@@ -20,12 +20,12 @@ COPY_NUMBERS = 2**26  # 256 MB of float32
 
 
 def prepare(spec: dict[str, Any]) -> Prepared:
-    """Return jobs for training with and without augmentation, and for evaluation."""
+    """Return jobs for training, with and without augmentation, and for evaluation."""
     plain, augmented = (
         Trainer(setup_of(spec, augment=is_augmented)) for is_augmented in (False, True)
     )
     matrix, numbers = jnp.ones((MATMUL_SIZE, MATMUL_SIZE)), jnp.ones(COPY_NUMBERS)
-    # In place: otherwise the time would be that of allocating new memory.
+    # In place: otherwise this would measure the allocation of memory.
     negate = jax.jit(lambda numbers: (-numbers,), donate_argnums=0)
     jobs = {
         "step": plain.train,
@@ -50,7 +50,7 @@ def setup_of(spec: dict[str, Any], **changes: Any) -> Setup:
 
 
 class Trainer:
-    """A network in training, by the programs of `jaxmnist.train`; several seeds side by side."""
+    """Training of a network with the programs of `jaxmnist.train`, for seeds in parallel."""
 
     def __init__(self, setup: Setup, seeds: int = 1):
         self._setup, self._step = setup, 0
@@ -61,7 +61,7 @@ class Trainer:
         self._zero = stack([Metrics.zero()] * seeds)
 
     def train(self, steps: int) -> None:
-        """Train for more steps, with a call for each epoch."""
+        """Train for a number of steps, with one call per epoch."""
         images, stop = self._setup.train_images, self._step + steps
         while self._step < stop:
             if self._step % self._setup.steps == 0:

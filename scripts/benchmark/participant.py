@@ -1,8 +1,8 @@
-"""Participants of the benchmark: processes that wait for requests, a line of JSON each way.
+"""Participants of the benchmark: processes that receive requests and reply, as lines of JSON.
 
-A participant runs the functions of a module of this folder, of which `prepare(spec)` returns jobs,
-by name, and facts about them. Only one participant works at a time. This file needs only the
-standard library: PyTorch may be in an environment without jaxmnist.
+A participant calls the functions of a module in this folder. `prepare(spec)` returns jobs by name,
+and facts about them. Only one participant works at a time. This file needs only the standard
+library, because PyTorch may be in an environment without jaxmnist.
 """
 
 import contextlib
@@ -15,32 +15,32 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-# Function that does its work the given number of times, and returns when all is done.
+# Function that repeats its work the given number of times, and then returns.
 Job = Callable[[int], object]
 Prepared = tuple[Mapping[str, Job], Mapping[str, Any]]  # jobs by name, and facts
 
-ROUND_SECONDS = 1.6  # the most that a round takes, unless doing a job once takes longer
+ROUND_SECONDS = 1.6  # maximum duration of a round, unless a single run of a job takes longer
 
 
 class ParticipantError(RuntimeError):
-    """Failure of a participant, or of one of its jobs."""
+    """Failure of a participant or of a job."""
 
 
 class Participant:
     """The benchmark's connection to a participant; the process ends with the context.
 
     Args:
-        module: its name.
-        python: the interpreter.
+        module: the name of the participant's module.
+        python: the Python interpreter.
 
     Raises:
         OSError: the interpreter cannot be started.
     """
 
     def __init__(self, module: str, python: str = sys.executable):
-        self._repetitions: dict[str, int] = {}  # of each job in a round
+        self._repetitions: dict[str, int] = {}  # repetitions per round, by job
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        # A process group of its own: Ctrl-C is for the benchmark alone.
+        # In a separate process group, it does not receive Ctrl-C.
         self._process = subprocess.Popen([python, __file__, module], process_group=0, **pipes)
 
     def __enter__(self) -> Self:
@@ -51,13 +51,13 @@ class Participant:
         self._process.communicate()
 
     def seconds(self, job: str) -> float:
-        """Return the seconds for doing a prepared job once, on average over a round.
+        """Return the mean seconds per repetition of a prepared job, over a round.
 
         Raises:
             ParticipantError: the job failed.
         """
         if job not in self._repetitions:
-            self.ask(job, 1)  # compiles, and fills caches
+            self.ask(job, 1)  # compile, and fill caches
             times = 1
             while self.ask(job, times) < ROUND_SECONDS / 2:
                 times *= 2
@@ -65,7 +65,7 @@ class Participant:
         return self.ask(job, self._repetitions[job]) / self._repetitions[job]
 
     def ask(self, request: str, value: Any) -> Any:
-        """Send a request, and return the answer.
+        """Send a request and return the reply.
 
         Raises:
             ParticipantError: the request failed, or the process ended.
@@ -74,14 +74,14 @@ class Participant:
         return self.receive()
 
     def send(self, request: str, value: Any) -> None:
-        """Send the name of a function, and its argument; or of a job, and how often to do it."""
+        """Send a function's name and its argument, or a job's name and its repetitions."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `receive` reports that the process has ended
             self._process.stdin.write(json.dumps([request, value]) + "\n")
             self._process.stdin.flush()
 
     def receive(self) -> Any:
-        """Return the answer to a request: a job's is the seconds that it took."""
+        """Return the reply to a request; for a job, this is its duration in seconds."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -93,8 +93,8 @@ class Participant:
 
 
 def serve(module: str) -> None:
-    """Answer requests until the benchmark closes the pipe: `[answer, None]` or `[None, error]`."""
-    # Libraries sometimes print to standard output; only answers may go to the benchmark.
+    """Reply to requests, with `[answer, None]` or `[None, error]`, until the pipe is closed."""
+    # Libraries may print to standard output, which is reserved for replies.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     jobs: Mapping[str, Job] = {}

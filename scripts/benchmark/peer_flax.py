@@ -1,7 +1,7 @@
-"""Participant: the same networks in flax's own layers, NHWC, one jitted call per step.
+"""Participant: the same networks with flax's own layers, in NHWC, with one jitted call per step.
 
-A JAX user would write this version first. Only the network and the loop differ from jaxmnist:
-batches, augmentation, optimiser and metrics are those of jaxmnist.
+This is the version that a JAX user would write first. Only the network and the loop differ from
+jaxmnist; batches, augmentation, optimiser and metrics are the same.
 """
 
 import math
@@ -52,7 +52,7 @@ class PlainNetwork(nn.Module):
 
 
 def prepare(spec: dict[str, Any]) -> Prepared:
-    """Return jobs for training with and without augmentation, and for evaluation."""
+    """Return jobs for training, with and without augmentation, and for evaluation."""
     model = PlainNetwork(tuple(flax.core.FrozenDict(layer) for layer in spec["layers"]))
     plain, augmented = (setup_of(spec, augment=is_augmented) for is_augmented in (False, True))
     jobs = {

@@ -1,4 +1,4 @@
-"""Participant: the same networks and recipes in PyTorch, in every form an expert would try."""
+"""Participant: the same networks and recipes in PyTorch, in every form that experts use."""
 # pyright: reportMissingImports=false
 
 import importlib.util
@@ -21,7 +21,7 @@ except ImportError as error:
     ) from error
 
 MOMENTUM = 0.9
-# Long enough for any benchmark's schedule: rounds may take more steps than a run has.
+# Steps of the schedule: enough for any benchmark, which may take more steps than a run.
 TOTAL_STEPS = 702_000
 WORKERS = (0, 1, 2, 4)
 EVAL_BATCH = 200
@@ -39,7 +39,7 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def prepare(spec: dict[str, Any]) -> Prepared:
-    """Return jobs for training, with three kinds of input, and for evaluation, in all forms."""
+    """Return jobs for training with three kinds of input, and for evaluation, in all forms."""
     torch.manual_seed(0)
     arrays, batch_size = load_images(spec), spec["config"]["batch_size"]
     jobs: dict[str, Job] = {}
@@ -57,13 +57,13 @@ def prepare(spec: dict[str, Any]) -> Prepared:
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
-    """Train by a spec to the end, in the best form for `gap`, with the fastest input pipeline.
+    """Run a full training, in the best form for `gap`, with the fastest input pipeline.
 
-    Whole batches of tensors are augmented: as strongly as in the notebook, but with both maps in
-    one, and brightness always before contrast.
+    Augmentation of batches of tensors is as strong as in the notebook, but combines both maps, and
+    applies brightness before contrast.
 
     Returns:
-        The seconds from `begin` in the spec to the end of each epoch, with its test accuracy in
+        The seconds from the spec's `begin` to the end of each epoch, with the test accuracy in
         percent.
     """
     config, arrays = spec["config"], load_images(spec)
@@ -89,7 +89,7 @@ def load_images(spec: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 class Trainer:
-    """A network in training."""
+    """Training of a network."""
 
     def __init__(self, spec: dict[str, Any], compiled: bool, memory_format: torch.memory_format):
         self._config = spec["config"]
@@ -101,7 +101,7 @@ class Trainer:
         )
 
     def training(self, stream: Batches, total_steps: int = TOTAL_STEPS) -> Job:
-        """Return a job that trains on a stream's batches and sums loss and hits, as in jaxmnist."""
+        """Return a job that trains on a stream of batches, with the metrics of jaxmnist."""
         schedule = lambda: None  # noqa: E731 - at a constant rate
         if self._config["schedule"] == "one_cycle":
             schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -183,7 +183,7 @@ def normalised(
     chosen: Any,
     change: Callable[[torch.Tensor], torch.Tensor] = unchanged,
 ) -> tuple[Any, Any]:
-    """Return images, changed in the range 0 to 1 and then normalised, and labels."""
+    """Return images, changed in the range 0 to 1 and then normalised, with their labels."""
     images = change(arrays[f"{part}_images"][chosen].unsqueeze(1).float().div_(255))
     return images.sub_(arrays["mean"]).div_(arrays["std"]), arrays[f"{part}_labels"][chosen].long()
 
@@ -193,7 +193,7 @@ def batches(
     batch_size: int,
     change: Callable[[torch.Tensor], torch.Tensor] = unchanged,
 ) -> Batches:
-    """Yield shuffled batches of tensors without a DataLoader, which is the fastest way."""
+    """Yield shuffled batches of tensors without a DataLoader, which is faster."""
     count = len(arrays["train_images"])
     while True:
         order = torch.randperm(count)
@@ -202,7 +202,7 @@ def batches(
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """Augment a batch of tensors from 0 to 1 by the recipe: one look-up, two blends."""
+    """Augment a batch of tensors, from 0 to 1, with one look-up and two blends."""
     count = len(images)
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -224,7 +224,7 @@ def augment(images: torch.Tensor) -> torch.Tensor:
 
 
 class Notebook(torch.utils.data.Dataset):
-    """The notebooks' data set: a PIL image at a time through torchvision's transforms."""
+    """The notebooks' data set, with torchvision's transforms of single PIL images."""
 
     def __init__(self, arrays: dict[str, torch.Tensor]):
         from torchvision import transforms

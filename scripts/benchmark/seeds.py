@@ -13,11 +13,11 @@ from jaxmnist.parallel.seed_mapping import shares_of_cores
 
 
 def prepare(spec: dict[str, Any]) -> Prepared:
-    """Return jobs, each a step of every seed, named by the mapping and the number of seeds.
+    """Return jobs of one step per seed, named by the mapping and the number of seeds.
 
-    One seed after another costs the same for any number, so that the loop trains one.
+    The job for `loop` trains one seed, since the time per seed does not depend on their number.
     """
-    # In one of the processes that seeds are mapped to: take its cores, before JAX starts threads.
+    # In a process of `in_processes`: use its cores, before JAX starts threads.
     if cores := spec.get("cores"):
         os.environ["NPROC"] = str(len(cores))
         if hasattr(os, "sched_setaffinity"):
@@ -35,15 +35,15 @@ def prepare(spec: dict[str, Any]) -> Prepared:
 
 
 def made_at_first_call(make: Callable[..., Job], *arguments: Any) -> Job:
-    """Return a job that is made at its first call: if compilation fails, it fails alone."""
+    """Return a job that is compiled at its first call, so that a failure affects no other job."""
     made = functools.cache(lambda: make(*arguments))
     return lambda times: made()(times)
 
 
 def in_processes(spec: dict[str, Any], seeds: int) -> Job:
-    """Return a job that trains seeds in processes, one per share of the cores.
+    """Return a job that trains seeds in processes, each with its share of the cores.
 
-    The processes end with this one, which holds their input.
+    The processes end with this process, which holds the pipes.
     """
     shares = shares_of_cores(seeds)
     processes = [Participant("seeds") for _ in shares]

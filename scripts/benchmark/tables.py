@@ -24,7 +24,7 @@ def tables(variant: str, result: dict[str, Any]) -> list[Table]:
 
 
 def own_table(variant: str, result: dict[str, Any]) -> Table:
-    """Return the figures of jaxmnist and of the machine: medians and ranges."""
+    """Return the times of jaxmnist and the limits of the machine: medians and ranges."""
     times, facts, start = result["seconds"]["ours"], result["facts"]["ours"], result["start"]
     batch, flop = result["batch_size"], result["step_flop"]
     step, augmented, matmul, copy = (
@@ -51,7 +51,7 @@ def own_table(variant: str, result: dict[str, Any]) -> Table:
 
 
 def peers_table(variant: str, result: dict[str, Any]) -> Table:
-    """Return the times of every job of every peer, and our time over that of its best form."""
+    """Return the times of each job of each peer, and the ratio of our time to the fastest."""
     peers = {kind.split(":")[0] for kind in result["ratios"]}
     ratios = {
         (kind.split(":")[0], found["best"]): f"{found['ratio']:.2f}"
@@ -67,7 +67,7 @@ def peers_table(variant: str, result: dict[str, Any]) -> Table:
 
 
 def layers_table(variant: str, result: dict[str, Any]) -> Table:
-    """Return every layer's minimum cost, and its time alone."""
+    """Return the minimum cost of each layer, and its time when run alone."""
     times, batch = result["seconds"]["layers"], result["batch_size"]
     rows = []
     for number, layer in enumerate(result["layers"]):
@@ -116,7 +116,7 @@ def whole_table(variant: str, result: dict[str, Any]) -> Table:
 
 
 def failed_table(variant: str, result: dict[str, Any]) -> Table:
-    """Return the jobs that failed, and why."""
+    """Return the failed jobs and the reasons."""
     return _table(f"{variant}: failed", ("job", "reason"), result["failed"].items())
 
 

@@ -1,4 +1,4 @@
-"""Participant: a training as that of `scripts/train.py`, from the start of the process."""
+"""Participant: training as by `scripts/train.py`, timed from the start of the process."""
 
 import resource
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import train as command  # what it imports is a part of the start
+import train as command  # its imports are part of the start
 from support.command import keep_compiled_programs
 
 from jaxmnist import Callbacks, RunOptions, TrainConfig
@@ -16,11 +16,11 @@ from jaxmnist.runs.setup import EpochDone, Event, Progress
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
-    """Train by a spec.
+    """Run a training.
 
     Returns:
-        The seconds from `begin` in the spec to the end of the first chunk of steps; the same for
-        each epoch, with its test accuracy in percent; the peak memory of the process, in bytes.
+        The seconds from the spec's `begin` to the end of the first chunk of steps, and to the end
+        of each epoch with its test accuracy in percent; and the peak memory in bytes.
     """
     chunks: list[float] = []
     epochs: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""Code shared by commands: start, options, signals, one-line errors, compiled programs."""
+"""Code shared by commands: startup, options, signals, one-line errors, compiled programs."""
 
 import argparse
 import contextlib
@@ -23,24 +23,24 @@ from jaxmnist.parallel.limits import cores
 from jaxmnist.runs.loop import Stopped
 from support.output import lasting_output
 
-# In commands, JAX_ENABLE_X64 and similar variables must not change results.
+# JAX_ENABLE_X64 and similar variables must not change the results of commands.
 fix_flags()
 
-# Ample: the programs compiled for `gap` take 0.6 MB.
+# Minimum free space for the compilation cache; the programs of `gap` take 0.6 MB.
 CACHE_BYTES = 16 << 20
 
-# Sent to the terminal in case the live display cannot restore the cursor.
+# Escape code that restores the cursor if the live display cannot.
 SHOW_CURSOR = b"\x1b[?25h"
 STDOUT = 1
 
 
 def run_main(main: Callable[[Sequence[str]], int], needs_output: bool = True) -> int:
-    """Run a command as this process.
+    """Run a command in this process.
 
     Args:
-        main: the function from the command line's words to the exit status.
-        needs_output: whether lost output, as on a full disk, is an error. A reader that ends, as
-            `head` does, is none.
+        main: the function from the command-line arguments to the exit status.
+        needs_output: whether lost output, for example on a full disk, is an error. A reader that
+            exits, such as `head`, is not.
 
     Returns:
         The exit status.
@@ -62,18 +62,18 @@ def run_main(main: Callable[[Sequence[str]], int], needs_output: bool = True) ->
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that reads images."""
-    parser.add_argument("--data-dir", type=user_path, help="as in scripts/train.py")
-    parser.add_argument("--idx-dir", type=user_path, help="as in scripts/train.py")
+    parser.add_argument("--data-dir", type=user_path, help="the folder of the TFDS data sets")
+    parser.add_argument("--idx-dir", type=user_path, help="a folder with the four IDX files")
     add_debug_option(parser)
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
     """Add the --debug option."""
-    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
 def user_path(words: str | Path) -> Path:
-    """Return an option's path with `~` expanded: a shell does not expand that of `--out=~/x`.
+    """Return an option's path with `~` expanded, which a shell does not do in `--out=~/x`.
 
     Raises:
         argparse.ArgumentTypeError: the home directory cannot be found.
@@ -87,7 +87,7 @@ def user_path(words: str | Path) -> Path:
 
 
 class Command:
-    """Context of a command's body, which turns an error into a line and an exit status.
+    """Context of a command's body, which converts an error to one line and an exit status.
 
     Args:
         debug: whether to print the traceback too.
@@ -111,14 +111,14 @@ class Command:
 
 
 class TrainingCommand(Command):
-    """Command that Ctrl-C, SIGTERM and SIGHUP stop: at once, or between two chunks of a training.
+    """Command that Ctrl-C, SIGTERM and SIGHUP stop, in a training after the current chunk.
 
-    A second signal ends the process immediately; the last checkpoint stays valid. A later SIGHUP
-    is ignored: a shell sends it again when its terminal is closed.
+    A second signal ends the process immediately, and the last checkpoint stays valid. A second
+    SIGHUP is ignored, since a shell sends two when its terminal is closed.
 
     Args:
         debug: whether to print the traceback of an error.
-        describe_stop: the function from a KeyboardInterrupt or `Stopped` to the line to print.
+        describe_stop: returns the line to print for a KeyboardInterrupt or `Stopped`.
     """
 
     def __init__(self, debug: bool, describe_stop: Callable[[BaseException], str] | None = None):
@@ -130,7 +130,7 @@ class TrainingCommand(Command):
         self._before: dict[signal.Signals, Any] = {}
 
     def handle_signals(self) -> Self:
-        """Install the handlers, until the context ends."""
+        """Install the signal handlers until the context ends."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
@@ -151,7 +151,7 @@ class TrainingCommand(Command):
 
     def _receive(self, number: int, frame: object) -> None:
         self._stops, self._received = True, signal.Signals(number)
-        # Python handles a signal only between two calls, each of which may take seconds.
+        # Python runs handlers only between calls into C code, which may take seconds.
         for each in self._before:
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         with contextlib.suppress(OSError):  # the terminal may be gone
@@ -162,7 +162,7 @@ class TrainingCommand(Command):
 
 
 def _run_again(stop: BaseException) -> str:
-    return "stopped; to go on, run the same command again"
+    return "stopped; to continue, run the same command again"
 
 
 @contextlib.contextmanager
@@ -200,10 +200,10 @@ def suggest_out(folder: Path) -> Iterator[None]:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder; print a note if that is not possible."""
+    """Store compiled programs in the user's cache folder; print a note if this fails."""
     try:
         folder = platformdirs.user_cache_path("jaxmnist")
-        # Without a home directory, platformdirs raises a RuntimeError or returns ~/.cache as it is.
+        # Without a home directory, platformdirs raises RuntimeError or returns a literal ~/.cache.
         if not folder.is_absolute():
             raise RuntimeError(f"{folder} is not an absolute path; is HOME set?")
         keep_compiled_programs(folder / "compiled")
@@ -212,10 +212,10 @@ def use_compilation_cache() -> None:
 
 
 def keep_compiled_programs(folder: Path) -> None:
-    """Make JAX store compiled programs on disk, so that the next start need not compile.
+    """Make JAX store compiled programs on disk, for faster starts.
 
     Raises:
-        OSError: the folder cannot store them; JAX would print a long warning for every program.
+        OSError: the folder cannot store them, for which JAX would print a warning per program.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -227,7 +227,7 @@ def keep_compiled_programs(folder: Path) -> None:
 
 
 def silence_orbax_threads() -> None:
-    """Drop the tracebacks of Orbax's threads: one error line reports the same.
+    """Drop the tracebacks of Orbax's threads, which one error line replaces.
 
     When a checkpoint cannot be written or read, every thread working on it prints a traceback, and
     TensorStore reports to an event loop that is already closed.

@@ -12,12 +12,12 @@ from jaxmnist.runs.summary import Row
 from support.output import print_line
 from support.tables import spread
 
-# Interval of the progress lines of a long epoch, without a terminal.
+# Interval between progress lines in a long epoch, without a terminal.
 PLAIN_SECONDS = 30
 
 
 class ProgressTracker:
-    """The progress of the seeds in training.
+    """Tracker of the progress of all seeds.
 
     Args:
         seeds: the seeds in training.
@@ -38,17 +38,17 @@ class ProgressTracker:
 
     @property
     def done(self) -> int:
-        """The steps done, of all seeds."""
+        """The total number of steps done, over all seeds."""
         return sum(self.steps.values())
 
     @property
     def total(self) -> int:
-        """The steps of all seeds."""
+        """The total number of steps, over all seeds."""
         return self.total_steps * len(self.steps)
 
     @property
     def seeds_done(self) -> int:
-        """The number of seeds that have done all their steps."""
+        """The number of finished seeds."""
         return sum(steps == self.total_steps for steps in self.steps.values())
 
     def take(self, event: Event) -> None:
@@ -67,7 +67,7 @@ class ProgressTracker:
             self._latest.pop(event.seed, None)
 
     def accuracy(self) -> str:
-        """Return the mean and spread over the seeds at the latest epoch."""
+        """Return the mean and standard deviation over seeds at the latest epoch."""
         last = max((row["epoch"] for row in self._latest.values()), default=0)
         furthest = [row for row in self._latest.values() if row["epoch"] == last]
         if not furthest:
@@ -77,7 +77,7 @@ class ProgressTracker:
         return f"test {figures} % ({count}, epoch {last})"
 
     def time_left(self) -> str:
-        """Return the time left, at the speed so far."""
+        """Return the estimated time left, from the speed so far."""
         if self._first is None or self.done <= self._first[1]:
             return ""
         begin, before = self._first
@@ -98,7 +98,7 @@ class Silence:
         """Ignore an event."""
 
     def show_data(self, what: str, done: int, total: int) -> None:
-        """Ignore progress in fetching or preparing data."""
+        """Ignore the progress of downloading or preparing data."""
 
 
 class Lines(Silence):
@@ -122,7 +122,7 @@ class Lines(Silence):
             )
 
     def show_data(self, what: str, done: int, total: int) -> None:
-        """Print a line for each new item that is fetched or prepared, and at intervals."""
+        """Print a line for each new item that is downloaded or prepared, and at intervals."""
         if what != self._what or time.monotonic() - self._last > PLAIN_SECONDS:
             self._what = what
             self._print(f"{what}: {done / total:.0%}")
@@ -133,7 +133,7 @@ class Lines(Silence):
 
 
 class Live(Silence):
-    """Display of moving bars, and of a line per epoch above them."""
+    """Display of a progress bar, with a line per epoch above it."""
 
     def __init__(self, console: Console, tracker: ProgressTracker):
         self._console, self._tracker = console, tracker
@@ -154,7 +154,7 @@ class Live(Silence):
         self._bars.stop()
 
     def show(self, event: Event) -> None:
-        """Move the bar; print the start and every epoch."""
+        """Update the bar; print the start and every epoch."""
         tracker = self._tracker
         tracker.take(event)
         if isinstance(event, Started | EpochDone | Failed):
@@ -173,7 +173,7 @@ class Live(Silence):
             )
 
     def show_data(self, what: str, done: int, total: int) -> None:
-        """Move a bar, a new one for each item that is fetched or prepared."""
+        """Update the bar; start a new one for each item downloaded or prepared."""
         if self._task is None or self._bars.tasks[-1].description != what:
             self._next_bar(what, total)
         if self._task is not None:
@@ -186,7 +186,7 @@ class Live(Silence):
 
 
 def make_display(console: Console, is_quiet: bool, tracker: ProgressTracker) -> Silence:
-    """Return the display for this output: live on a terminal, lines elsewhere, none if quiet."""
+    """Return the display: live on a terminal, lines elsewhere, silent if quiet."""
     if is_quiet:
         return Silence()
     return (Live if console.is_terminal else Lines)(console, tracker)
@@ -233,15 +233,15 @@ def started(event: Started) -> str:
             f"into {event.out}{taken}"
         )
         if before and len(seeds) == 1:
-            line += f", going on at step {before}"
+            line += f", continuing at step {before}"
         elif before:
             total = event.total_steps * len(seeds)
-            line += f", going on at step {before} of {total}, {done} seeds finished"
+            line += f", continuing at step {before} of {total}, {done} seeds finished"
     return "\n".join([line, *(f"note: {warning}" for warning in event.warnings)])
 
 
 def figures(event: Progress) -> str:
-    """Return the figures of a chunk."""
+    """Return the metrics of a chunk as text."""
     return (
         f"loss {event.loss:.4f} {event.accuracy:.2f} % rate {event.learning_rate:.2g} "
         f"{event.images_per_second:,.0f} img/s"
@@ -249,7 +249,7 @@ def figures(event: Progress) -> str:
 
 
 def epoch_figures(rows: Sequence[Row]) -> str:
-    """Return the figures of an epoch, as means and spreads for several seeds."""
+    """Return the metrics of an epoch as text, as mean ± standard deviation for several seeds."""
 
     def of_all(name: str, show: Callable[[Sequence[float]], str]) -> str:
         values = [row[name] for row in rows if row[name] is not None]

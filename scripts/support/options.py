@@ -1,4 +1,4 @@
-"""Command-line options made from a dataclass, so that each option is described once."""
+"""Command-line options from the fields and the docstring of a dataclass."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         """Return the options of a command line.
 
         Raises:
-            ConfigError: the command line is invalid; for an unknown option, the nearest is named.
+            ConfigError: the command line is invalid; the message suggests the nearest option.
         """
         words = [re.sub(r"^--[\w-]+", lambda m: m[0].replace("_", "-"), word) for word in argv]
         arguments, unknown = self.parse_known_args(words)
@@ -45,8 +45,8 @@ def add_fields(
     Args:
         parser: a parser, or one of its groups.
         of: the dataclass; the Args of its docstring are the help texts.
-        hide: fields without an option.
-        unset: whether an option that is not given is None, rather than the field's default.
+        hide: names of fields without an option.
+        unset: whether a missing option has the value None instead of the field's default.
     """
     types, texts = typing.get_type_hints(of), describe_fields(of)
     for field in dataclasses.fields(of):
@@ -59,7 +59,7 @@ def add_fields(
 
 
 def _reading(kind: Any, unset: bool) -> dict[str, Any]:
-    """Return argparse's keyword arguments for a value of a type."""
+    """Return the keyword arguments of `add_argument` for a type of value."""
     kinds = set(typing.get_args(kind)) - {type(None)} or {kind}
     if bool in kinds:
         return {"action": argparse.BooleanOptionalAction if unset else "store_true"}

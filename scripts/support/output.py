@@ -1,4 +1,4 @@
-"""Output of commands. Printing never ends a command and never hides a part of its text."""
+"""Output of commands: printing never raises an error and never truncates text."""
 
 import codecs
 import contextlib
@@ -15,15 +15,15 @@ from rich.text import Text
 
 # Replacements for characters that a stream cannot encode.
 PLAIN = {"±": "+-", "−": "-", "–": "-", "×": "x"}  # noqa: RUF001 - these are the characters meant
-# On fewer columns, rich would truncate a table's numbers.
+# Minimum number of columns for a table; with fewer, rich would truncate numbers.
 TABLE_WIDTH = 72
 
 
 class Output(io.FileIO):
     """A file descriptor to which writing never fails.
 
-    A pager may be quit, a terminal closed, or a disk full. After an error, everything that any part
-    of the process writes to the descriptor is dropped.
+    After an error, such as a closed pager or terminal or a full disk, everything written to the
+    descriptor is dropped.
     """
 
     def __init__(self, descriptor: int):
@@ -31,7 +31,7 @@ class Output(io.FileIO):
         self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
-        """Write bytes; return how many were written or dropped."""
+        """Write bytes; return the number of bytes written or dropped."""
         try:
             while (count := super().write(content)) is None:
                 select.select(
@@ -50,7 +50,7 @@ def lasting_output() -> Iterator[Output | None]:
     """Replace standard output and standard error by streams that never raise.
 
     Yields:
-        The `Output` of standard output; None if that is not the process's, as in a notebook.
+        The `Output` of standard output; None if it was replaced before, as in a notebook.
     """
     codecs.register_error("jaxmnist.plain", _in_plain)
     before = sys.stdout, sys.stderr

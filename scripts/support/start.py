@@ -1,4 +1,4 @@
-"""First import of a command: until its own handlers are installed, Ctrl-C prints no traceback."""
+"""First import of a command, so that Ctrl-C during the other imports prints no traceback."""
 
 import signal
 import sys

@@ -38,9 +38,9 @@ def make_table(
     Args:
         columns: the headers.
         rows: the cells of each row.
-        texts: the number of first columns with texts, which are left-aligned and give way on a
-            narrow terminal; the others have numbers.
-        options: more arguments of rich's `Table`, such as the title.
+        texts: the number of leading text columns, which are left-aligned and wrap on a narrow
+            terminal; the other columns are numbers.
+        options: further arguments of rich's `Table`, such as the title.
     """
     table = Table(title_justify="left", caption_justify="left", **options)
     for place, column in enumerate(columns):
@@ -62,14 +62,14 @@ def epochs_table(rows: Sequence[Row]) -> Table:
 
 
 def seeds_table(summary: dict[str, Any]) -> Table:
-    """Return a summary.json's table with a line per seed; accuracies are in percent."""
+    """Return the table of a summary, with a line per seed; accuracies are in percent."""
     columns = [[number(value, form) for value in summary[key]] for _, key, form in SEEDS]
     headers = [header for header, _, _ in SEEDS]
     return make_table(headers, zip(*columns, strict=True), title="Seeds")
 
 
 def parameters_table(params: Any) -> Table:
-    """Return a table with a line per array: name, shape and size; and the total size."""
+    """Return a table with the name, shape and size of each array, and the total size."""
     rows = [
         (
             jax.tree_util.keystr(path, simple=True, separator="/"),
@@ -85,14 +85,14 @@ def parameters_table(params: Any) -> Table:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return the values' mean ± standard deviation (n - 1); a single value alone."""
+    """Return values as mean ± standard deviation (n - 1), or a single value as it is."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
 def evaluated_images(config: TrainConfig, count: int) -> str:
-    """Return the number and kind of a run's test images, as "10,000 test images"."""
+    """Return the number and kind of a run's test images, such as "10,000 test images"."""
     kind = "test" if config.holdout is None else "held-out training"
     return f"{count:,} {kind} images"
 

@@ -28,13 +28,13 @@ SCALARS = (
 
 @contextlib.contextmanager
 def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
-    """Enter a watcher or a display, whose errors must not end the training.
+    """Enter a watcher or display whose errors must not end the training.
 
     Args:
-        watcher: an object whose method `show` takes the events of a training.
+        watcher: an object with a method `show`, which receives the events of a training.
 
     Yields:
-        The method `show`. After an error, which is printed once, the method does nothing.
+        A function like `show`. After an error, which is printed once, it does nothing.
     """
     failed = False
 
@@ -44,7 +44,10 @@ def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
             method(*arguments)
         except Exception as error:
             if not failed:
-                print(f"note: {type(watcher).__name__} is off: {error}", file=sys.stderr)
+                print(
+                    f"note: {type(watcher).__name__} is off after an error: {error}",
+                    file=sys.stderr,
+                )
             failed = True
 
     def show(event: Any) -> None:
@@ -59,7 +62,7 @@ def guarded(watcher: Any) -> Iterator[Callable[[Any], None]]:
 
 
 class TensorBoard:
-    """Writer of every epoch's figures for TensorBoard, with a curve for each seed.
+    """Writer of each epoch's metrics for TensorBoard, with a curve for each seed.
 
     Raises:
         ModuleNotFoundError: tensorboardX is not installed.
@@ -84,7 +87,7 @@ class TensorBoard:
             writer.close()
 
     def show(self, event: Any) -> None:
-        """Store the run's folder, and write the figures of an epoch."""
+        """Store the run's folder, and write the metrics of an epoch."""
         if isinstance(event, Started):
             self._folder = event.out / run_folder.TENSORBOARD
         if isinstance(event, EpochDone):
@@ -97,7 +100,7 @@ class TensorBoard:
             folder = self._folder / f"seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             self._writers[seed] = self._writer_of(str(folder / "events"))
-            # In a resumed run, the figures after its checkpoint are no longer valid.
+            # In a resumed run, metrics from after the checkpoint are no longer valid.
             start = self._log(status=self._log.START)
             event = self._event(wall_time=time.time(), step=step, session_log=start)
             self._writers[seed].write_event(event)
@@ -110,7 +113,7 @@ class TensorBoard:
 
 
 class Profile:
-    """Tracer of the steps between the first two progress events, about a second."""
+    """Profiler of the steps between the first two progress events, about a second."""
 
     def __init__(self):
         self._folder, self._tracing, self._done = Path(), False, False
@@ -125,7 +128,7 @@ class Profile:
             print("note: too few steps were left for a profile", file=sys.stderr)
 
     def show(self, event: Any) -> None:
-        """Start at the end of the first chunk, when all is compiled; stop at that of the next."""
+        """Start the trace after the first chunk; stop it after the second."""
         if isinstance(event, Started):
             self._folder = event.out / run_folder.PROFILE
         if isinstance(event, Progress) and self._tracing:

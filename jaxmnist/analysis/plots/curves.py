@@ -67,7 +67,7 @@ def _draw(
     if any(len(each) > 1 for each in of_seeds):
         low, high = ([end(each) for each in of_seeds] for end in (np.min, np.max))
         axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, lw=0)
-    # A single point needs a marker to be visible; a hollow one replaces a dashed line.
+    # A single point is visible only with a marker; a hollow marker stands for a dashed line.
     marker = style["marker"] or ("o" if len(epochs) == 1 else "")
     fill = "none" if line == "--" else "full"
     means = [each.mean() for each in of_seeds]

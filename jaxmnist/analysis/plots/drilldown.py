@@ -24,10 +24,10 @@ from jaxmnist.augment import augment
 from jaxmnist.config import TrainConfig
 from jaxmnist.optim import make_optimizer
 
-# Training steps of one epoch of MNIST.
+# Training steps per epoch of MNIST.
 STEPS = 468
 DIGITS, COPIES = 10, 5
-# Networks with more parameters get their own panel; the others would merge into one line.
+# Networks with more parameters get their own panel; on a shared axis, the others would merge.
 LARGE = 100_000
 
 
@@ -38,7 +38,7 @@ def draw_all(
 
     Args:
         networks: the seven networks with their runs.
-        images: training images to show some of, uint8 `[N, 28, 28]`.
+        images: training images, of which some are shown, uint8 `[N, 28, 28]`.
         folder: the output folder; created if missing.
         source: the digest of the results, written into each file.
 
@@ -165,7 +165,7 @@ def augmented(images: np.ndarray) -> Figure:
 
 
 def _draw_seeds(axes: Axes, place: int, network: VariantResults, metric: str) -> None:
-    """Draw a dot per seed, side by side so that equal values can be counted, and the interval."""
+    """Draw a dot per seed, side by side so that equal values are visible, and the interval."""
     values = list(network.by_seed(metric).values())
     offsets = np.linspace(-0.24, 0.06, len(values)) if len(values) > 1 else [0]
     axes.plot(place + np.array(offsets), values, "o", color=BLUE, fillstyle="none", markersize=4)

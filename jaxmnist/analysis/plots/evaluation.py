@@ -20,7 +20,7 @@ def draw_all(evaluation: Evaluation, images: np.ndarray, folder: Path, source: s
         evaluation: the evaluation to draw.
         images: the evaluated images, uint8 `[N, 28, 28]`.
         folder: the output folder.
-        source: the name of what was evaluated, written into each file.
+        source: the name of the evaluated network, written into each file.
 
     Raises:
         OSError: a file cannot be written.
@@ -36,16 +36,16 @@ def reliability(evaluation: Evaluation) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [dataclasses.astuple(one) for one in evaluation.bins if one.count]
     edges, _, counts, confidences, accuracies, lows, highs = zip(*filled, strict=True)
-    above.plot([0, 1], [0, 100], "--", color=BLACK, lw=0.8, label="as sure as right")
+    above.plot([0, 1], [0, 100], "--", color=BLACK, lw=0.8, label="perfect calibration")
     error = f"this network, off by {evaluation.calibration_error:.2f} points on average"
     above.plot(confidences, accuracies, "o", color=BLUE, label=error)
     above.vlines(confidences, lows, highs, color=BLUE, label="95 % interval")
-    above.set_ylabel("right, %")
+    above.set_ylabel("accuracy, %")
     above.legend(loc="lower right", fontsize=8)
     below.bar(edges, counts, 1 / len(evaluation.bins), align="edge", color=BLUE)
     below.set_yscale("log")
     below.set_ylabel("images")
-    below.set_xlabel("confidence: the probability given to what was said")
+    below.set_xlabel("confidence: the probability of the prediction")
     for axes in (above, below):
         axes.grid(alpha=0.3)
     return figure
@@ -63,8 +63,8 @@ def confusion(evaluation: Evaluation) -> Figure:
             axes.text(column, row, f"{number}", ha="center", va="center", size=8, weight=weight)
     axes.set_xticks(range(CLASSES))
     axes.set_yticks(range(CLASSES))
-    axes.set_xlabel("said")
-    axes.set_ylabel("is")
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
     return figure
 
 
@@ -76,5 +76,5 @@ def mistakes(evaluation: Evaluation, images: np.ndarray) -> Figure:
         return figure
     digits = images[[one.index for one in evaluation.mistakes]]
     rows = [digits[start : start + COLUMNS] for start in range(0, len(digits), COLUMNS)]
-    titles = [f"{m.label}, said {m.said}: {m.confidence:.0%}" for m in evaluation.mistakes]
+    titles = [f"{m.label} read as {m.said}: {m.confidence:.0%}" for m in evaluation.mistakes]
     return digits_in_rows(rows, titles, room=1.2)
