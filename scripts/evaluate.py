@@ -123,11 +123,11 @@ def folder_of(one: Evaluated, arguments: argparse.Namespace, dataset: str) -> Pa
     """Return the folder of metrics and plots; an ensemble uses --out or the first run's."""
     place = dataset if arguments.views == 1 else f"{dataset}-{arguments.views}views"
     if len(one.runs) > 1:
-        return (arguments.out or arguments.runs[0] / run_folder.EVALUATION) / f"{place}-ensemble"
+        return (arguments.out or one.runs[0].path / run_folder.EVALUATION) / f"{place}-ensemble"
     path, seed = one.runs[0].path, one.runs[0].seed_folder
     if arguments.out is None:
         return path / run_folder.EVALUATION / seed / place
-    if arguments.runs == [path]:
+    if len(arguments.runs) == 1:
         return arguments.out / seed / place
     # Several runs have one folder each, named by the path below their common folder.
     shared = os.path.commonpath([path.absolute().parent for path in arguments.runs])

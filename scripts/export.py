@@ -50,7 +50,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "run", nargs="?", type=user_path, help="a run's folder; with --from-torch, the new run's"
+        "run",
+        nargs="?",
+        type=user_path,
+        help="a run's folder, or a pretrained network; with --from-torch, the new run's folder",
     )
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--to", choices=TARGETS, help="the export format")

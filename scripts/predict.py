@@ -40,7 +40,11 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder; several seeds form an ensemble")
+    parser.add_argument(
+        "run",
+        type=Path,
+        help="a run's folder, or a pretrained network; several seeds form an ensemble",
+    )
     parser.add_argument(
         "pictures",
         nargs="+",

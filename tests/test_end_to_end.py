@@ -15,7 +15,7 @@ from jaxmnist import TrainConfig, data
 from jaxmnist.export import imported
 from jaxmnist.export.network import trained_network
 from jaxmnist.export.targets import TARGETS, export
-from jaxmnist.inference import pictures
+from jaxmnist.inference import pictures, pretrained
 from jaxmnist.inference.predict import make_predict
 from jaxmnist.runs.setup import make_setup
 from tests.conftest import trained_variables
@@ -47,6 +47,14 @@ def test_mnist_is_whole(data_dir):
     pixels = mnist.train_images / 255
     assert round(float(pixels.mean()), 4) == 0.1307
     assert round(float(pixels.std()), 4) == 0.3081
+
+
+@pytest.mark.parametrize("name", pretrained.NAMES)
+def test_pretrained_networks_are_as_accurate_as_when_trained(name, data_dir):
+    mnist = data.load("mnist", data_dir)
+    run = pretrained.load_pretrained(name)
+    correct = make_predict(run)(mnist.test_images).argmax(axis=1) == mnist.test_labels
+    assert [100 * correct.mean()] == pytest.approx(run.summary["final_test_accuracy"], abs=1e-9)
 
 
 def test_gap_learns_mnist_in_a_third_of_an_epoch(data_dir, tmp_path):

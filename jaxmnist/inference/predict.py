@@ -66,16 +66,15 @@ def load_seed(path: str | os.PathLike, seed: int | None = None) -> Run:
 
 
 def _load(path: str | os.PathLike) -> Run:
-    """Load a run from its folder, or a pretrained network by name if the path does not exist."""
-    name, names = os.fspath(path), [*pretrained.NAMES, *pretrained.SHORT_NAMES]
-    if os.path.exists(name):
-        return load_run(path)
-    if name not in names:
+    """Load a run from its folder, or a pretrained network by its name."""
+    if pretrained.is_pretrained(path):
+        return pretrained.load_pretrained(os.fspath(path))
+    if not os.path.exists(path):
+        names = ", ".join([*pretrained.NAMES, *pretrained.SHORT_NAMES])
         raise ConfigError(
-            f"{name} does not exist; expected the folder of a run, or a pretrained network, one of "
-            f"{', '.join(names)}"
+            f"{path} does not exist; expected the folder of a run, or a pretrained network: {names}"
         )
-    return pretrained.load_pretrained(name)
+    return load_run(path)
 
 
 def check_digits(runs: Sequence[Run]) -> None:

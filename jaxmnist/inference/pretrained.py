@@ -6,6 +6,7 @@ digest of the images, rows and summary. SHA256SUMS holds the digest of each file
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,12 @@ DIGESTS = "SHA256SUMS"
 # Folder for the output of commands that use a pretrained network.
 OUTPUT = Path("runs", "pretrained")
 _METADATA = "jaxmnist"
+
+
+def is_pretrained(path: str | os.PathLike) -> bool:
+    """Return whether a path names a pretrained network; an existing path takes precedence."""
+    name = os.fspath(path)
+    return name in (*NAMES, *SHORT_NAMES) and not os.path.exists(name)
 
 
 def load_pretrained(name: str) -> Run:
