@@ -19,7 +19,6 @@ from jaxmnist.runs.setup import make_setup
 from tests.conftest import SCRIPTS, golden_variables
 
 COMMITTED = SCRIPTS.parent / "docs" / "demo.html"
-IS_TRAINED = (pretrained.FOLDER / pretrained.DIGESTS).exists()
 
 
 def element(page, start):
@@ -151,7 +150,6 @@ def test_every_module_is_joined():
             assert {each.strip() for each in imports.split(",") if each.strip()} <= set(names)
 
 
-@pytest.mark.skipif(not IS_TRAINED, reason="the pretrained networks are not there yet")
 def test_the_committed_page_is_not_stale():
     """`python scripts/demo.py --out docs/demo.html --no-browser` makes it again."""
     committed = COMMITTED.read_text()
