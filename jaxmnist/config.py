@@ -2,17 +2,20 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from jaxmnist.network_text import LayerSpec, NetworkError, canonical, parse, with_shapes
 from jaxmnist.recipes import (
     AUGMENTATIONS,
     CHANGES,
     DATASETS,
     DEFAULTS,
+    NETWORKS,
     RECIPES,
     SCHEDULES,
     values_of,
@@ -32,8 +35,8 @@ class ConfigError(Exception):
     """An invalid command line or config."""
 
 
-# The default of a field that `TrainConfig` fills in from the recipe.
-_FROM_RECIPE: Any = None
+# The default of a field that `TrainConfig` fills in.
+_FILLED_IN: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +44,12 @@ class TrainConfig:
     """Values that determine the result of a run, and nothing else.
 
     A field left at None takes the value of the variant's recipe. In a constructed config only
-    `limit_train` and `holdout` can be None.
+    `limit_train`, `holdout` and `network` can be None.
 
     Args:
         variant: the network: skeleton, less_params, batch_norm, dropout, fc_layer, augmentation or
-            gap; or a variation of gap: gap_without_norm, gap_late_pool, gap_wide, gap_two_pools.
+            gap; or a variation of gap: gap_without_norm, gap_late_pool, gap_wide, gap_two_pools; by
+            default gap. With --network, a name for it.
         dataset: the data set: mnist, fashion_mnist or kmnist.
         recipe: the recipe, which sets the default of every option that is not given: notebook (the
             original's), or fast or record (this project's, for gap; see docs/recipes.md).
@@ -73,47 +77,54 @@ class TrainConfig:
         pct_start: the fraction of the steps in which the one-cycle learning rate increases.
         div_factor: the ratio of the peak to the initial one-cycle learning rate.
         final_div_factor: the ratio of the initial to the final one-cycle learning rate.
+        network: a network of your own, as text, such as "conv 8 / relu / mean / conv 10 1x1"
+            (docs/networks.md); it has the recipes of gap.
 
     Raises:
         ConfigError: a value is out of range; the message names the field.
     """
 
-    variant: str = "gap"
+    variant: str = _FILLED_IN
     dataset: str = "mnist"
     recipe: str = "notebook"
-    epochs: int = _FROM_RECIPE
-    batch_size: int = _FROM_RECIPE
-    learning_rate: float = _FROM_RECIPE
+    epochs: int = _FILLED_IN
+    batch_size: int = _FILLED_IN
+    learning_rate: float = _FILLED_IN
     seed: int = 0
-    augment: bool = _FROM_RECIPE
-    dropout: float = _FROM_RECIPE
+    augment: bool = _FILLED_IN
+    dropout: float = _FILLED_IN
     limit_train: int | None = None
     holdout: int | None = None
     fold: int = 0
-    augmentation: str = _FROM_RECIPE
-    schedule: str = _FROM_RECIPE
-    momentum: float = _FROM_RECIPE
-    nesterov: bool = _FROM_RECIPE
-    weight_decay: float = _FROM_RECIPE
-    ema_decay: float = _FROM_RECIPE
-    cycle_momentum: bool = _FROM_RECIPE
-    base_momentum: float = _FROM_RECIPE
-    max_momentum: float = _FROM_RECIPE
-    pct_start: float = _FROM_RECIPE
-    div_factor: float = _FROM_RECIPE
-    final_div_factor: float = _FROM_RECIPE
+    augmentation: str = _FILLED_IN
+    schedule: str = _FILLED_IN
+    momentum: float = _FILLED_IN
+    nesterov: bool = _FILLED_IN
+    weight_decay: float = _FILLED_IN
+    ema_decay: float = _FILLED_IN
+    cycle_momentum: bool = _FILLED_IN
+    base_momentum: float = _FILLED_IN
+    max_momentum: float = _FILLED_IN
+    pct_start: float = _FILLED_IN
+    div_factor: float = _FILLED_IN
+    final_div_factor: float = _FILLED_IN
+    network: str | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        check_choice("variant", self.variant, RECIPES["notebook"])
+        self._fill_in(_name_network(self.variant, self.network))
         check_choice("dataset", self.dataset, DATASETS)
         _check_recipe(self.recipe, self.variant)
-        for name, value in values_of(self.variant, self.recipe).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        values = values_of(self.variant, self.recipe)
+        self._fill_in(values if _has_dropout(self) else {**values, "dropout": 0.0})
         _check_values(self)
         _check_together(self)
+
+    def _fill_in(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if getattr(self, name) is None or name == "network":
+                object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str:
@@ -125,8 +136,11 @@ class TrainConfig:
         return "/".join([self.variant, *beyond])
 
     def to_json(self) -> str:
-        """Return the config as a JSON object with every field."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+        """Return the config as a JSON object with every field; `network` only if there is one."""
+        fields = dataclasses.asdict(self)
+        if self.network is None:  # like the configs from before there was this field
+            del fields["network"]
+        return json.dumps({"format": FORMAT, **fields}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
@@ -142,6 +156,7 @@ class TrainConfig:
         check_format("config", found)
         fields = {field.name for field in dataclasses.fields(cls)}
         optional = {"holdout", "fold", *DEFAULTS} - _FORMAT_1 if found == 1 else set()
+        optional |= {"network"}
         if not fields - optional <= set(values) <= fields:
             raise ConfigError(
                 f"config has {sorted(values)}; expected an object with the fields {sorted(fields)}"
@@ -291,6 +306,33 @@ def check_choice(field: str, value: object, known: Collection[str]) -> None:
     raise ConfigError(f"{field} is {value!r}; expected one of {', '.join(known)}.{hint}")
 
 
+def _name_network(variant: Any, network: Any) -> dict[str, Any]:
+    """Return the name of a network, and its text on one line.
+
+    Raises:
+        ConfigError: the network does not exist, or the name or the text is invalid.
+    """
+    if network is None:
+        variant = "gap" if variant is None else variant
+        check_choice("variant", variant, NETWORKS)
+        return {"variant": variant, "network": None}
+    if not isinstance(network, str):
+        raise ConfigError(f"network is {network!r}; expected text, such as conv 8 / relu / ...")
+    try:
+        parse(network)
+    except NetworkError as error:
+        raise ConfigError(f"network, {error}") from error
+    text = canonical(network)
+    if variant is None:
+        variant = f"own-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    if variant in NETWORKS or not re.fullmatch(r"[A-Za-z0-9][\w-]{0,60}", str(variant), re.ASCII):
+        raise ConfigError(
+            f"variant is {variant!r}; expected a name for your own network, of letters, digits, - "
+            "and _, that no other network has"
+        )
+    return {"variant": variant, "network": text}
+
+
 def _check_recipe(recipe: object, variant: str) -> None:
     if not isinstance(recipe, str):
         raise ConfigError(f"recipe is {recipe!r}; expected one of {', '.join(RECIPES)}")
@@ -298,7 +340,7 @@ def _check_recipe(recipe: object, variant: str) -> None:
     check_choice("recipe", name, RECIPES)
     for change in changes:
         check_choice("change of the recipe", change, CHANGES)
-    if variant not in RECIPES[name]:
+    if variant in NETWORKS and variant not in RECIPES[name]:
         raise ConfigError(
             f"recipe is {name!r}, which is for {', '.join(RECIPES[name])}, not for {variant}; "
             "expected notebook"
@@ -358,14 +400,43 @@ def _check_together(config: TrainConfig) -> None:
     """Check values that depend on each other."""
     if config.fold and config.holdout is None:
         raise ConfigError(f"fold is {config.fold}, but no images are held out; pass --holdout too")
-    having = [name for name, values in RECIPES["notebook"].items() if values.get("dropout")]
-    if config.dropout and config.variant not in having:
+    if config.dropout and not _has_dropout(config):
+        having = [name for name, values in RECIPES["notebook"].items() if values.get("dropout")]
+        hint = f"use one of {', '.join(having)}" if config.network is None else "add a drop layer"
         raise ConfigError(
             f"dropout is {config.dropout}, but the variant {config.variant} has no dropout layers; "
-            f"leave --dropout out, or use one of {', '.join(having)}"
+            f"leave --dropout out, or {hint}"
         )
-    if config.variant in ("gap", "gap_two_pools") and config.batch_size == 1:
+    if config.network is not None:
+        _check_norms(config, with_shapes(parse(config.network)))
+    elif config.variant in ("gap", "gap_two_pools") and config.batch_size == 1:
         raise ConfigError(
             f"batch_size is 1; {config.variant} normalises single numbers over the batch; "
             "use at least 2"
         )
+
+
+def _has_dropout(config: TrainConfig) -> bool:
+    """Return whether a network has dropout layers without a rate of their own."""
+    if config.network is None:
+        return "dropout" in RECIPES["notebook"][config.variant]
+    specs = parse(config.network)
+    return any(spec["kind"] == "dropout" and spec["rate"] is None for spec in specs)
+
+
+def _check_norms(config: TrainConfig, layers: Sequence[LayerSpec]) -> None:
+    """Check that a batch, or its parts, has several numbers to normalise in each channel."""
+    for layer in layers:
+        parts = {"norm": 1, "ghost_norm": layer.get("splits")}.get(layer["kind"])
+        if parts is None:
+            continue
+        if config.batch_size % parts:
+            raise ConfigError(
+                f"batch_size is {config.batch_size}, which {layer['line']} of the network, "
+                f"{layer['text']}, does not divide; use a multiple of {parts}"
+            )
+        if config.batch_size // parts * layer["side"] ** 2 == 1:
+            raise ConfigError(
+                f"batch_size is {config.batch_size}, so that {layer['line']} of the network, "
+                f"{layer['text']}, normalises single numbers; use at least {2 * parts}"
+            )

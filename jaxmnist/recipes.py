@@ -155,11 +155,11 @@ def values_of(variant: str, recipe: str) -> dict[str, Any]:
     """Return the fields that a recipe sets for a variant, the defaults included.
 
     Args:
-        variant: one of `NETWORKS`.
+        variant: one of `NETWORKS`; networks of the user have the recipes of gap.
         recipe: a recipe, optionally followed by changes: `notebook/no_dropout/batches_of_64`.
     """
     name, *changes = recipe.split("/")
-    values = {**DEFAULTS, **RECIPES[name][variant]}
+    values = {**DEFAULTS, **RECIPES[name][variant if variant in NETWORKS else "gap"]}
     for change in changes:
         values |= CHANGES[change].values
     return values

@@ -21,6 +21,7 @@ from support.output import make_console, print_table
 
 from jaxmnist import VARIANTS, TrainConfig, data
 from jaxmnist.config import ConfigError
+from jaxmnist.models import model_of
 from jaxmnist.models.description import describe, step_flop
 
 PEERS = ("pytorch", "flax")
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def measure(arguments: argparse.Namespace, config: TrainConfig, scratch: Path) -> dict[str, Any]:
     """Run all requested measurements of one variant."""
-    layers = describe(config.variant)
+    layers = describe(model_of(config))
     spec = {
         "config": dataclasses.asdict(config),
         "layers": layers,
@@ -229,7 +230,7 @@ def measure_whole(
     """
     trainings = {f"jaxmnist, {recipe}": ("train_ours", recipe) for recipe in arguments.whole}
     to_compile = list(trainings)
-    if "pytorch" in arguments.peer:
+    if arguments.whole and "pytorch" in arguments.peer:
         trainings["pytorch, notebook"] = ("peer_pytorch", "notebook")
 
     def trained(name: str, seed: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from jaxmnist.analysis import held_out, report, results, stats
 from jaxmnist.analysis.plots import drilldown
 from jaxmnist.analysis.results import IncompleteError, Results, VariantResults
 from jaxmnist.config import ConfigError, check_seeds, parse_experiment, parse_seeds
+from jaxmnist.models import model_of
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import ABLATIONS, DATASETS
 from jaxmnist.runs import run_folder
@@ -176,7 +177,7 @@ def train(arguments: argparse.Namespace, console: Console, command: TrainingComm
         folds = range(arguments.folds)
         configs = [dataclasses.replace(config, fold=fold) for config in configs for fold in folds]
     else:
-        configs = sorted(configs, key=lambda config: mflop_per_image(config.variant))
+        configs = sorted(configs, key=lambda config: mflop_per_image(model_of(config)))
     use_compilation_cache()
     failures = []
     for config in configs:

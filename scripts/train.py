@@ -31,11 +31,14 @@ from support.command import (
 from support.display import ProgressTracker, make_display
 from support.options import Parser, add_fields
 from support.output import make_console, print_line, print_table
-from support.tables import epochs_table, evaluated_images, parameters_table, seeds_table, spread
+from support.networks import read_network
+from support.tables import epochs_table, evaluated_images, layers_table, seeds_table, spread
 from support.watchers import Profile, TensorBoard, guarded
 
 from jaxmnist import Callbacks, Run, RunOptions, TrainConfig, data, train
 from jaxmnist.config import ConfigError, check_seeds, format_seeds, parse_seeds
+from jaxmnist.models import model_of
+from jaxmnist.models.description import describe, parameters
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.devices import check_platform, idle_devices
 from jaxmnist.runs.loop import Stopped
@@ -53,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         command.handle_signals()  # after `join`, which is not interrupted by handled signals
         config, seeds, options = resolve(arguments)
         console = make_console(quiet=not distributed.is_main_process())
+        check_budget(config, arguments.budget, console)
         if arguments.dry_run:
             dry_run(config, seeds, options, arguments.out, console)
             return 0
@@ -72,6 +76,8 @@ def make_parser() -> Parser:
                         "default runs/VARIANT-seedSEED, or the next free name")  # fmt: skip
     parser.add_argument("--seeds", metavar="N", help="train several seeds: a count, such as 8 "
                         "(from --seed on), or a list, such as 3,7,11")  # fmt: skip
+    parser.add_argument("--budget", type=int, metavar="N", help="train no network of more than N "
+                        "parameters")  # fmt: skip
     what = parser.add_argument_group("training (defaults: the recipe's values)")
     add_fields(what, TrainConfig, unset=True)
     add_fields(parser.add_argument_group("execution and storage"), RunOptions)
@@ -116,6 +122,11 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     given = {name: getattr(arguments, name) for name in fields}
     given = {name: value for name, value in given.items() if value is not None}
+    if "network" in given:
+        given = {
+            **read_network(given["network"]),
+            **{k: v for k, v in given.items() if k != "network"},
+        }
     if "seed" in given and arguments.seeds and "," in arguments.seeds:
         raise ConfigError(f"seeds is {arguments.seeds!r}, which names each one: leave --seed out")
     names = [field.name for field in dataclasses.fields(RunOptions)]
@@ -137,6 +148,21 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     if arguments.profile and len(seeds) > 1:
         raise ConfigError("profile is for a run of one seed, not of several")
     return config, seeds, options
+
+
+def check_budget(config: TrainConfig, budget: int | None, console: Console) -> None:
+    """Check that a network has few enough parameters; print its layers if not.
+
+    Raises:
+        ConfigError: it has more than the budget.
+    """
+    count = sum(map(parameters, describe(model_of(config))))
+    if budget is not None and count > budget:
+        print_table(console, layers_table(config))
+        raise ConfigError(
+            f"{config.variant} has {count:,} parameters, {count - budget:,} more than the budget of "
+            f"{budget:,}; make it smaller, or raise --budget"
+        )
 
 
 def read_begun(out: Path) -> str:
@@ -222,7 +248,7 @@ def dry_run(
         dataset = data.Dataset(images, labels, images[:0], labels[:0], mean=0.0, std=1.0)
     setup = set_up(config, dataset, options, devices, facts={})
     console.print_json(config.to_json())
-    print_table(console, parameters_table(setup.state_shapes.params))
+    print_table(console, layers_table(config))
     print_line(
         console,
         f"{config.epochs} epochs of {setup.steps} steps of {config.batch_size} images: "

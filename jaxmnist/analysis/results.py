@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from jaxmnist.analysis import stats
 from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds, parse_experiment
+from jaxmnist.models import model_of
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import NETWORKS, RECIPES, VARIANTS
 from jaxmnist.runs import run_folder
@@ -163,7 +164,7 @@ def add(path: Path, run: Run) -> None:
     with _alone(path.parent):
         results, config = read(path), run.config
         check_mix(results, [config])
-        flop = mflop_per_image(config.variant)
+        flop = mflop_per_image(model_of(config))
         network = VariantResults(config.name, run.summary["parameters"], flop, [])
         network = results.setdefault(config.name, network)
         if config.seed not in network.seeds:

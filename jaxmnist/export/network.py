@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmnist.config import TrainConfig
-from jaxmnist.models import create_model
-from jaxmnist.models.description import LayerSpec, describe
+from jaxmnist.models import model_of
+from jaxmnist.models.description import describe
+from jaxmnist.network_text import LayerSpec
 from jaxmnist.runs.run import Run
 from jaxmnist.state import jit_once
 from jaxmnist.steps import normalise
@@ -34,7 +35,7 @@ class TrainedNetwork(NamedTuple):
     def layers(self) -> Iterator[tuple[LayerSpec, Arrays]]:
         """Yield each layer in order of use, with its arrays."""
         params, batch_stats = (self.variables.get(key, {}) for key in ("params", "batch_stats"))
-        for layer in describe(self.config.variant):
+        for layer in describe(model_of(self.config)):
             name = layer["name"]
             yield layer, params.get(name, {}) | batch_stats.get(name, {})
 
@@ -48,7 +49,7 @@ class TrainedNetwork(NamedTuple):
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute the original logits, float32 `[N, 10]`, for images uint8 `[N, 28, 28]`."""
-        model = create_model(self.config.variant, self.config.dropout)
+        model = model_of(self.config)
         return np.asarray(jit_once(model.apply)(self.variables, self.normalise(images)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.export.network import Arrays, TrainedNetwork
-from jaxmnist.models.description import SIZE, LayerSpec
+from jaxmnist.network_text import SIZE, LayerSpec
 
 # Versions that every runtime in use supports.
 OPSET, IR_VERSION = 17, 8
@@ -23,10 +23,10 @@ def write(network: TrainedNetwork, file: Path) -> None:
     from onnx import TensorProto, helper
 
     builder = _Builder()
-    end = builder.images(network)
+    ends = [builder.images(network)]  # names of the outputs so far
     for layer, arrays in network.layers():
-        end = builder.layer(end, layer, arrays)
-    builder.node("Flatten", [end], "logits", axis=1)
+        ends.append(builder.layer(ends, layer, arrays))
+    builder.node("Flatten", ends[-1:], "logits", axis=1)
     kind = TensorProto.FLOAT if network.normalised_input else TensorProto.UINT8
     shape = ["N", SIZE, SIZE, *([1] if network.normalised_input else [])]
     graph = helper.make_graph(
@@ -99,16 +99,21 @@ class _Builder:
         shape = self.constant("shape", np.array([-1, 1, SIZE, SIZE], np.int64))
         return self.node("Reshape", [end, shape], "normalised")
 
-    def layer(self, end: str, layer: LayerSpec, arrays: Arrays) -> str:
-        """Add one layer after `end`, and return the name of its output."""
-        name = layer["name"]
+    def layer(self, ends: list[str], layer: LayerSpec, arrays: Arrays) -> str:
+        """Add one layer after the last of `ends`, and return the name of its output."""
+        name, end = layer["name"], ends[-1]
         match layer["kind"]:
             case "conv":
                 weight = self.constant(f"{name}/weight", arrays["kernel"].transpose(3, 2, 0, 1))
                 bias = [self.constant(f"{name}/bias", arrays["bias"])] if "bias" in arrays else []
-                side, margin = layer["kernel_size"], layer["padding"]
                 return self.node(
-                    "Conv", [end, weight, *bias], name, kernel_shape=[side] * 2, pads=[margin] * 4
+                    "Conv",
+                    [end, weight, *bias],
+                    name,
+                    kernel_shape=[layer["kernel_size"]] * 2,
+                    strides=[layer["stride"]] * 2,
+                    pads=[layer["padding"]] * 4,
+                    group=layer["groups"],
                 )
             case "norm":
                 names = ("scale", "bias", "mean", "var")
@@ -116,11 +121,39 @@ class _Builder:
                 return self.node(
                     "BatchNormalization", [end, *constants], name, epsilon=layer["epsilon"]
                 )
+            case "group_norm":
+                return self.group_norm(end, layer, arrays)
             case "relu":
                 return self.node("Relu", [end], name)
             case "max_pool":
                 return self.node("MaxPool", [end], name, kernel_shape=[2, 2], strides=[2, 2])
             case "mean":
                 return self.node("GlobalAveragePool", [end], name)
+            case "max":
+                return self.node("GlobalMaxPool", [end], name)
+            case "add":
+                return self.node("Add", [end, ends[layer["source"] + 1]], name)
             case _:  # dropout is the identity outside training
                 return end
+
+    def group_norm(self, end: str, layer: LayerSpec, arrays: Arrays) -> str:
+        """Add group normalisation: each group is a channel that is normalised per image."""
+        name, groups, features, side = (
+            layer[key] for key in ("name", "groups", "features", "side")
+        )
+        ones = self.constant(f"{name}/ones", np.ones(groups, np.float32))
+        zeros = self.constant(f"{name}/zeros", np.zeros(groups, np.float32))
+        split = self.constant(f"{name}/split", np.array([0, groups, -1], np.int64))
+        whole = self.constant(f"{name}/whole", np.array([-1, features, side, side], np.int64))
+        end = self.node("Reshape", [end, split], f"{name}/groups")
+        end = self.node(
+            "InstanceNormalization",
+            [end, ones, zeros],
+            f"{name}/normalised",
+            epsilon=layer["epsilon"],
+        )
+        end = self.node("Reshape", [end, whole], f"{name}/channels")
+        for operator, key in (("Mul", "scale"), ("Add", "bias")):
+            constant = self.constant(f"{name}/{key}", arrays[key].reshape(-1, 1, 1))
+            end = self.node(operator, [end, constant], name if key == "bias" else f"{name}/scaled")
+        return end

@@ -12,14 +12,16 @@ import numpy as np
 from jaxmnist.config import ConfigError
 from jaxmnist.export.network import TrainedNetwork
 from jaxmnist.export.state_dict import TORCH_NAMES, variables_of
-from jaxmnist.models.description import LayerSpec, describe
+from jaxmnist.models import model_of
+from jaxmnist.models.description import describe
+from jaxmnist.network_text import LayerSpec
 
 COUNTER = "num_batches_tracked"
 WEIGHTS_ALONE = "expected what torch.save(model.state_dict(), FILE) writes"
 
 
 def write(network: TrainedNetwork, file: Path) -> None:
-    """Write the state dict of `make_network(describe(variant))`.
+    """Write the state dict of `make_network(describe(model))`.
 
     Raises:
         OSError: the file cannot be written.
@@ -47,7 +49,7 @@ def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.nda
     """
     import torch
 
-    module = make_network(describe(network.config.variant))
+    module = make_network(describe(model_of(network.config)))
     module.load_state_dict(torch.load(file, weights_only=True))
     pixels = torch.tensor(network.normalise(images).transpose(0, 3, 1, 2))
     with torch.inference_mode():
@@ -58,24 +60,48 @@ def make_network(layers: list[LayerSpec]) -> Any:
     """Build the network as a `torch.nn.Sequential`, one module per layer."""
     from torch import nn
 
-    def make(layer: LayerSpec) -> nn.Module:
-        features, inputs, side = layer["features"], layer["inputs"], layer.get("kernel_size")
-        match layer["kind"]:
-            case "conv":
-                padding, bias = layer["padding"], layer["use_bias"]
-                return nn.Conv2d(inputs, features, side, padding=padding, bias=bias)
-            case "norm":
-                return nn.BatchNorm2d(features, layer["epsilon"])
-            case "dropout":
-                return nn.Dropout(layer["rate"])
-            case "relu":
-                return nn.ReLU()
-            case "max_pool":
-                return nn.MaxPool2d(2)
-            case _:
-                return nn.AvgPool2d(layer["input_side"])
+    class Network(nn.Sequential):
+        def forward(self, x):
+            outputs = [x]
+            for layer, module in zip(layers, self, strict=True):
+                y = module(outputs[-1])
+                outputs.append(y + outputs[layer["source"] + 1] if layer["kind"] == "add" else y)
+            return outputs[-1].flatten(1)
 
-    return nn.Sequential(*map(make, layers), nn.Flatten())
+    return Network(*map(_make_module, layers))
+
+
+def _make_module(layer: LayerSpec) -> Any:
+    from torch import nn
+
+    features = layer["features"]
+    match layer["kind"]:
+        case "conv":
+            return nn.Conv2d(
+                layer["inputs"],
+                features,
+                layer["kernel_size"],
+                stride=layer["stride"],
+                padding=layer["padding"],
+                groups=layer["groups"],
+                bias=layer["use_bias"],
+            )
+        case "norm":
+            return nn.BatchNorm2d(features, layer["epsilon"])
+        case "group_norm":
+            return nn.GroupNorm(layer["groups"], features, layer["epsilon"])
+        case "dropout":
+            return nn.Dropout(layer["rate"])
+        case "relu":
+            return nn.ReLU()
+        case "max_pool":
+            return nn.MaxPool2d(2)
+        case "mean":
+            return nn.AvgPool2d(layer["input_side"])
+        case "max":
+            return nn.MaxPool2d(layer["input_side"])
+        case _:
+            return nn.Identity()
 
 
 def read(file: Path, variant: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from safetensors.numpy import save
 
 from jaxmnist.config import TrainConfig
 from jaxmnist.export.network import TrainedNetwork
-from jaxmnist.models import create_model
+from jaxmnist.models import model_of
 from jaxmnist.state import jit_once
 
 
@@ -36,5 +36,5 @@ def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.nda
         config = TrainConfig.from_json(opened.metadata()["config"])
         arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     variables = unflatten_dict(arrays, sep="/")
-    model = create_model(config.variant, config.dropout)
+    model = model_of(config)
     return np.asarray(jit_once(model.apply)(variables, network.normalise(images)))

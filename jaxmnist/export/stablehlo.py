@@ -13,8 +13,8 @@ import numpy as np
 from jax import export
 
 from jaxmnist.export.network import ExportError, TrainedNetwork
-from jaxmnist.models import create_model
-from jaxmnist.models.description import SIZE
+from jaxmnist.models import model_of
+from jaxmnist.network_text import SIZE
 from jaxmnist.steps import normalise
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -38,7 +38,7 @@ def write(network: TrainedNetwork, file: Path) -> None:
         OSError: the file cannot be written.
     """
     importlib.import_module("flatbuffers")
-    model = create_model(network.config.variant, network.config.dropout)
+    model = model_of(network.config)
 
     def logits(images: jax.Array) -> Any:
         if not network.normalised_input:

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmnist.config import ConfigError
+from jaxmnist.models import create_model
 from jaxmnist.models.description import describe
 
 # From our names to PyTorch's names of a layer's arrays, in PyTorch's order.
 TORCH_NAMES = {
     "conv": {"kernel": "weight", "bias": "bias"},
     "norm": {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
+    "group_norm": {"scale": "weight", "bias": "bias"},
 }
 
 # Last part of PyTorch's name, and number of dimensions.
@@ -72,7 +74,7 @@ def variables_of(
 
 def slots_of(variant: str) -> Iterator[Slot]:
     """Yield the arrays of a network in order of use."""
-    for layer in describe(variant):
+    for layer in describe(create_model(variant)):
         for key, leaf in TORCH_NAMES.get(layer["kind"], {}).items():
             shape: Shape = (layer["features"],)
             if key == "kernel":

@@ -11,7 +11,7 @@ import numpy as np
 from jaxmnist.config import ConfigError, format_seeds
 from jaxmnist.data.dataset import CLASSES
 from jaxmnist.inference import pretrained
-from jaxmnist.models import create_model
+from jaxmnist.models import model_of
 from jaxmnist.models.variants import Network
 from jaxmnist.parallel.devices import fixed_flags
 from jaxmnist.runs.run import Run, load_run
@@ -100,7 +100,7 @@ def make_predict(run: Run) -> Predict:
     Raises:
         ConfigError: the run does not contain the normalisation of its images.
     """
-    model = create_model(run.config.variant, run.config.dropout)
+    model = model_of(run.config)
     mean, std = map(np.float32, run.normalisation)
 
     @fixed_flags()

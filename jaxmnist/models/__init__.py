@@ -1,11 +1,12 @@
-"""Networks: the seven variants of the course, and the variations of gap for ablations."""
+"""Networks: the variants of the course, variations of gap for ablations, and the user's own."""
 
-from jaxmnist.config import check_choice
+from jaxmnist.config import TrainConfig, check_choice
 from jaxmnist.models import ablations, variants
+from jaxmnist.models.own import OwnNet
 from jaxmnist.models.variants import Network
 from jaxmnist.recipes import values_of
 
-__all__ = ["NETWORKS", "Network", "create_model"]
+__all__ = ["NETWORKS", "Network", "create_model", "model_of"]
 
 NETWORKS: dict[str, type[Network]] = {
     "skeleton": variants.SkeletonNet,
@@ -40,3 +41,10 @@ def create_model(variant: str, dropout_rate: float | None = None) -> Network:
     check_choice("variant", variant, NETWORKS)
     recipe = values_of(variant, "notebook")
     return NETWORKS[variant](recipe["dropout"] if dropout_rate is None else dropout_rate)
+
+
+def model_of(config: TrainConfig) -> Network:
+    """Return the network of a config, as `create_model` does."""
+    if config.network is not None:
+        return OwnNet(config.dropout, text=config.network)
+    return create_model(config.variant, config.dropout)

@@ -38,8 +38,8 @@ def pad(x: jax.Array, padding: int) -> jax.Array:
     return jnp.pad(retile(x, 1), ((0, 0), (0, 0), (0, 0), margin, margin, (0, 0)))
 
 
-def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
-    """Convolve with stride 1, as matrix products over shifted images.
+def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1) -> jax.Array:
+    """Convolve, as matrix products over shifted images.
 
     XLA's CPU convolution is an order of magnitude slower inside a compiled loop than outside. Its
     matrix product is not.
@@ -48,13 +48,18 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
         x: activations `[I, t, t, H / t, W / t, N]`.
         kernel: weights `[k, k, I, O]`.
         padding: the width of the zero padding on every side, in pixels.
+        stride: the distance between the windows of two output pixels, in pixels.
 
     Returns:
-        Activations `[O, u, u, H' / u, W' / u, N]` with H' = H + 2 padding - k + 1. The tile
-        size u may differ from t.
+        Activations `[O, u, u, H' / u, W' / u, N]` with H' = (H + 2 padding - k) // stride + 1. The
+        tile size u may differ from t.
     """
     size, _, channels, features = kernel.shape
     x = pad(x, padding)
+    if stride > 1:
+        x, window = _strided(x, size, stride)
+        y = _product(x, kernel.reshape(-1, channels, features), window)
+        return y.reshape(features, 1, 1, window.rows, window.columns, -1)
     if size == 1:
         y = kernel.reshape(channels, features).T @ x.reshape(channels, -1)
         return y.reshape(features, *x.shape[1:])
@@ -70,6 +75,18 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     y = _product(x, kernel[:middle], window._replace(last=middle))
     y += _product(x, kernel[middle:], window._replace(first=middle))
     return y.reshape(features, tile, tile, window.rows, window.columns, -1)
+
+
+def _strided(x: jax.Array, size: int, stride: int) -> tuple[jax.Array, "_Window"]:
+    """Return the input in tiles of the stride, and the window of an output pixel.
+
+    In such tiles, the pixels at one place of all windows lie side by side.
+    """
+    height, width = image_size(x)
+    rows, columns = ((pixels - size) // stride + 1 for pixels in (height, width))
+    margins = [(0, -pixels % stride) for pixels in (height, width)]
+    x = jnp.pad(retile(x, 1), ((0, 0), (0, 0), (0, 0), *margins, (0, 0)))
+    return retile(x, stride), _Window(size, rows, columns, 0, size * size)
 
 
 class _Window(NamedTuple):
@@ -196,19 +213,52 @@ def _places_forward(x, window):
 _places.defvjp(_places_forward, _added_up)
 
 
-def native_conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
+def shifted_depthwise_conv(
+    x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1
+) -> jax.Array:
+    """Convolve each channel on its own, as a weighted sum of shifted images.
+
+    Args:
+        x: activations `[C, t, t, H / t, W / t, N]`.
+        kernel: weights `[k, k, 1, C]`.
+        padding: the width of the zero padding on every side, in pixels.
+        stride: the distance between the windows of two output pixels, in pixels.
+
+    Returns:
+        Activations `[C, 1, 1, H', W', N]`, of the size that `matmul_conv` returns.
+    """
+    size = len(kernel)
+    x, window = _strided(pad(x, padding), size, stride)
+    weights = kernel.reshape(size * size, -1)[:, :, None, None, None]
+    y = sum(w * place for w, place in zip(weights, _places(x, window), strict=True))
+    return y[:, None, None]
+
+
+def native_conv(
+    x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1, groups: int = 1
+) -> jax.Array:
     """Convolve with the compiler's operator; Args and Returns as in `matmul_conv`."""
     y = jax.lax.conv_general_dilated(
         retile(x, 1)[:, 0, 0],
         kernel,
-        window_strides=(1, 1),
+        window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("CHWN", "HWIO", "CHWN"),
+        feature_group_count=groups,
     )
     return y[:, None, None]
 
 
-def convolve(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1) -> jax.Array:
     """Convolve with the faster method on the default backend; see `matmul_conv`."""
     fast = matmul_conv if jax.default_backend() == "cpu" else native_conv
-    return fast(x, kernel, padding)
+    return fast(x, kernel, padding, stride)
+
+
+def depthwise_convolve(
+    x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1
+) -> jax.Array:
+    """Convolve each channel on its own; see `shifted_depthwise_conv`."""
+    if jax.default_backend() == "cpu":
+        return shifted_depthwise_conv(x, kernel, padding, stride)
+    return native_conv(x, kernel, padding, stride, groups=len(x))

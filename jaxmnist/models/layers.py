@@ -1,4 +1,4 @@
-"""Layers of the seven networks, in a layout that is fast on each backend.
+"""Layers of the networks, in a layout that is fast on each backend.
 
 Activations are `[channels, t, t, height, width, batch]` from the first layer to the last. Pixels
 are grouped in tiles of t x t: `x[c, i, j, row, column, n]` is the pixel
@@ -19,11 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmnist.collectives import Axis, axis_index, axis_size, pmean
-from jaxmnist.models.convolution import (
-    convolve,
-    image_size,
-    retile,
-)
+from jaxmnist.models.convolution import convolve, depthwise_convolve, image_size, retile
 from jaxmnist.models.random_bits import random_words
 
 # PyTorch's default for weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -49,22 +45,42 @@ def per_channel(values: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """Convolution of stride 1; the kernel is stored as `[kh, kw, I, O]`."""
+    """Convolution; the kernel is stored as `[kh, kw, I, O]`."""
 
     features: int
     kernel_size: int = 3
     padding: int = 0
     use_bias: bool = False
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
-        y = convolve(x, self.param("kernel", torch_uniform, shape), self.padding)
-        if self.use_bias:
-            bound = 1 / math.sqrt(math.prod(shape[:3]))
-            bias = self.param("bias", _uniform(bound), (self.features,))
-            y = y + per_channel(bias)
-        return y
+        kernel = self.param("kernel", torch_uniform, shape)
+        y = convolve(x, kernel, self.padding, self.stride)
+        return _with_bias(self, y, shape) if self.use_bias else y
+
+
+class DepthwiseConv(nn.Module):
+    """Convolution of each channel on its own; the kernel is stored as `[kh, kw, 1, C]`."""
+
+    kernel_size: int = 3
+    padding: int = 0
+    use_bias: bool = False
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, 1, x.shape[0])
+        kernel = self.param("kernel", torch_uniform, shape)
+        y = depthwise_convolve(x, kernel, self.padding, self.stride)
+        return _with_bias(self, y, shape) if self.use_bias else y
+
+
+def _with_bias(layer: nn.Module, y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Add a convolution's bias, which starts as PyTorch's does."""
+    bound = 1 / math.sqrt(math.prod(shape[:3]))
+    return y + per_channel(layer.param("bias", _uniform(bound), shape[3:]))
 
 
 def _uniform(bound: float):
@@ -107,6 +123,57 @@ class BatchNorm(nn.Module):
 
     def _blend(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         return self.momentum * running + (1 - self.momentum) * batch
+
+
+class GhostNorm(BatchNorm):
+    """Batch normalisation over parts of the batch: image n is in part n mod `splits`.
+
+    The running statistics are the means over the parts. Source: Hoffer, Hubara and Soudry, "Train
+    longer, generalize better", 2017, algorithm 1; parts as in David Page's "How to train your
+    ResNet" (2018).
+    """
+
+    splits: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+        if not train or self.is_initializing():
+            return super().__call__(x, train, axis)
+        features = x.shape[0]
+        parts = x.reshape(*x.shape[:-1], -1, self.splits)
+        count = parts.size // features // self.splits * axis_size(axis)
+        mean = pmean(parts.mean(axis=(1, 2, 3, 4, 5), keepdims=True), axis)
+        squares = jnp.square(parts - mean)
+        var = pmean(squares.mean(axis=(1, 2, 3, 4, 5), keepdims=True), axis)
+        normalised = ((parts - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        mean, var = (each.reshape(features, -1).mean(axis=1) for each in (mean, var))
+        running_mean.value = self._blend(running_mean.value, mean)
+        running_var.value = self._blend(running_var.value, var * (count / (count - 1)))
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        return normalised * per_channel(scale) + per_channel(bias)
+
+
+class GroupNorm(nn.Module):
+    """Normalisation of each image over groups of channels; with one group, layer normalisation.
+
+    Source: Wu and He, "Group normalization", 2018, section 3.1; constants of torch.nn.GroupNorm.
+    """
+
+    groups: int
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+        grouped = x.reshape(self.groups, -1, *x.shape[1:])
+        mean = grouped.mean(axis=(1, 2, 3, 4, 5), keepdims=True)
+        var = jnp.square(grouped - mean).mean(axis=(1, 2, 3, 4, 5), keepdims=True)
+        normalised = ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        scale = self.param("scale", nn.initializers.ones, x.shape[:1])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[:1])
+        return normalised * per_channel(scale) + per_channel(bias)
 
 
 def _mean_of_channels(x: jax.Array) -> jax.Array:
@@ -161,3 +228,21 @@ def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Return the mean over all pixels, as a 1x1 image."""
     return x.mean(axis=(1, 2, 3, 4), keepdims=True)
+
+
+def global_max_pool(x: jax.Array) -> jax.Array:
+    """Return the maximum over all pixels, as a 1x1 image; its gradient goes to one pixel."""
+    plain = retile(x, 1)
+    pixels = plain.reshape(len(x), -1, x.shape[-1])
+    largest = jnp.take_along_axis(pixels, pixels.argmax(axis=1, keepdims=True), axis=1)
+    return largest[:, :, None, None, None]
+
+
+def save(x: jax.Array) -> jax.Array:
+    """Return the input, to which a network's next `add` adds its own."""
+    return x
+
+
+def add(x: jax.Array, saved: jax.Array) -> jax.Array:
+    """Return the sum with a saved input, the residual connection of ResNets."""
+    return retile(x, 1) + retile(saved, 1)

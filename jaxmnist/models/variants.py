@@ -14,14 +14,25 @@ from jaxmnist.collectives import Axis
 from jaxmnist.models.layers import (
     BatchNorm,
     Conv,
+    DepthwiseConv,
     Dropout,
+    GhostNorm,
+    GroupNorm,
+    add,
     from_images,
     global_avg_pool,
     max_pool,
+    save,
     to_logits,
 )
 
-Layer = nn.Module | Callable[[jax.Array], jax.Array]
+Layer = nn.Module | Callable[..., jax.Array]
+
+_KINDS = {
+    **dict.fromkeys((Conv, DepthwiseConv), "conv"),
+    **dict.fromkeys((BatchNorm, GhostNorm, GroupNorm), "norm"),
+    Dropout: "dropout",
+}
 
 
 # Building blocks. With `parent=None`, a layer is bound and named when the network is called.
@@ -76,19 +87,22 @@ class Network(nn.Module):
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """Yield the layers in order of use, each with its name."""
-        kinds = {Conv: "conv", BatchNorm: "norm", Dropout: "dropout"}
         numbers = Counter()
         for layer in self.layers():
-            kind = kinds[type(layer)] if isinstance(layer, nn.Module) else layer.__name__
+            kind = _KINDS[type(layer)] if isinstance(layer, nn.Module) else layer.__name__
             yield f"{kind}{numbers[kind]}", layer
             numbers[kind] += 1
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = from_images(images)
+        x, saved = from_images(images), []
         for name, layer in self.named_layers():
             if isinstance(layer, nn.Module):
                 x = layer.clone(parent=self, name=name)(x, train, self.axis)
+            elif layer is save:
+                saved.append(x)
+            elif layer is add:
+                x = add(x, saved.pop())
             else:
                 x = layer(x)
         return to_logits(x)

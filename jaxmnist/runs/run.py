@@ -13,7 +13,7 @@ import jax
 from jaxmnist import data
 from jaxmnist.config import FORMAT, ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
-from jaxmnist.models import create_model
+from jaxmnist.models import model_of
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.devices import check_platform, fixed_flags
@@ -291,7 +291,7 @@ def template_of(metadata: dict[str, Any]) -> TrainState:
     config = config_of(metadata)
     # The number of steps affects a schedule's values but not the shapes, so any number will do.
     tx, _ = make_optimizer(config, total_steps=10**6)
-    return state_shapes(config, create_model(config.variant, config.dropout), tx)
+    return state_shapes(config, model_of(config), tx)
 
 
 def config_of(metadata: Any) -> TrainConfig:

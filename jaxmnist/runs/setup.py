@@ -14,7 +14,7 @@ import optax
 
 from jaxmnist import data
 from jaxmnist.config import ConfigError, TrainConfig, steps_per_epoch
-from jaxmnist.models import create_model
+from jaxmnist.models import model_of
 from jaxmnist.optim import Schedules, make_optimizer
 from jaxmnist.parallel.devices import ONE, Devices
 from jaxmnist.runs.checkpoint import MAX_EPOCHS
@@ -174,7 +174,7 @@ def set_up(
     train_images, test_images = to_devices(dataset, config.limit_train, devices)
     steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
     tx, schedules = make_optimizer(config, config.epochs * steps)
-    model = create_model(config.variant, config.dropout)
+    model = model_of(config)
     shapes = state_shapes(config, model, tx)
     facts = {
         **facts,

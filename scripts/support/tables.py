@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-import jax
 from rich.table import Table
 
 from jaxmnist.config import TrainConfig
-from jaxmnist.runs.setup import count_parameters
+from jaxmnist.models import model_of
+from jaxmnist.models.description import describe, tabulate
 from jaxmnist.runs.summary import Row
 
 # The columns of a table: the header, the key of the value, and its format.
@@ -27,6 +27,13 @@ SEEDS = (
     ("test loss", "final_test_loss", ".4f"),
     ("test %", "final_test_accuracy", ".2f"),
     ("best epoch %", "best_test_accuracy", ".2f"),
+)
+
+LEGEND = (
+    "output: height, width, channels; MFLOP: of a forward pass of one image; field: receptive "
+    "field, the side of the square of image pixels that an output pixel depends on, without "
+    "borders; jump: distance between the squares of two neighbours; seen: share of the image that "
+    "the central pixel depends on"
 )
 
 
@@ -68,19 +75,27 @@ def seeds_table(summary: dict[str, Any]) -> Table:
     return make_table(headers, zip(*columns, strict=True), title="Seeds")
 
 
-def parameters_table(params: Any) -> Table:
-    """Return a table with the name, shape and size of each array, and the total size."""
+def layers_table(config: TrainConfig) -> Table:
+    """Return the table of a network's layers, with their sums in the last line."""
+    layers = tabulate(describe(model_of(config)))
     rows = [
         (
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-            " x ".join(map(str, leaf.shape)),
-            f"{leaf.size:,}",
+            row["layer"],
+            "x".join(map(str, row["output"])),
+            "x".join(map(str, row["kernel"] or ("-",))),
+            f"{row['parameters']:,}",
+            f"{row['mflop']:.3f}",
+            str(row["receptive_field"]),
+            str(row["jump"]),
+            f"{100 * row['seen']:.0f} %",
         )
-        for path, leaf in jax.tree.leaves_with_path(params)
+        for row in layers
     ]
-    table = make_table(("array", "shape", "numbers"), rows, texts=1, title="Parameters")
+    columns = ("layer", "output", "kernel", "parameters", "MFLOP", "field", "jump", "seen")
+    table = make_table(columns, rows, texts=1, title=f"Layers of {config.name}", caption=LEGEND)
     table.add_section()
-    table.add_row("all", "", f"{count_parameters(params):,}")
+    parameters, mflop = (sum(row[key] for row in layers) for key in ("parameters", "mflop"))
+    table.add_row("all", "", "", f"{parameters:,}", f"{mflop:.3f}", "", "", "")
     return table
 
 
