@@ -29,9 +29,9 @@ from support.command import (
     user_path,
 )
 from support.display import ProgressTracker, make_display
+from support.networks import read_network
 from support.options import Parser, add_fields
 from support.output import make_console, print_line, print_table
-from support.networks import read_network
 from support.tables import epochs_table, evaluated_images, layers_table, seeds_table, spread
 from support.watchers import Profile, TensorBoard, guarded
 
@@ -160,8 +160,8 @@ def check_budget(config: TrainConfig, budget: int | None, console: Console) -> N
     if budget is not None and count > budget:
         print_table(console, layers_table(config))
         raise ConfigError(
-            f"{config.variant} has {count:,} parameters, {count - budget:,} more than the budget of "
-            f"{budget:,}; make it smaller, or raise --budget"
+            f"{config.variant} has {count:,} parameters, {count - budget:,} more than --budget "
+            f"allows ({budget:,}); make it smaller, or raise --budget"
         )
 
 
