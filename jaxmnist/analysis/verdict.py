@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         if self.count == 1:
             return "met" if self.met else "not met"
-        return f"{self.met} of {self.count}, 95 % interval {self.low:.0f} to {self.high:.0f} % of seeds"
+        return f"{self.met} of {self.count}, 95 % interval {self.low:.0f} to {self.high:.0f} %"
 
 
 def check_target(target: Target) -> None:
