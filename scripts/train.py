@@ -123,10 +123,8 @@ def resolve(arguments: argparse.Namespace) -> tuple[TrainConfig, tuple[int, ...]
     given = {name: getattr(arguments, name) for name in fields}
     given = {name: value for name, value in given.items() if value is not None}
     if "network" in given:
-        given = {
-            **read_network(given["network"]),
-            **{k: v for k, v in given.items() if k != "network"},
-        }
+        # --variant takes precedence over the name of the file.
+        given = read_network(given.pop("network")) | given
     if "seed" in given and arguments.seeds and "," in arguments.seeds:
         raise ConfigError(f"seeds is {arguments.seeds!r}, which names each one: leave --seed out")
     names = [field.name for field in dataclasses.fields(RunOptions)]
