@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from jaxmnist.analysis import stats
-from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds, parse_experiment
+from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds
 from jaxmnist.models import model_of
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import NETWORKS, RECIPES, VARIANTS
@@ -204,6 +204,12 @@ def check_mix(results: Results, configs: Iterable[TrainConfig] = ()) -> None:
     """
     finished = [_config_of(run) for network in results.values() for run in network.runs]
     configs = [*finished, *configs]
+    for name, both in _networks_by_name(configs).items():
+        if len(both) > 1:
+            raise ConfigError(
+                f"{name} names two networks: {'; '.join(map(str, both))}; give one another name, "
+                "or pass another --out"
+            )
     changes = [_changes(config) or "its recipe" for config in configs]
     for config, change in zip(configs, changes, strict=True):
         if change != changes[0]:
@@ -289,9 +295,19 @@ def _check_finished(network: VariantResults) -> None:
 
 def _changes(config: TrainConfig) -> str:
     """Return the fields that differ from those of the recipe, with their values."""
-    plain = dataclasses.asdict(parse_experiment(config.name, seed=config.seed))
+    plain = dataclasses.asdict(
+        TrainConfig(config.variant, recipe=config.recipe, seed=config.seed, network=config.network)
+    )
     values = dataclasses.asdict(config)
     return ", ".join(f"{name} {values[name]!r}" for name in values if values[name] != plain[name])
+
+
+def _networks_by_name(configs: Iterable[TrainConfig]) -> dict[str, set[str | None]]:
+    """Return the texts of the user's networks, None for the others, by the name of the config."""
+    networks: dict[str, set[str | None]] = {}
+    for config in configs:
+        networks.setdefault(config.name, set()).add(config.network)
+    return networks
 
 
 def _place_of(run: dict[str, Any]) -> tuple[str, int]:
@@ -331,7 +347,10 @@ def _to_json(results: Results) -> str:
 
 
 def _place_in_file(network: VariantResults) -> tuple[int, str]:
-    return NETWORKS.index(network.config.variant), network.name
+    """Return a sort key: the course's networks in order, then the user's by name."""
+    variant = network.config.variant
+    place = NETWORKS.index(variant) if variant in NETWORKS else len(NETWORKS)
+    return place, network.name
 
 
 @contextlib.contextmanager
