@@ -161,7 +161,7 @@ def add(path: Path, run: Run) -> None:
         ConfigError: `read` fails, or the file has runs of another config.
         OSError: the file cannot be written.
     """
-    with _alone(path.parent):
+    with alone(path.parent):
         results, config = read(path), run.config
         check_mix(results, [config])
         flop = mflop_per_image(model_of(config))
@@ -203,7 +203,15 @@ def check_mix(results: Results, configs: Iterable[TrainConfig] = ()) -> None:
         ConfigError: two configs deviate differently; the message names both.
     """
     finished = [_config_of(run) for network in results.values() for run in network.runs]
-    configs = [*finished, *configs]
+    check_same_changes([*finished, *configs])
+
+
+def check_same_changes(configs: Sequence[TrainConfig]) -> None:
+    """Check that configs deviate from their recipes in the same way, as in `check_mix`.
+
+    Raises:
+        ConfigError: two configs deviate differently; the message names both.
+    """
     changes = [_changes(config) or "its recipe" for config in configs]
     for config, change in zip(configs, changes, strict=True):
         if change != changes[0]:
@@ -335,7 +343,7 @@ def _place_in_file(network: VariantResults) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Lock a folder, so that several drill-downs add to one file in turn."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
