@@ -15,7 +15,6 @@ from jaxmnist.recipes import (
     CHANGES,
     DATASETS,
     DEFAULTS,
-    NETWORKS,
     RECIPES,
     SCHEDULES,
     values_of,
@@ -314,7 +313,7 @@ def _name_network(variant: Any, network: Any) -> dict[str, Any]:
     """
     if network is None:
         variant = "gap" if variant is None else variant
-        check_choice("variant", variant, NETWORKS)
+        check_choice("variant", variant, RECIPES["notebook"])
         return {"variant": variant, "network": None}
     if not isinstance(network, str):
         raise ConfigError(f"network is {network!r}; expected text, such as conv 8 / relu / ...")
@@ -325,7 +324,8 @@ def _name_network(variant: Any, network: Any) -> dict[str, Any]:
     text = canonical(network)
     if variant is None:
         variant = f"own-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    if variant in NETWORKS or not re.fullmatch(r"[A-Za-z0-9][\w-]{0,60}", str(variant), re.ASCII):
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w-]{0,60}", str(variant), re.ASCII)
+    if variant in RECIPES["notebook"] or not is_name:
         raise ConfigError(
             f"variant is {variant!r}; expected a name for your own network, of letters, digits, - "
             "and _, that no other network has"
@@ -340,7 +340,7 @@ def _check_recipe(recipe: object, variant: str) -> None:
     check_choice("recipe", name, RECIPES)
     for change in changes:
         check_choice("change of the recipe", change, CHANGES)
-    if variant in NETWORKS and variant not in RECIPES[name]:
+    if variant in RECIPES["notebook"] and variant not in RECIPES[name]:
         raise ConfigError(
             f"recipe is {name!r}, which is for {', '.join(RECIPES[name])}, not for {variant}; "
             "expected notebook"

@@ -159,7 +159,8 @@ def values_of(variant: str, recipe: str) -> dict[str, Any]:
         recipe: a recipe, optionally followed by changes: `notebook/no_dropout/batches_of_64`.
     """
     name, *changes = recipe.split("/")
-    values = {**DEFAULTS, **RECIPES[name][variant if variant in NETWORKS else "gap"]}
+    recipes = RECIPES[name]
+    values = {**DEFAULTS, **recipes.get(variant, recipes["gap"])}
     for change in changes:
         values |= CHANGES[change].values
     return values

@@ -32,6 +32,7 @@ from support.command import (
 )
 from support.digits import prepared_digits
 from support.display import ProgressTracker, make_display
+from support.networks import read_config
 from support.output import make_console, print_line, print_table
 from support.tables import make_table, number
 
@@ -82,8 +83,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         metavar="NAME",
         help="a variant to train, optionally with a recipe or changes to it, such as gap/record or "
-        "gap/no_dropout; by default the seven variants, or with --robustness all but skeleton, and "
-        "gap/record",
+        "gap/no_dropout, or a file with your own network; by default the seven variants (with "
+        "--robustness without skeleton, and with gap/record)",
     )
     parser.add_argument(
         "--seeds", help="the seeds of each: a count, by default 10 (2 with --holdout), or a list"
@@ -154,7 +155,10 @@ def compare(found: Results, names: Sequence[tuple[str, str]]) -> str:
     Raises:
         ConfigError: a network is compared with itself, does not exist, or has no run.
     """
-    pairs = [[parse_experiment(name).name for name in pair] for pair in names]
+    # A network of the user is known by its runs only.
+    pairs = [
+        [name if name in found else parse_experiment(name).name for name in pair] for pair in names
+    ]
     for one, other in pairs:
         if one == other:
             raise ConfigError(f"compare has {one} twice; expected two networks")
@@ -176,7 +180,7 @@ def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
     fields = {
         name: getattr(arguments, name) for name in ("dataset", "epochs", "limit_train", "holdout")
     }
-    configs = [parse_experiment(name, **fields) for name in names]
+    configs = [read_config(name, **fields) for name in names]
     for config in configs:
         if configs.count(config) > 1:
             raise ConfigError(f"{config.name} is listed twice; expected each name once")

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from support.command import Command, add_debug_option, run_main
-from support.networks import read_config
+from support.networks import read_run_or_config
 from support.output import make_console, print_table
 from support.tables import layers_table
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     add_debug_option(parser)
     arguments = parser.parse_args(argv)
     with Command(arguments.debug) as command:
-        config = read_config(arguments.network)
+        config = read_run_or_config(arguments.network)
         if arguments.json:
             print(json.dumps(tabulate(describe(model_of(config))), indent=2))
         else:

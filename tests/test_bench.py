@@ -13,7 +13,7 @@ import chex
 import pytest
 
 import jaxmnist
-from jaxmnist import TrainConfig
+from jaxmnist import TrainConfig, create_model
 from jaxmnist.models import description
 from jaxmnist.models.description import describe
 from jaxmnist.state import jit_once
@@ -103,7 +103,7 @@ def test_a_round_lasts_half_its_length_at_least(parts, monkeypatch):
 
 
 def test_costs_worked_by_hand():
-    first, *_ = network = describe("gap")
+    first, *_ = network = describe(create_model("gap"))
     # 4 features of 9 products each in 26 x 26 places; 28 x 28 numbers in, 4 x 26 x 26 out.
     assert description.forward_flop(first) == 2 * 9 * 4 * 26 * 26
     assert description.forward_bytes(first) == 4 * (28 * 28 + 4 * 26 * 26)
@@ -114,7 +114,7 @@ def test_costs_worked_by_hand():
 
 @pytest.mark.parametrize("variant", ["less_params", "batch_norm", "gap"])
 def test_the_flax_peer_is_the_same_network(parts, variant):
-    plain = parts("peer_flax").PlainNetwork(tuple(describe(variant)))
+    plain = parts("peer_flax").PlainNetwork(tuple(describe(create_model(variant))))
     images, _ = golden_batch(4)
     ours = golden_variables(variant)
     names = {"conv": "Conv_", "norm": "BatchNorm_"}
@@ -131,7 +131,7 @@ def test_the_flax_peer_is_the_same_network(parts, variant):
 @pytest.mark.parametrize("variant", ["skeleton", "gap"])
 def test_the_pytorch_peer_is_the_same_network(parts, variant):
     torch = pytest.importorskip("torch")
-    network = parts("peer_pytorch").make_network(describe(variant))
+    network = parts("peer_pytorch").make_network(describe(create_model(variant)))
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[variant]
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
@@ -274,6 +274,10 @@ def test_whole_trainings_take_turns_each_round_with_a_seed(bench, monkeypatch):
     assert started[7] == ("peer_pytorch", TrainConfig("gap", seed=1))
 
 
+def test_a_peer_alone_trains_nothing_whole(bench):
+    assert bench.measure_whole(bench.parse(["--peer"]), TrainConfig("gap"), {}) == {}
+
+
 def test_whole_trainings_in_a_table(parts):
     def run(seconds, first, final):
         reached = {"99.0": first, "99.4": None}
@@ -293,6 +297,10 @@ def test_the_pytorch_peer_trains_to_the_end(bench, small_idx_dir, tmp_path):
     config = TrainConfig("gap", "kmnist", batch_size=100, epochs=2)
     places = argparse.Namespace(data_dir=None, idx_dir=small_idx_dir)
     images = str(bench.write_images(places, config, tmp_path))
-    spec = {"layers": describe("gap"), "images": images, "peer_python": sys.executable}
+    spec = {
+        "layers": describe(create_model("gap")),
+        "images": images,
+        "peer_python": sys.executable,
+    }
     found = bench.reached(bench.train("peer_pytorch", spec, config))
     assert 0 < found["final_test_accuracy"] < 99

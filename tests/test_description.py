@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxmnist import VARIANTS
+from jaxmnist import VARIANTS, create_model
 from jaxmnist.models.description import describe
 
 PARAMETERS = dict(zip(VARIANTS, (6_379_786, 4_572, 4_652, 4_708, 6_124, 6_124, 7_364), strict=True))
@@ -10,7 +10,7 @@ PARAMETERS = dict(zip(VARIANTS, (6_379_786, 4_572, 4_652, 4_708, 6_124, 6_124, 7
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_description_has_the_networks_parameters(variant):
-    network = describe(variant)
+    network = describe(create_model(variant))
     count = 0
     for layer in network:
         if layer["kind"] == "conv":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxmnist
-from jaxmnist import ConfigError, TrainConfig
+from jaxmnist import ConfigError, TrainConfig, create_model
 from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo, targets
 from jaxmnist.export.network import ExportError, TrainedNetwork, trained_network
 from jaxmnist.export.targets import TARGETS, export
@@ -152,7 +152,7 @@ def test_torch_files_that_are_something_else(tmp_path):
 def test_what_else_a_torch_file_holds_is_named(tmp_path):
     torch = pytest.importorskip("torch")
     file = tmp_path / "model.pt"
-    network, tensor = pytorch.make_network(describe("gap")), torch.zeros(2)
+    network, tensor = pytorch.make_network(describe(create_model("gap"))), torch.zeros(2)
     state = network.state_dict()
 
     def refuses(found, words):

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom to the top: the science, then what computes, keeps and uses it.
 ROOMS = (
-    *("recipes", "config", "collectives", "augment", "optim", "metrics", "state"),
+    *("recipes", "network_text", "config", "collectives", "augment", "optim", "metrics", "state"),
     *("models", "data", "steps"),
     *("parallel", "runs"),
     *("analysis", "inference", "export", "page"),

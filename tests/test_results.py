@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig
+from jaxmnist import VARIANTS, ConfigError, Run, TrainConfig, create_model
 from jaxmnist.analysis import results
 from jaxmnist.config import parse_experiment
 from jaxmnist.models.description import mflop_per_image
@@ -102,7 +102,7 @@ def test_each_run_has_a_line_in_order(file):
     found = [(run["config"]["variant"], run["seed"]) for run in runs]
     assert found == [("less_params", 0), ("gap", 0), ("gap", 2)]
     gap = results.read(file)["gap"]
-    assert (gap.parameters, gap.mflop_per_image) == (7364, mflop_per_image("gap"))
+    assert (gap.parameters, gap.mflop_per_image) == (7364, mflop_per_image(create_model("gap")))
 
 
 def test_a_finished_run_is_not_replaced(file):
@@ -312,5 +312,5 @@ def test_arithmetic_of_an_image():
         + 18 * 16
         + 16 * 10
     )
-    assert mflop_per_image("gap") == pytest.approx(2 * gap / 1e6)
-    assert mflop_per_image("skeleton") == 317.961216
+    assert mflop_per_image(create_model("gap")) == pytest.approx(2 * gap / 1e6)
+    assert mflop_per_image(create_model("skeleton")) == 317.961216

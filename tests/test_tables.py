@@ -1,14 +1,14 @@
-import jax.numpy as jnp
 import pytest
 from rich.console import Console
-from support.tables import epochs_table, evaluated_images, parameters_table, seeds_table, spread
+from support.tables import epochs_table, evaluated_images, layers_table, seeds_table, spread
 
+from jaxmnist import TrainConfig
 from tests.conftest import SCRIPTS
 from tests.test_results import finished
 
 
-def shown(table) -> str:
-    console = Console(width=100)
+def shown(table, width=100) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -48,12 +48,13 @@ def test_spread_worked_by_hand():
     assert spread([1.0, 2.0], digits=4) == "1.5000 ± 0.7071"
 
 
-def test_parameters_table():
-    text = shown(
-        parameters_table({"conv0": {"kernel": jnp.zeros((3, 3, 1, 400))}, "b": jnp.zeros(5)})
-    )
-    assert "conv0/kernel │ 3 x 3 x 1 x 400 │   3,600" in text
-    assert "3,605" in text.splitlines()[-2]
+def test_layers_table_at_80_columns():
+    lines = shown(layers_table(TrainConfig("gap")), width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert ["conv1", "24x24x8", "3x3", "288", "0.332", "5", "1", "3 %"] in rows
+    assert ["global_avg_pool0", "1x1x18", "-", "-", "-", "28", "2", "100 %"] in rows
+    assert ["all", "", "", "7,364", "1.174", "", "", ""] in rows
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from jaxmnist.analysis import stats
-from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds, parse_experiment
+from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds
 from jaxmnist.models import model_of
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import NETWORKS, RECIPES, VARIANTS
@@ -210,8 +210,14 @@ def check_same_changes(configs: Sequence[TrainConfig]) -> None:
     """Check that configs deviate from their recipes in the same way, as in `check_mix`.
 
     Raises:
-        ConfigError: two configs deviate differently; the message names both.
+        ConfigError: two configs deviate differently, or have one name and different networks.
     """
+    for name, both in _networks_by_name(configs).items():
+        if len(both) > 1:
+            raise ConfigError(
+                f"{name} names two networks: {'; '.join(map(str, both))}; give one another name, "
+                "or pass another --out"
+            )
     changes = [_changes(config) or "its recipe" for config in configs]
     for config, change in zip(configs, changes, strict=True):
         if change != changes[0]:
@@ -297,9 +303,19 @@ def _check_finished(network: VariantResults) -> None:
 
 def _changes(config: TrainConfig) -> str:
     """Return the fields that differ from those of the recipe, with their values."""
-    plain = dataclasses.asdict(parse_experiment(config.name, seed=config.seed))
+    plain = dataclasses.asdict(
+        TrainConfig(config.variant, recipe=config.recipe, seed=config.seed, network=config.network)
+    )
     values = dataclasses.asdict(config)
     return ", ".join(f"{name} {values[name]!r}" for name in values if values[name] != plain[name])
+
+
+def _networks_by_name(configs: Iterable[TrainConfig]) -> dict[str, set[str | None]]:
+    """Return the texts of the user's networks, None for the others, by the name of the config."""
+    networks: dict[str, set[str | None]] = {}
+    for config in configs:
+        networks.setdefault(config.name, set()).add(config.network)
+    return networks
 
 
 def _place_of(run: dict[str, Any]) -> tuple[str, int]:
@@ -330,7 +346,7 @@ def _rounded(value: Any) -> Any:
 def _to_json(results: Results) -> str:
     """Return the file's content, one line per run, so that a diff shows the added runs."""
     variants = []
-    for name, parameters, flop, runs in sorted(results.values(), key=_place_in_file):
+    for name, parameters, flop, runs in sorted(results.values(), key=_place):
         lines = ",\n".join(f"   {json.dumps(run)}" for run in runs)
         head = f'"parameters": {parameters}, "mflop_per_image": {flop}'
         variants.append(f'  "{name}": {{{head}, "runs": [\n{lines}\n  ]}}')
@@ -338,8 +354,13 @@ def _to_json(results: Results) -> str:
     return f'{{\n "format": {RESULTS_FORMAT},\n "variants": {{\n{joined}\n }}\n}}\n'
 
 
-def _place_in_file(network: VariantResults) -> tuple[int, str]:
-    return NETWORKS.index(network.config.variant), network.name
+def _place(network: VariantResults) -> tuple[int, str]:
+    return place_in_file(network.config.variant, network.name)
+
+
+def place_in_file(variant: str, name: str) -> tuple[int, str]:
+    """Return a sort key: the course's networks in order, then the user's by name."""
+    return NETWORKS.index(variant) if variant in NETWORKS else len(NETWORKS), name
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from jaxmnist.analysis.results import IncompleteError
 from jaxmnist.analysis.shifts import SHIFTS, shifted
 from jaxmnist.analysis.stats import Difference
 from jaxmnist.config import ConfigError, TrainConfig, check_format, format_seeds
-from jaxmnist.recipes import NETWORKS, VARIANTS
+from jaxmnist.recipes import VARIANTS
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.run import Run
 
@@ -146,9 +146,10 @@ def read(file: Path) -> dict[str, Measured]:
         ConfigError: the file is damaged, of other shifts, or its networks do not match each other.
         OSError: the file cannot be read.
     """
-    runs = _read_runs(file)
-    names = sorted({(NETWORKS.index(run["config"]["variant"]), run["name"]) for run in runs})
-    return {name: Measured(name, [run for run in runs if run["name"] == name]) for _, name in names}
+    networks: dict[str, Measured] = {}
+    for run in _read_runs(file):
+        networks.setdefault(run["name"], Measured(run["name"], [])).runs.append(run)
+    return networks
 
 
 def _read_runs(file: Path) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ def _read_runs(file: Path) -> list[dict[str, Any]]:
         check_format("the file", content["format"], (FORMAT,))
         if content["strengths"] != STRENGTHS:
             raise ConfigError("it has other shifts than this version; pass another --out")
-        runs = sorted(content["runs"], key=lambda run: run["seed"])
+        runs = sorted(content["runs"], key=_place)
         results.check_same_changes([_config_of(run) for run in runs])
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{file} is damaged: {error!r}; restore an older one") from error
@@ -220,12 +221,14 @@ def add(file: Path, run: Run, measured: dict[str, Any]) -> None:
         run_folder.write(file, _to_json([*_read_runs(file), entry]))
 
 
+def _place(run: dict[str, Any]) -> tuple[tuple[int, str], int]:
+    """Return a sort key: the order of the course, then the seed."""
+    return results.place_in_file(run["config"]["variant"], run["name"]), run["seed"]
+
+
 def _to_json(runs: Sequence[dict[str, Any]]) -> str:
     """Return the file's content, one line per run, so that a diff shows the added runs."""
-    ordered = sorted(
-        runs, key=lambda run: (NETWORKS.index(run["config"]["variant"]), run["name"], run["seed"])
-    )
-    lines = ",\n".join(f"  {json.dumps(run)}" for run in ordered)
+    lines = ",\n".join(f"  {json.dumps(run)}" for run in sorted(runs, key=_place))
     strengths = json.dumps(STRENGTHS)
     return f'{{\n "format": {FORMAT},\n "strengths": {strengths},\n "runs": [\n{lines}\n ]\n}}\n'
 

@@ -8,7 +8,7 @@ from jaxmnist.config import ConfigError
 
 
 class Target(NamedTuple):
-    """What a network must reach; the defaults are the course's."""
+    """The requirements for a network; the defaults are the course's."""
 
     parameters: int = 8000  # at most
     epochs: int = 15  # at most
@@ -23,7 +23,7 @@ class Target(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How many seeds of a network meet a target."""
+    """The number of seeds of a network that meet a target."""
 
     met: int
     count: int
@@ -70,7 +70,7 @@ def is_steady(accuracies: Sequence[float], accuracy: float, last: int) -> bool:
 
 
 def judge(target: Target, parameters: int, curves: Sequence[Sequence[float]]) -> Verdict:
-    """Return how many seeds of a network meet a target.
+    """Return the number of seeds of a network that meet a target.
 
     Args:
         target: the target.

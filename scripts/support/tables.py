@@ -83,15 +83,15 @@ def layers_table(config: TrainConfig) -> Table:
             row["layer"],
             "x".join(map(str, row["output"])),
             "x".join(map(str, row["kernel"] or ("-",))),
-            f"{row['parameters']:,}",
-            f"{row['mflop']:.3f}",
+            f"{row['parameters']:,}" if row["parameters"] else "-",
+            f"{row['mflop']:.3f}" if row["mflop"] else "-",
             str(row["receptive_field"]),
             str(row["jump"]),
             f"{100 * row['seen']:.0f} %",
         )
         for row in layers
     ]
-    columns = ("layer", "output", "kernel", "parameters", "MFLOP", "field", "jump", "seen")
+    columns = ("layer", "output", "kernel", "params", "MFLOP", "field", "jump", "seen")
     table = make_table(columns, rows, texts=1, title=f"Layers of {config.name}", caption=LEGEND)
     table.add_section()
     parameters, mflop = (sum(row[key] for row in layers) for key in ("parameters", "mflop"))
