@@ -103,7 +103,9 @@ def test_a_measurement_is_not_replaced(file):
 
 def test_other_images_and_other_shifts_are_refused(file):
     robustness.add(file, finished(), measured())
-    with pytest.raises(ConfigError, match="dataset 'kmnist', epochs 3 does not mix with gap, seed 0"):
+    with pytest.raises(
+        ConfigError, match="dataset 'kmnist', epochs 3 does not mix with gap, seed 0"
+    ):
         robustness.add(file, finished("dropout", dataset="kmnist"), measured())
     text = file.read_text()
     file.write_text(text.replace('"rotation": [0, 10', '"rotation": [0, 11'))
@@ -176,27 +178,27 @@ def run(script, command, small_idx_dir, tmp_path):
 
 
 def test_trains_and_measures_what_is_missing(run, tmp_path, file, script, monkeypatch):
-    status, printed, errors = run("less_params", *TINY, "--seeds", "1")
+    status, printed, errors = run("tiny", *TINY, "--seeds", "1")
     assert (status, errors) == (0, "")
-    assert printed.splitlines()[0] == "less_params: 0 of 1 seeds finished"
+    assert printed.splitlines()[0] == "tiny: 0 of 1 seeds finished"
     assert not (tmp_path / "results.json").exists()
-    (first,) = robustness.read(file)["less_params"].runs
+    (first,) = robustness.read(file)["tiny"].runs
     # The compiled prediction agrees with the training's own evaluation of the test images.
-    summary = json.loads((tmp_path / "runs/less_params/summary.json").read_text())
+    summary = json.loads((tmp_path / "runs/tiny/summary.json").read_text())
     assert [first["accuracy"]] == pytest.approx(summary["final_test_accuracy"], abs=1e-3)
     assert (first["test_count"], first[DIGITS]) == (430, None)
 
     # Networks in the folder of the runs are measured without being trained again.
     file.unlink()
-    trained = (tmp_path / "runs/less_params/checkpoints/seed0/8").stat().st_mtime_ns
-    printed = run("less_params", *TINY, "--seeds", "2")[1]
+    trained = (tmp_path / "runs/tiny/checkpoints/seed0/8").stat().st_mtime_ns
+    printed = run("tiny", *TINY, "--seeds", "2")[1]
     assert re.search(r"training seeds 0, 1 .* continuing at step 8 of 16", printed)
-    assert (tmp_path / "runs/less_params/checkpoints/seed0/8").stat().st_mtime_ns == trained
-    again, other = robustness.read(file)["less_params"].runs
+    assert (tmp_path / "runs/tiny/checkpoints/seed0/8").stat().st_mtime_ns == trained
+    again, other = robustness.read(file)["tiny"].runs
     assert (again, other["seed"]) == (first, 1)
 
     monkeypatch.setattr(script, "train_run", None)
-    assert run("less_params", *TINY, "--seeds", "2", "--quiet")[0] == 0
+    assert run("tiny", *TINY, "--seeds", "2", "--quiet")[0] == 0
 
 
 def test_the_networks_by_default_are_the_small_ones():
