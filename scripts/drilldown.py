@@ -38,8 +38,10 @@ from support.tables import make_table, number
 
 from jaxmnist import VARIANTS, Callbacks, Run, RunOptions, TrainConfig, data
 from jaxmnist import train as train_run
-from jaxmnist.analysis import held_out, report, results, robustness, stats
+from jaxmnist.analysis import held_out, report, results, robustness, robustness_report, stats
 from jaxmnist.analysis.plots import drilldown
+from jaxmnist.analysis.plots.robustness import accuracy_by_strength
+from jaxmnist.analysis.plots.style import save
 from jaxmnist.analysis.results import IncompleteError, Results, VariantResults
 from jaxmnist.analysis.robustness import Measured
 from jaxmnist.config import ConfigError, check_seeds, parse_experiment, parse_seeds
@@ -343,8 +345,13 @@ def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
 
 def write_robustness(arguments: argparse.Namespace, console: Console) -> None:
     """Write the tables and the plot of all measurements."""
-    networks = list(robustness.read(arguments.out / MEASUREMENTS).values())
-    write_documents(arguments, console, networks, [""])
+    file, folder = arguments.out / MEASUREMENTS, arguments.out / PLOTS
+    networks = list(robustness.read(file).values())
+    block = robustness_report.block(networks)
+    folder.mkdir(exist_ok=True)
+    plots = [folder / f"robustness.{kind}" for kind in ("png", "svg")]
+    save(lambda: accuracy_by_strength(networks), plots, robustness.digest(file))
+    write_documents(arguments, console, networks, [block])
 
 
 def write_documents(

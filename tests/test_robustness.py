@@ -4,18 +4,22 @@ import importlib
 import json
 import re
 from functools import partial
+from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
 
 from jaxmnist import ConfigError, RunOptions
-from jaxmnist.analysis import robustness
-from jaxmnist.analysis.robustness import DIGITS, Digits, Measured
+from jaxmnist.analysis import report, results, robustness, robustness_report
+from jaxmnist.analysis.plots.robustness import accuracy_by_strength
+from jaxmnist.analysis.robustness import DIGITS, PLAIN, Digits, Measured
 from jaxmnist.analysis.shifts import SHIFTS, shifted
 from tests.test_results import finished
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
+DOCS = Path(__file__).parent.parent / "docs"
 TINY = ("--robustness", "--dataset", "kmnist", "--epochs", "2")
 
 
@@ -163,6 +167,121 @@ def test_networks_without_a_common_seed_are_refused(file):
         robustness.steps(networks, "rotation")
 
 
+def test_sentences_on_a_shift_and_a_step(file):
+    networks = write(
+        file,
+        {
+            "fc_layer": [90.0, 91, 92, 93, 94, 95, 96],
+            "augmentation": [93.0, 94, 95, 96, 97, 98, 99],
+            "gap": [92.0, 93, 94, 95, 96, 97, 98],
+        },
+    )
+    compared = {metric: robustness.steps(networks, metric) for metric in (PLAIN, *SHIFTS)}
+    sentence = partial(robustness_report.shift_sentence, networks, compared)
+    assert sentence("rotation") == (
+        "Rotated by 30 degrees, `augmentation` reads 96.0 % and `fc_layer` 93.0 %, the most and "
+        "the fewest. On average over all strengths, the largest gain that is shown is `fc_layer` → "
+        "`augmentation` (+3.00 points, in 7 of 7 seeds); the largest loss that is shown is "
+        "`augmentation` → `gap` (\N{MINUS SIGN}1.00 points, in 7 of 7 seeds)."
+    )
+    assert sentence(PLAIN).startswith("Of the test images as they are, `fc_layer` reads 99.0 % ")
+    assert sentence(PLAIN).endswith("the most and the fewest. No step is shown to gain or lose.")
+    gain, loss = (
+        {metric: compared[metric][place] for metric in (PLAIN, "rotation", "blur")}
+        for place in (0, 1)
+    )
+    assert robustness_report.step_sentence(gain) == (
+        "`fc_layer` → `augmentation`: +0.00 points on the images as they are, not shown. Shown to "
+        "gain: rotation (+3.00), blur (+3.00)."
+    )
+    assert robustness_report.step_sentence({**loss, "blur": loss[PLAIN]}) == (
+        "`augmentation` → `gap`: +0.00 points on the images as they are, not shown. Shown to lose: "
+        "rotation (\N{MINUS SIGN}1.00). Not shown to differ: blur."
+    )
+
+
+def test_what_one_seed_or_three_do_not_show_is_not_claimed(file):
+    networks = write(file, {"fc_layer": [90.0, 91, 92], "augmentation": [95.0, 96, 97]})
+    block = robustness_report.block(networks)
+    assert "On average over all strengths, no step is shown to gain or lose." in block
+    assert "| rotation | +5.00 |" in block
+    assert "the largest" not in block
+    one = [network._replace(runs=network.runs[:1]) for network in networks]
+    block = robustness_report.block(one)
+    assert "shown" not in block
+    assert "One seed of each network does not show how far others differ." in block
+    assert "| `augmentation` | 1 | 99.0 | 95.0 |" in block
+
+
+def test_the_tables(file):
+    networks = write(
+        file, {"fc_layer": [90.0, 91, 92, 93, 94, 95], "gap": [93.0, 94, 95, 96, 97, 98]}
+    )
+    block = robustness_report.block(networks)
+    assert "| test images | `fc_layer` → `gap` |" in block
+    assert "| as they are | +0.00 |\n| rotation | **+3.00** |" in block
+    assert "the steps of its row (1) by Holm's" in block  # 2 of 2^6 choices of signs, 0.031
+    assert "| `gap` | 6 | 99.0 ± 0.0 | 95.5 ± 1.9 |" in block
+    header = next(line for line in block.splitlines() if "rotation 30" in line)
+    assert header.startswith("| variant | n | as they are | rotation 30 | shift 4 | scale 0.6 |")
+    calibration = block[block.index("## Calibration") :]
+    assert "| `gap` | 6 | 1.0 ± 0.0 | 5.0 ± 0.0 |" in calibration
+    assert "- Commit: abc" in block
+    # Digits by other people are there if all networks were measured on them.
+    assert "scikit-learn" not in block
+    for network in networks:
+        network.runs[0][DIGITS] = 96.5
+    assert "- Of scikit-learn's digits, `fc_layer` reads 96.5 %" in robustness_report.block(
+        networks
+    )
+
+
+def test_the_plot_has_the_mean_and_the_range(file):
+    networks = write(file, {"fc_layer": [90.0, 92.0], "gap": [93.0, 98.0]})
+    *panels, digits, legend, _ = accuracy_by_strength(networks).axes
+    assert [axes.get_title() for axes in panels] == list(SHIFTS)
+    for axes, shift in zip(panels, SHIFTS.values(), strict=True):
+        _, fc_layer, gap = axes.lines  # after the moderate strength
+        np.testing.assert_allclose(gap.get_xdata(), shift.strengths)
+        moved = np.array(shift.strengths) != shift.neutral
+        np.testing.assert_allclose(gap.get_ydata()[moved], 95.5)
+        np.testing.assert_allclose(fc_layer.get_ydata()[moved], 91)
+        band = axes.collections[1].get_paths()[0].vertices[:, 1]
+        assert {93.0, 98.0, 99.0} == set(band)
+    assert [text.get_text() for text in legend.get_legend().get_texts()] == [
+        "fc_layer, n = 2",
+        "gap, n = 2",
+    ]
+    assert not any(len(line.get_xdata()) for line in digits.lines)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The measurements in docs/robustness.json."""
+    return list(robustness.read(DOCS / "robustness.json").values())
+
+
+AGAIN = "it is stale; python scripts/drilldown.py --robustness --report writes it again"
+
+
+def test_the_document_and_the_plot_are_current(published):
+    file = DOCS / "robustness.md"
+    assert report.fill(file, robustness_report.block(published)) == file.read_text(), AGAIN
+    assert "(figures/robustness.svg)" in file.read_text()
+    digest = robustness.digest(DOCS / "robustness.json").encode()
+    for kind in ("png", "svg"):
+        assert digest in (DOCS / f"figures/robustness.{kind}").read_bytes(), AGAIN
+
+
+def test_the_measured_networks_are_those_of_the_results(published):
+    results_of = results.read(DOCS / "results.json")
+    for network in published:
+        by_seed = results_of[network.name].by_seed("final_test_accuracy")
+        for seed, accuracy in network.by_seed(PLAIN).items():
+            # But for the rounding of another machine.
+            assert accuracy == pytest.approx(by_seed[seed], abs=0.3)
+
+
 @pytest.fixture
 def script(monkeypatch):
     """scripts/drilldown.py as a module, which trains its seeds one after another."""
@@ -198,7 +317,16 @@ def test_trains_and_measures_what_is_missing(run, tmp_path, file, script, monkey
     assert (again, other["seed"]) == (first, 1)
 
     monkeypatch.setattr(script, "train_run", None)
-    assert run("tiny", *TINY, "--seeds", "2", "--quiet")[0] == 0
+    status, printed, _ = run("tiny", *TINY, "--seeds", "2", "--quiet")
+    assert (status, printed) == (0, f"2 runs: {tmp_path / 'robustness.md'}\n")
+    text = (tmp_path / "robustness.md").read_text()
+    assert text.startswith(f"# What the test set does not show\n\n{report.BEGIN}\n\n## Shift by")
+    (tiny,) = robustness.read(file).values()
+    rotated = fmean(tiny.at("rotation", 30).values())
+    assert f"- Rotated by 30 degrees, `tiny` reads {rotated:.1f} %.\n" in text
+    plots = list((tmp_path / "figures").iterdir())
+    assert {plot.name for plot in plots} == {"robustness.png", "robustness.svg"}
+    assert all(robustness.digest(file).encode() in plot.read_bytes() for plot in plots)
 
 
 def test_the_networks_by_default_are_the_small_ones():

@@ -4,6 +4,7 @@ The file has one line per network and seed, without weights. A later command tra
 only what is missing.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ DEFAULT = (*VARIANTS[1:], "gap/record")
 # Values of summary.json that are stored with a measurement.
 CONDITIONS = ("steps", "test_count", "device", "git_commit", "versions")
 STRENGTHS = {name: list(shift.strengths) for name, shift in SHIFTS.items()}
-DIGITS = "digits"  # the metric of the digits by other people
+# The metrics besides the shifts: test images as they are, and digits by other people.
+PLAIN, DIGITS = "accuracy", "digits"
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [N, 28, 28] to log-probabilities [N, 10]
 
@@ -64,11 +66,11 @@ class Measured(NamedTuple):
         """Return a metric by seed.
 
         Args:
-            metric: a shift, for the mean accuracy over all strengths that change the images; or
-                `DIGITS`, for the seeds that were measured on them.
+            metric: a shift, for the mean accuracy over all strengths that change the images;
+                `PLAIN`; or `DIGITS`, for the seeds that were measured on them.
         """
-        if metric == DIGITS:
-            return {run["seed"]: run[DIGITS] for run in self.runs if run[DIGITS] is not None}
+        if metric in (PLAIN, DIGITS):
+            return {run["seed"]: run[metric] for run in self.runs if run[metric] is not None}
         strengths, neutral, *_ = SHIFTS[metric]
         beyond = [place for place, strength in enumerate(strengths) if strength != neutral]
         return {
@@ -84,6 +86,11 @@ class Step(NamedTuple):
     second: Measured
     difference: Difference  # of the metric's `by_seed`
     p: float | None  # corrected for all steps of the same metric
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the seeds show a difference."""
+        return self.p is not None and self.p < stats.LEVEL
 
 
 def measure(
@@ -115,7 +122,7 @@ def measure(
         calibration[name] = found[shift.moderate][1]
     accuracy, error = plain
     return {
-        "accuracy": accuracy,
+        PLAIN: accuracy,
         "calibration_error": error,
         "shifts": shifts,
         "moderate_calibration_error": calibration,
@@ -171,6 +178,11 @@ def _read_runs(file: Path) -> list[dict[str, Any]]:
 
 def _config_of(run: dict[str, Any]) -> TrainConfig:
     return TrainConfig.from_json(json.dumps(run["config"]))
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of the file, which its plot contains."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def check_mix(file: Path, configs: Sequence[TrainConfig]) -> None:

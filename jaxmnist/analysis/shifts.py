@@ -130,10 +130,10 @@ SHIFTS = {
     ),
     "shear": Shift((0, 10, 20, 30, 40, 50), 0, 30, "degrees", "sheared by {} degrees", _shear),
     "brightness": Shift(
-        (0.1, 0.2, 0.4, 0.7, 1, 2, 4), 1, 0.2, "factor", "at {} of the brightness", _brightness
+        (0.1, 0.2, 0.3, 0.5, 1, 2, 4), 1, 0.3, "factor", "at {} of the brightness", _brightness
     ),
     "contrast": Shift(
-        (0.1, 0.2, 0.4, 0.7, 1, 2, 4), 1, 0.4, "factor", "at {} of the contrast", _contrast
+        (0.1, 0.2, 0.3, 0.5, 1, 2, 4), 1, 0.3, "factor", "at {} of the contrast", _contrast
     ),
     "noise": Shift(
         (0, 20, 40, 60, 80, 100, 120),
