@@ -3,8 +3,9 @@
 `python scripts/drilldown.py --seeds 10` writes docs/results.json, docs/results.md, docs/figures/
 and the table in README.md. `--ablate gap` trains gap with one change at a time and writes
 docs/ablation.md. `--holdout 5000 gap/record gap/record/no_decay` compares recipes on images held
-out of the training set, without reading the test set, and writes docs/search.jsonl. Finished seeds
-are not trained again.
+out of the training set, without reading the test set, and writes docs/search.jsonl. `--robustness`
+measures networks on shifted test images and writes docs/robustness.md. Finished seeds are not
+trained again.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from support.command import (
     use_compilation_cache,
     user_path,
 )
+from support.digits import prepared_digits
 from support.display import ProgressTracker, make_display
 from support.networks import read_config
 from support.output import make_console, print_line, print_table
@@ -36,10 +38,14 @@ from support.tables import make_table, number
 
 from jaxmnist import VARIANTS, Callbacks, Run, RunOptions, TrainConfig, data
 from jaxmnist import train as train_run
-from jaxmnist.analysis import held_out, report, results, stats
+from jaxmnist.analysis import held_out, report, results, robustness, robustness_report, stats
 from jaxmnist.analysis.plots import drilldown
+from jaxmnist.analysis.plots.robustness import accuracy_by_strength
+from jaxmnist.analysis.plots.style import save
 from jaxmnist.analysis.results import IncompleteError, Results, VariantResults
+from jaxmnist.analysis.robustness import Measured
 from jaxmnist.config import ConfigError, check_seeds, parse_experiment, parse_seeds
+from jaxmnist.inference.predict import DIGITS, make_predict
 from jaxmnist.models import model_of
 from jaxmnist.models.description import mflop_per_image
 from jaxmnist.recipes import ABLATIONS, DATASETS
@@ -51,6 +57,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS, REPORT, PLOTS, RUNS = "results.json", "results.md", "figures", "runs"
 ABLATION, SEARCH, TOUR = "ablation.md", "search.jsonl", "drill-down.md"
+MEASUREMENTS, ROBUSTNESS = "robustness.json", "robustness.md"
 FIRST_HELD_OUT_SEED = 100  # the seeds in results.json must not influence choices
 
 
@@ -78,7 +85,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         metavar="NAME",
         help="a variant to train, optionally with a recipe or changes to it, such as gap/record or "
-        "gap/no_dropout, or a file with your own network; by default the seven variants",
+        "gap/no_dropout, or a file with your own network; by default the seven variants (with "
+        "--robustness without skeleton, and with gap/record)",
     )
     parser.add_argument(
         "--seeds", help="the seeds of each: a count, by default 10 (2 with --holdout), or a list"
@@ -90,6 +98,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         metavar="N",
         help="test on N held-out training images; the first NAME is the baseline",
+    )
+    what.add_argument(
+        "--robustness",
+        action="store_true",
+        help="measure each network on rotated, moved, noisy and otherwise shifted test images",
     )
     what.add_argument(
         "--compare",
@@ -116,8 +129,13 @@ def run(arguments: argparse.Namespace, console: Console, command: TrainingComman
     if arguments.compare:
         print_line(console, compare(results.read(arguments.out / RESULTS), arguments.compare))
         return 0
-    write = write_ablation if arguments.ablate else write_report
-    write = print_comparison if arguments.holdout else write
+    write = write_report
+    if arguments.holdout:
+        write = print_comparison
+    elif arguments.ablate:
+        write = write_ablation
+    elif arguments.robustness:
+        write = write_robustness
     if arguments.report:
         write(arguments, console)
         return 0
@@ -159,7 +177,8 @@ def requested(arguments: argparse.Namespace) -> list[TrainConfig]:
     """
     if arguments.folds < 1:
         raise ConfigError(f"folds is {arguments.folds}; expected a whole number of at least 1")
-    names = ABLATIONS[arguments.ablate] if arguments.ablate else arguments.names or VARIANTS
+    default = robustness.DEFAULT if arguments.robustness else VARIANTS
+    names = ABLATIONS[arguments.ablate] if arguments.ablate else arguments.names or default
     fields = {
         name: getattr(arguments, name) for name in ("dataset", "epochs", "limit_train", "holdout")
     }
@@ -205,12 +224,30 @@ def open_store(arguments: argparse.Namespace, configs: Sequence[TrainConfig]) ->
         ConfigError: the configs do not match each other or the runs in the file.
     """
     module, file = held_out, arguments.out / SEARCH
-    if not arguments.holdout:
+    if arguments.robustness:
+        module, file = robustness, arguments.out / MEASUREMENTS
+        robustness.check_mix(file, configs)
+    elif not arguments.holdout:
         module, file = results, arguments.out / RESULTS
         results.check_mix(results.read(file), configs)
+    if not arguments.holdout:
         for document in documents(arguments):
             report.fill(document, "")
-    return Store(functools.partial(module.missing, file), functools.partial(module.add, file))
+    add = functools.partial(module.add, file)
+    if arguments.robustness:
+        add = functools.partial(measure, arguments)
+    return Store(functools.partial(module.missing, file), add)
+
+
+def measure(arguments: argparse.Namespace, run: Run) -> None:
+    """Measure a trained network on shifted images, and add the measurement to the file."""
+    file, config = arguments.out / MEASUREMENTS, run.config
+    if not robustness.missing(file, config, [config.seed]):  # another process was faster
+        return
+    images = data.load(config.dataset, arguments.data_dir, arguments.idx_dir)
+    digits = prepared_digits() if config.dataset == DIGITS else None
+    measured = robustness.measure(make_predict(run), images.test_images, images.test_labels, digits)
+    robustness.add(file, run, measured)
 
 
 def train_missing(
@@ -275,12 +312,16 @@ def begun_seeds(folder: Path, store: Store, config: TrainConfig) -> list[int]:
 
 def documents(arguments: argparse.Namespace) -> list[Path]:
     """Return the documents with a block for results; create the first if it is missing."""
-    name, title = (ABLATION, "Ablation") if arguments.ablate else (REPORT, "Results")
+    name, title = REPORT, "Results"
+    if arguments.ablate:
+        name, title = ABLATION, "Ablation"
+    elif arguments.robustness:
+        name, title = ROBUSTNESS, "What the test set does not show"
     file = arguments.out / name
     if not file.exists():
         run_folder.write(file, f"# {title}\n\n{report.BEGIN}\n{report.END}\n")
     in_docs = arguments.out.resolve() == DOCS.resolve()
-    more = [ROOT / "README.md", DOCS / TOUR] if in_docs and not arguments.ablate else []
+    more = [ROOT / "README.md", DOCS / TOUR] if in_docs and name == REPORT else []
     return [file, *more]
 
 
@@ -307,10 +348,21 @@ def write_ablation(arguments: argparse.Namespace, console: Console) -> None:
     write_documents(arguments, console, networks, [report.ablation_block(networks)])
 
 
+def write_robustness(arguments: argparse.Namespace, console: Console) -> None:
+    """Write the tables and the plot of all measurements."""
+    file, folder = arguments.out / MEASUREMENTS, arguments.out / PLOTS
+    networks = list(robustness.read(file).values())
+    block = robustness_report.block(networks)
+    folder.mkdir(exist_ok=True)
+    plots = [folder / f"robustness.{kind}" for kind in ("png", "svg")]
+    save(lambda: accuracy_by_strength(networks), plots, robustness.digest(file))
+    write_documents(arguments, console, networks, [block])
+
+
 def write_documents(
     arguments: argparse.Namespace,
     console: Console,
-    networks: Sequence[VariantResults],
+    networks: Sequence[VariantResults | Measured],
     blocks: Sequence[str],
 ) -> None:
     """Write the blocks into all documents or none; print the number of runs."""

@@ -103,7 +103,8 @@ def train_epoch(
         return state, metrics.loss_sum / config.batch_size
 
     steps = len(images.pixels) // config.batch_size
-    return jax.lax.scan(step, state, jnp.arange(steps))[1]
+    _, losses = jax.lax.scan(step, state, jnp.arange(steps))
+    return jnp.asarray(losses)
 
 
 def smoothed(rates: np.ndarray, losses: np.ndarray) -> np.ndarray:

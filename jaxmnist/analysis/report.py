@@ -86,16 +86,18 @@ def sentence(comparison: Comparison) -> str:
     """Return a sentence on the result of a comparison, for readers who do not know p-values."""
     first, second = comparison.first.name, comparison.second.name
     final, summary = comparison.final, comparison.final.summary
-    points, n = _number(summary.mean, "+.2f"), summary.n
+    points, n = number(summary.mean, "+.2f"), summary.n
     if comparison.p is None:
         return (
             f"`{second}` less `{first}`: {points} points, n = {n}; nothing to judge by, for one "
             "seed does not show how far others differ."
         )
-    p = _p(comparison.p) if comparison.p < 0.001 else f"= {_p(comparison.p)}"
+    p = p_value(comparison.p) if comparison.p < 0.001 else f"= {p_value(comparison.p)}"
     tested = f"95 % interval {_interval(summary, '+.2f')}, p {p}"
     if comparison.tested > 1:
-        tested += f" after correction for {comparison.tested} comparisons ({_p(final.p)} alone)"
+        tested += (
+            f" after correction for {comparison.tested} comparisons ({p_value(final.p)} alone)"
+        )
     if comparison.p >= stats.LEVEL:
         least = stats.seeds_to_show(comparison.tested)
         remark = f"; it takes at least {least} seeds to show any" if n < least else ""
@@ -124,7 +126,7 @@ def verdict(comparison: Comparison) -> str:
 
 def readme_block(networks: Sequence[VariantResults]) -> str:
     """Return the table of README.md."""
-    return _table(networks, OVERVIEW, left=2)
+    return table(networks, OVERVIEW, left=2)
 
 
 def results_block(
@@ -138,7 +140,7 @@ def results_block(
     """
     comparisons = compare(list(pairwise(networks)))
     parts = [
-        _table([*networks, *recipes], ACCURACIES),
+        table([*networks, *recipes], ACCURACIES),
         "Mean ± standard deviation over the seeds (n - 1); the interval is the 95 % interval of "
         "the mean, by Student's t, which assumes that seeds are normally distributed. The best "
         "epoch is chosen on the test set: it is the optimistic figure that the original reports, "
@@ -147,7 +149,7 @@ def results_block(
         "best epoch lies between the lowest and the highest best epoch of our seeds. "
         + STEADY_LEGEND,
         "## What training looks like from inside",
-        _table(networks, TRAINING),
+        table(networks, TRAINING),
         "Train accuracy is the running one over the last epoch, with augmentation and dropout on, "
         "so that a test accuracy above it is no contradiction. The published difference is that of "
         "its train figure and its final test figure. Points are percentage points.",
@@ -157,19 +159,19 @@ def results_block(
         "Most steps change more than one thing: the figures are those of the whole step. "
         + STEPS_LEGEND,
         "## What the original claims",
-        _table(comparisons, CLAIMS),
+        table(comparisons, CLAIMS),
         "The original's steps are those between its best epochs, one run each; ours beside them "
         "are the mean differences of best epochs. The verdict is on the direction alone, by final "
         f"epochs, at a corrected p of {stats.LEVEL}.",
         *([_last_three(networks[-1])] if networks[-1].published else []),
         "## What it costs",
-        _table(networks, COSTS),
+        table(networks, COSTS),
         "MFLOP: additions and multiplications of the convolutions' forward pass for one image. "
         "Seconds: the median over all epochs of all seeds, without evaluation, on the given number "
         "of cores for each seed. Seeds train side by side on a shared machine; its other work is "
         "part of these seconds.",
         "## Where it was run",
-        _conditions([*networks, *recipes]),
+        conditions(_runs([*networks, *recipes])),
     ]
     return "\n\n".join(parts)
 
@@ -191,7 +193,7 @@ def layers_block() -> str:
     for variant in VARIANTS:
         rows = tabulate(describe(create_model(variant)))
         acting = [row for row in rows if row["parameters"] or row["kernel"] or _changes_shape(row)]
-        parts += [f"### Layers of `{variant}`", _table(acting, LAYERS)]
+        parts += [f"### Layers of `{variant}`", table(acting, LAYERS)]
     return "\n\n".join(parts)
 
 
@@ -214,9 +216,9 @@ def ablation_block(networks: Sequence[VariantResults]) -> str:
         "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
         "## All that is known of each",
         steps_table(comparisons),
-        _table(networks, ACCURACIES),
+        table(networks, ACCURACIES),
         "## Where it was run",
-        _conditions(networks),
+        conditions(_runs(networks)),
     ]
     return "\n\n".join(parts)
 
@@ -243,7 +245,7 @@ BEGIN = "<!-- results: written by scripts/drilldown.py -->"
 END = "<!-- end of results -->"
 
 
-def _table(items: Iterable[Item], columns: Columns[Item], left: int = 1) -> str:
+def table(items: Iterable[Item], columns: Columns[Item], left: int = 1) -> str:
     """Return a Markdown table with a row for each item; the first `left` columns are texts."""
     header = [title for title, _ in columns]
     rule = ["---" if place < left else "---:" for place in range(len(columns))]
@@ -254,12 +256,11 @@ def _table(items: Iterable[Item], columns: Columns[Item], left: int = 1) -> str:
 def _changes(comparisons: Sequence[Comparison]) -> str:
     """Return the table of an ablation's changes and their effects, largest loss first."""
     by_loss = sorted(comparisons, key=lambda both: both.final.summary.mean)
-    header, rule, *rows = _table(by_loss, CHANGES, left=2).splitlines()
+    header, rule, *rows = table(by_loss, CHANGES, left=2).splitlines()
     whole = comparisons[0].first
     final = whole.summary("final_test_accuracy")
-    unchanged = (
-        f"| nothing | `{whole.name}` | {_mean(final)} | {_steady(whole)} | {final.n} |  |  |  |"
-    )
+    cells = ["nothing", f"`{whole.name}`", mean_and_sd(final), _steady(whole), str(final.n)]
+    unchanged = f"| {' | '.join(cells)} |  |  |  |"
     return "\n".join([header, rule, unchanged, *rows])
 
 
@@ -281,12 +282,15 @@ def _least(comparisons: Sequence[Comparison]) -> str:
 
 def steps_table(comparisons: Sequence[Comparison]) -> str:
     """Return a table with all statistics of each comparison, one row each."""
-    return _table(comparisons, STEPS)
+    return table(comparisons, STEPS)
 
 
-def _conditions(networks: Sequence[VariantResults]) -> str:
-    """Return a list of the distinct data sets, devices, versions and commits of all runs."""
-    runs = [run for network in networks for run in network.runs]
+def _runs(networks: Sequence[VariantResults]) -> list[dict[str, Any]]:
+    return [run for network in networks for run in network.runs]
+
+
+def conditions(runs: Sequence[dict[str, Any]]) -> str:
+    """Return a list of the distinct data sets, devices, versions and commits of runs."""
     counts = (f"{run['test_count']:,}" for run in runs)
     steps = (f"{run['steps']:,} of {run['config']['batch_size']}" for run in runs)
     versions = (", ".join(f"{k} {v}" for k, v in run["versions"].items() if v) for run in runs)
@@ -336,27 +340,30 @@ def _published_step(comparison: Comparison) -> float | None:
     return None if before is None or after is None else after.best - before.best
 
 
-def _mean(summary: Summary, form: str = ".2f") -> str:
-    mean = _number(summary.mean, form)
+def mean_and_sd(summary: Summary, form: str = ".2f") -> str:
+    """Return a mean with its standard deviation, if there are several seeds."""
+    mean = number(summary.mean, form)
     return mean if summary.sd is None else f"{mean} ± {format(summary.sd, form.lstrip('+'))}"
 
 
 def _interval(summary: Summary, form: str = ".2f") -> str:
     if summary.low is None:
         return "-"
-    return f"{_number(summary.low, form)} to {_number(summary.high, form)}"
+    return f"{number(summary.low, form)} to {number(summary.high, form)}"
 
 
 def _range(summary: Summary, form: str = ".2f") -> str:
-    return f"{_number(summary.min, form)} to {_number(summary.max, form)}"
+    return f"{number(summary.min, form)} to {number(summary.max, form)}"
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
+def number(value: float | None, form: str = ".2f") -> str:
+    """Return a number as text with a true minus sign, or - for None."""
     return "-" if value is None else format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
-def _p(value: float | None) -> str:
-    return "< 0.001" if value is not None and value < 0.001 else _number(value, ".3f")
+def p_value(value: float | None) -> str:
+    """Return a p-value as text."""
+    return "< 0.001" if value is not None and value < 0.001 else number(value, ".3f")
 
 
 def _seeds(sd: float | None) -> str:
@@ -368,7 +375,7 @@ def _seeds(sd: float | None) -> str:
 
 
 def _of(
-    metric: str, show: Callable[[Summary, str], str] = _mean, form: str = ".2f"
+    metric: str, show: Callable[[Summary, str], str] = mean_and_sd, form: str = ".2f"
 ) -> Callable[[VariantResults], str]:
     """Return the cell of a metric over all seeds."""
     return lambda network: show(network.summary(metric), form)
@@ -376,14 +383,14 @@ def _of(
 
 def _published(name: str, form: str = ".2f") -> Callable[[VariantResults], str]:
     """Return the cell of one of the original's accuracies."""
-    return lambda network: _number(getattr(network.published, name, None), form)
+    return lambda network: number(getattr(network.published, name, None), form)
 
 
 # The columns of the tables.
 NAME: Column[VariantResults] = "variant", lambda network: f"`{network.name}`"
 FINAL: Column[VariantResults] = (
     "test %, final epoch",
-    lambda network: f"**{_mean(network.summary('final_test_accuracy'))}**",
+    lambda network: f"**{mean_and_sd(network.summary('final_test_accuracy'))}**",
 )
 BEST = "best epoch", _of("best_test_accuracy")
 STEADY: Column[VariantResults] = "steady", _steady
@@ -435,25 +442,25 @@ COSTS: Columns[VariantResults] = [
 ]
 STEP: Column[Comparison] = "step", lambda both: f"`{both.first.name}` → `{both.second.name}`"
 N: Column[Comparison] = "n", lambda both: str(both.final.summary.n)
-POINTS: Column[Comparison] = "points", lambda both: _number(both.final.summary.mean, "+.2f")
+POINTS: Column[Comparison] = "points", lambda both: number(both.final.summary.mean, "+.2f")
 INTERVAL: Column[Comparison] = "95 % interval", lambda both: _interval(both.final.summary, "+.2f")
-P: Column[Comparison] = "p", lambda both: _p(both.p)
+P: Column[Comparison] = "p", lambda both: p_value(both.p)
 STEPS: Columns[Comparison] = [
     STEP,
     N,
     POINTS,
     INTERVAL,
-    ("d", lambda both: _number(both.final.cohens_dz, "+.1f")),
+    ("d", lambda both: number(both.final.cohens_dz, "+.1f")),
     P,
     ("order", lambda both: f"{both.final.prob_superiority:.0%}"),
-    ("train less test", lambda both: _mean(both.gap.summary, "+.2f")),
+    ("train less test", lambda both: mean_and_sd(both.gap.summary, "+.2f")),
     (f"seeds for {SMALL}", lambda both: _seeds(both.final.summary.sd)),
 ]
 CLAIMS: Columns[Comparison] = [
     STEP,
-    ("the original", lambda both: _number(_published_step(both), "+.2f")),
-    ("here, best epochs", lambda both: _mean(both.best.summary, "+.2f")),
-    ("here, final epochs", lambda both: _mean(both.final.summary, "+.2f")),
+    ("the original", lambda both: number(_published_step(both), "+.2f")),
+    ("here, best epochs", lambda both: mean_and_sd(both.best.summary, "+.2f")),
+    ("here, final epochs", lambda both: mean_and_sd(both.final.summary, "+.2f")),
     ("verdict", verdict),
 ]
 LAYERS: Columns[dict[str, Any]] = [
@@ -469,7 +476,7 @@ LAYERS: Columns[dict[str, Any]] = [
 CHANGES: Columns[Comparison] = [
     ("what is changed", lambda both: IDEAS[both.second.name]),
     ("name", lambda both: f"`{both.second.name}`"),
-    ("test %, final epoch", lambda both: _mean(both.second.summary("final_test_accuracy"))),
+    ("test %, final epoch", lambda both: mean_and_sd(both.second.summary("final_test_accuracy"))),
     ("steady", lambda both: _steady(both.second)),
     N,
     POINTS,

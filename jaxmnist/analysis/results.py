@@ -161,7 +161,7 @@ def add(path: Path, run: Run) -> None:
         ConfigError: `read` fails, or the file has runs of another config.
         OSError: the file cannot be written.
     """
-    with _alone(path.parent):
+    with alone(path.parent):
         results, config = read(path), run.config
         check_mix(results, [config])
         flop = mflop_per_image(model_of(config))
@@ -203,7 +203,15 @@ def check_mix(results: Results, configs: Iterable[TrainConfig] = ()) -> None:
         ConfigError: two configs deviate differently; the message names both.
     """
     finished = [_config_of(run) for network in results.values() for run in network.runs]
-    configs = [*finished, *configs]
+    check_same_changes([*finished, *configs])
+
+
+def check_same_changes(configs: Sequence[TrainConfig]) -> None:
+    """Check that configs deviate from their recipes in the same way, as in `check_mix`.
+
+    Raises:
+        ConfigError: two configs deviate differently, or have one name and different networks.
+    """
     for name, both in _networks_by_name(configs).items():
         if len(both) > 1:
             raise ConfigError(
@@ -338,7 +346,7 @@ def _rounded(value: Any) -> Any:
 def _to_json(results: Results) -> str:
     """Return the file's content, one line per run, so that a diff shows the added runs."""
     variants = []
-    for name, parameters, flop, runs in sorted(results.values(), key=_place_in_file):
+    for name, parameters, flop, runs in sorted(results.values(), key=_place):
         lines = ",\n".join(f"   {json.dumps(run)}" for run in runs)
         head = f'"parameters": {parameters}, "mflop_per_image": {flop}'
         variants.append(f'  "{name}": {{{head}, "runs": [\n{lines}\n  ]}}')
@@ -346,15 +354,17 @@ def _to_json(results: Results) -> str:
     return f'{{\n "format": {RESULTS_FORMAT},\n "variants": {{\n{joined}\n }}\n}}\n'
 
 
-def _place_in_file(network: VariantResults) -> tuple[int, str]:
+def _place(network: VariantResults) -> tuple[int, str]:
+    return place_in_file(network.config.variant, network.name)
+
+
+def place_in_file(variant: str, name: str) -> tuple[int, str]:
     """Return a sort key: the course's networks in order, then the user's by name."""
-    variant = network.config.variant
-    place = NETWORKS.index(variant) if variant in NETWORKS else len(NETWORKS)
-    return place, network.name
+    return NETWORKS.index(variant) if variant in NETWORKS else len(NETWORKS), name
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Lock a folder, so that several drill-downs add to one file in turn."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

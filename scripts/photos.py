@@ -1,4 +1,4 @@
-"""Measure accuracy on photographed digits: `python scripts/robustness.py runs/gap-seed0`.
+"""Measure accuracy on photographed digits: `python scripts.photos.py runs/gap-seed0`.
 
 Test with photos of test digits, without a nuisance and with each nuisance. The table compares the
 preprocessing of `predict.py` with a plain resize to 28x28.
@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Neither `python -m scripts.robustness` nor PYTHONSAFEPATH adds this folder.
+    # Neither `python -m scripts.photos` nor PYTHONSAFEPATH adds this folder.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from PIL import Image
 from support.command import Command, add_common_options, run_main, use_compilation_cache
+from support.digits import other_digits
 
 from jaxmnist import data
 from jaxmnist.analysis.nuisances import NUISANCES, photo_of
@@ -69,17 +70,6 @@ def measure(arguments: argparse.Namespace) -> None:
     row("MNIST's own images", list(images.test_images[chosen]), labels, predict)
     if (others := other_digits()) is not None:
         row("scikit-learn's digits", *others, predict)
-
-
-def other_digits() -> tuple[list[np.ndarray], np.ndarray] | None:
-    """Return scikit-learn's 1,797 digits of 8x8 pixels and their labels, if it is installed."""
-    try:
-        from sklearn.datasets import load_digits  # pyright: ignore
-    except ModuleNotFoundError:
-        print("note: scikit-learn is not installed; its digits are left out", file=sys.stderr)
-        return None
-    pixels, labels = load_digits(return_X_y=True)
-    return list(np.round(np.reshape(pixels, (-1, 8, 8)) * 255 / 16)), np.asarray(labels)
 
 
 def row(name: str, photos: list[np.ndarray], labels: np.ndarray, predict: Predict) -> None:
