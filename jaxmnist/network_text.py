@@ -176,6 +176,10 @@ def _with_output(layer: LayerSpec, before: Sequence[LayerSpec]) -> LayerSpec:
     match layer["kind"]:
         case "conv":
             size = layer["kernel_size"]
+            if layer["padding"] >= size:  # an output pixel would see nothing but zeros
+                raise _error(
+                    layer, f"pad {layer['padding']} is not smaller than the kernel, {size}"
+                )
             room = side + 2 * layer["padding"] - size
             if room < 0:
                 raise _error(layer, f"a {size}x{size} convolution of a {side}x{side} image")

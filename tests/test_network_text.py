@@ -198,6 +198,7 @@ def test_a_network_of_every_kind_trains_and_evaluates():
         ("drop 1", "1 is not a rate of at least 0 and below 1"),
         ("conv 8 29x29", "layer 1: a 29x29 convolution of a 28x28 image"),
         ("conv 9 / group_norm 2", "layer 2: 9 channels do not divide into 2 groups"),
+        ("conv 8 pad 3", "layer 1: pad 3 is not smaller than the kernel, 3"),
         ("conv 8 / add", "layer 2: add without a save before it"),
         ("save / conv 10 / mean", "a save has no add after it"),
         ("save / conv 4 / add", "add of 1 channels of 28x28 to 4 of 26x26; expected the same"),
