@@ -96,16 +96,28 @@ def make_optimizer(
     Raises:
         ConfigError: there are too few steps for the config's schedule.
     """
+    schedules = make_schedules(config, total_steps)
+    return sgd(config, schedules), schedules
+
+
+def make_schedules(config: TrainConfig, total_steps: int) -> Schedules:
+    """Return the schedules of a run; for Args and Raises see `make_optimizer`."""
     learning_rate, momentum = _constant(config.learning_rate), _constant(config.momentum)
     if config.schedule == "one_cycle":
         names = ("base_momentum", "max_momentum", "pct_start", "div_factor", "final_div_factor")
         constants = {name: getattr(config, name) for name in names}
         learning_rate, cycled = one_cycle(config.learning_rate, total_steps, **constants)
         momentum = cycled if config.cycle_momentum else momentum
+    return Schedules(learning_rate, momentum)
+
+
+def sgd(config: TrainConfig, schedules: Schedules) -> optax.GradientTransformation:
+    """Return SGD with the schedules, and with the config's weight decay and kind of momentum."""
+    learning_rate, momentum = schedules
     tx = optax.inject_hyperparams(optax.sgd)(
         learning_rate=learning_rate, momentum=momentum, nesterov=config.nesterov
     )
     if config.weight_decay:
         # Like PyTorch's SGD, add the decay to the gradients of all parameters.
         tx = optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
-    return tx, Schedules(learning_rate, momentum)
+    return tx

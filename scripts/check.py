@@ -92,7 +92,7 @@ def check(networks: Sequence[Network], target: Target) -> bool:
     print_line(console, f"target: {target}")
     for name, verdict in verdicts.items() if len(networks) == 1 else ():
         print_line(console, f"{name}: {verdict}")
-    return all(verdict.met == verdict.count for verdict in verdicts.values())
+    return all(verdict.met == verdict.seeds for verdict in verdicts.values())
 
 
 def seeds_table(network: Network, target: Target):

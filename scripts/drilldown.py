@@ -56,7 +56,7 @@ from jaxmnist.runs.setup import SeedDone
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS, REPORT, PLOTS, RUNS = "results.json", "results.md", "figures", "runs"
-ABLATION, SEARCH = "ablation.md", "search.jsonl"
+ABLATION, SEARCH, TOUR = "ablation.md", "search.jsonl", "drill-down.md"
 MEASUREMENTS, ROBUSTNESS = "robustness.json", "robustness.md"
 FIRST_HELD_OUT_SEED = 100  # the seeds in results.json must not influence choices
 
@@ -326,7 +326,8 @@ def documents(arguments: argparse.Namespace) -> list[Path]:
     if not file.exists():
         run_folder.write(file, f"# {title}\n\n{report.BEGIN}\n{report.END}\n")
     in_docs = arguments.out.resolve() == DOCS.resolve()
-    return [file, ROOT / "README.md"] if in_docs and name == REPORT else [file]
+    more = [ROOT / "README.md", DOCS / TOUR] if in_docs and name == REPORT else []
+    return [file, *more]
 
 
 def write_report(arguments: argparse.Namespace, console: Console) -> None:
@@ -336,7 +337,11 @@ def write_report(arguments: argparse.Namespace, console: Console) -> None:
     networks = [*seven, *(recipes := results.other_recipes(found))]
     dataset = seven[0].config.dataset
     images = data.load(dataset, arguments.data_dir, arguments.idx_dir).train_images
-    blocks = (report.results_block(seven, recipes), report.readme_block(networks))
+    blocks = (
+        report.results_block(seven, recipes),
+        report.readme_block(networks),
+        report.layers_block(),
+    )
     drilldown.draw_all(seven, images, arguments.out / PLOTS, results.digest(found))
     write_documents(arguments, console, networks, blocks)
 

@@ -51,6 +51,18 @@ class Tiny(variants.Network):
         ]
 
 
+# A small network as text, with every kind of layer: among others a sum of paths that see different
+# pixels, strides that leave a remainder, a kernel narrower than its padding, and a saved dropout.
+OWN = """
+save / conv 1 4x4 stride 2 pad 15 / add                    # 28x28
+conv 6 stride 3 pad 2 / relu / drop                        # 10x10
+save / depthwise pad 1 / group_norm 2 / relu
+save / conv 6 1x1 / layer_norm / drop 0.1 / add / add
+depthwise stride 2 pad 2 bias / ghost_norm 2 / pool        # 3x3
+conv 8 1x1 pad 1 bias / norm / relu / max / save / add     # 1x1
+conv 10 1x1 / mean
+"""
+
 # The seven variants; the largest takes as long as the others together.
 SKELETON_SLOW = [
     pytest.param(variant, marks=pytest.mark.slow) if variant == "skeleton" else variant
@@ -116,20 +128,24 @@ def golden_batch(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def golden_variables(variant: str) -> dict:
     """The weights that the golden files were computed with, in the networks' own names."""
-    model = jaxmnist.create_model(variant)
+    return drawn_variables(jaxmnist.create_model(variant), variant)
+
+
+def drawn_variables(model: variants.Network, name: str) -> dict:
+    """Weights and running statistics of a network, drawn by name."""
     images = np.zeros((1, 28, 28, 1), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return {
         collection: {
-            layer: {kind: _weight(variant, layer, kind, leaves) for kind in leaves}
+            layer: {kind: _weight(name, layer, kind, leaves) for kind in leaves}
             for layer, leaves in layers.items()
         }
         for collection, layers in shapes.items()
     }
 
 
-def _weight(variant, layer, kind, leaves):
-    name = f"{variant}/{layer}/{kind}"
+def _weight(network, layer, kind, leaves):
+    name = f"{network}/{layer}/{kind}"
     if layer.startswith("norm"):
         low, high = (0.5, 1.5) if kind in ("scale", "var") else (-0.5, 0.5)
         return drawn(name, leaves[kind].shape, low, high)
@@ -138,7 +154,7 @@ def _weight(variant, layer, kind, leaves):
     if kind == "bias":
         return drawn(name, (outputs,), -bound, bound)
     kernel = drawn(
-        f"{variant}/{layer}/weight_oihw", (outputs, inputs, height, width), -bound, bound
+        f"{network}/{layer}/weight_oihw", (outputs, inputs, height, width), -bound, bound
     )
     return kernel.transpose(2, 3, 1, 0)
 

@@ -14,10 +14,19 @@ from jaxmnist import ConfigError, TrainConfig, create_model
 from jaxmnist.export import onnx_model, pytorch, safetensors_file, stablehlo, targets
 from jaxmnist.export.network import ExportError, TrainedNetwork, trained_network
 from jaxmnist.export.targets import TARGETS, export
+from jaxmnist.models import model_of
 from jaxmnist.models.description import describe
 from jaxmnist.state import jit_once
 from jaxmnist.steps import normalise
-from tests.conftest import SKELETON_SLOW, drawn, golden, golden_batch, golden_variables
+from tests.conftest import (
+    OWN,
+    SKELETON_SLOW,
+    drawn,
+    drawn_variables,
+    golden,
+    golden_batch,
+    golden_variables,
+)
 
 MEAN, STD = np.array(0.1307, np.float32), np.array(0.3081, np.float32)
 # In ONNX, the operators of each layer of gap between the images and the logits.
@@ -95,6 +104,17 @@ def test_stablehlo_is_the_network_for_every_platform(variant, normalised, images
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("to", ["onnx", "stablehlo", pytest.param("torch", marks=pytest.mark.slow)])
+def test_a_network_as_text_is_exported_with_every_kind_of_layer(to, images, tmp_path):
+    if to == "torch":
+        pytest.importorskip("torch")
+    config = TrainConfig("own", network=OWN)
+    own = TrainedNetwork(config, drawn_variables(model_of(config), "own"), MEAN, STD, False)
+    _, difference = export(own, to, tmp_path, images)
+    assert difference <= 1e-4
+    assert np.ptp(own.logits(images), axis=0).min() > 0.01  # the images make a difference
+
+
 def test_safetensors_hold_arrays_and_config(images, tmp_path):
     safetensors = pytest.importorskip("safetensors")
     file = tmp_path / "model.safetensors"
@@ -152,8 +172,9 @@ def test_torch_files_that_are_something_else(tmp_path):
 def test_what_else_a_torch_file_holds_is_named(tmp_path):
     torch = pytest.importorskip("torch")
     file = tmp_path / "model.pt"
-    network, tensor = pytorch.make_network(describe(create_model("gap"))), torch.zeros(2)
-    state = network.state_dict()
+    # A plain Sequential, since PyTorch neither pickles nor scripts a class of a function.
+    network = torch.nn.Sequential(*pytorch.make_network(describe(create_model("gap"))))
+    state, tensor = network.state_dict(), torch.zeros(2)
 
     def refuses(found, words):
         if found is not None:

@@ -97,9 +97,10 @@ def test_compared_with_another_network_seed_by_seed(own, monkeypatch):
     options = partial(jaxmnist.RunOptions, seed_mapping="loop")
     monkeypatch.setattr(importlib.import_module("drilldown"), "RunOptions", options)
     tiny = ("--dataset", "kmnist", "--epochs", "2", "--out", "found", "--seeds", "2")
-    status, out, err = own("drilldown", "less_params", "mine.txt", *tiny, "--quiet")
+    Path("other.txt").write_text("conv 10 4x4 stride 4 / mean")
+    status, out, err = own("drilldown", "other.txt", "mine.txt", *tiny, "--quiet")
     assert (status, err) == (0, "")
-    _, out, _ = own("drilldown", "--compare", "less_params", "mine", "--out", "found")
+    _, out, _ = own("drilldown", "--compare", "other", "mine", "--out", "found")
     assert "`mine`" in out
     assert "n = 2" in out or "2 seeds" in out
     Path("mine.txt").write_text("conv 10 / mean")

@@ -25,9 +25,10 @@ from jaxmnist import TrainConfig, data
 from jaxmnist.export import imported
 from jaxmnist.export.network import trained_network
 from jaxmnist.inference import pictures
+from jaxmnist.models import model_of
 from jaxmnist.page import make_page
 from jaxmnist.runs.setup import make_setup
-from tests.conftest import SCRIPTS, golden_variables, trained_variables
+from tests.conftest import OWN, SCRIPTS, drawn_variables, golden_variables, trained_variables
 
 pytestmark = pytest.mark.slow
 
@@ -43,19 +44,29 @@ PATIENCE = 20
 
 
 @pytest.fixture(scope="module")
-def runs(small_idx_dir, tmp_path_factory):
-    """A network that reads digits, and two that have learnt nothing."""
+def make_run(small_idx_dir, tmp_path_factory):
+    """Writes a finished run with given variables."""
     folder = tmp_path_factory.mktemp("runs")
-    options = jaxmnist.RunOptions(idx_dir=small_idx_dir)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.idx, "SHA256", {})
-        for variant in ("less_params", "dropout", "gap"):
-            setup = make_setup(TrainConfig(variant), options)
-            # Of the images that it was trained on.
-            setup = setup._replace(facts={**setup.facts, "normalisation": (0.1307, 0.3081)})
-            variables = trained_variables() if variant == "gap" else golden_variables(variant)
-            imported.write_run(setup, variables, folder / variant, Path("weights"))
-    return [jaxmnist.load_run(folder / name) for name in ("less_params", "dropout", "gap")]
+
+    def make_run(config, variables):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data.idx, "SHA256", {})
+            setup = make_setup(config, jaxmnist.RunOptions(idx_dir=small_idx_dir))
+        # Of the images that it was trained on.
+        setup = setup._replace(facts={**setup.facts, "normalisation": (0.1307, 0.3081)})
+        return imported.write_run(setup, variables, folder / config.variant, Path("weights"))
+
+    return make_run
+
+
+@pytest.fixture(scope="module")
+def runs(make_run):
+    """A network that reads digits, and two that have learnt nothing."""
+    untrained = ("less_params", "dropout")
+    return [
+        *(make_run(TrainConfig(name), golden_variables(name)) for name in untrained),
+        make_run(TrainConfig("gap"), trained_variables()),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -460,6 +471,27 @@ def test_the_chosen_network_shows_its_layers(desktop, address):
     page.wait(lambda: page.one(".inside h2").text == "Inside less_params")
     assert len(page.all(".step")) == 9
     assert page.all(".row input")[0].is_selected()
+    page.check_quiet()
+
+
+def test_each_kind_of_layer_has_a_name(desktop, make_run, write_page):
+    config = TrainConfig("own", network=OWN)
+    run = make_run(config, drawn_variables(model_of(config), "own"))
+    page = Page(desktop, write_page(make_page([run]), "own"))
+    page.draw(THREE)
+    page.wait(lambda: page.ink(".map canvas") > 20)
+    assert [title.text.replace("\u00d7", "x") for title in page.all(".step h3")] == [
+        "4 x 4 convolution with stride 2, addition of the image",
+        "3 x 3 convolution with stride 3, ReLU",
+        "3 x 3 depthwise convolution, normalisation in 2 groups, ReLU",
+        "1 x 1 convolution, layer normalisation" + 2 * ", addition of earlier maps",
+        "3 x 3 depthwise convolution with stride 2, normalisation",
+        "2 x 2 max-pooling",
+        "1 x 1 convolution, normalisation, ReLU",
+        "Maximum of 5 x 5, addition of earlier maps",
+        "1 x 1 convolution",
+        "Average of 1 x 1",
+    ]
     page.check_quiet()
 
 

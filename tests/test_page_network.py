@@ -17,14 +17,16 @@ import pytest
 
 import jaxmnist
 from jaxmnist.export.network import trained_network
-from jaxmnist.models import layers
+from jaxmnist.models import layers, model_of
 from jaxmnist.models.convolution import native_conv
+from jaxmnist.models.description import describe, seen
 from jaxmnist.page import networks
 from jaxmnist.page.networks import describe_network
-from tests.conftest import golden_variables, trained_variables
+from tests.conftest import OWN, drawn_variables, golden_variables, trained_variables
 
-# `tiny` pools a side of 13; `trained` is gap with the weights of a training.
-SMALL = (*jaxmnist.VARIANTS[1:], "tiny", "trained")
+# `tiny` pools a side of 13; `trained` is gap with the weights of a training; `own` has each kind of
+# layer.
+SMALL = (*jaxmnist.VARIANTS[1:], "tiny", "trained", "own")
 QUICK, MANY = 24, 200
 MAPS, GRADIENTS = 3, 6  # the first images, of which these are compared too
 
@@ -32,13 +34,20 @@ MAPS, GRADIENTS = 3, 6  # the first images, of which these are compared too
 @functools.cache
 def run_of(name):
     """What `describe_network` takes of a run."""
-    variables = trained_variables() if name == "trained" else golden_variables(name)
-    config = jaxmnist.TrainConfig("gap" if name == "trained" else name)
+    if name == "own":
+        config = jaxmnist.TrainConfig(name, network=OWN)
+        variables = drawn_variables(model_of(config), name)
+    elif name == "trained":
+        config, variables = jaxmnist.TrainConfig("gap"), trained_variables()
+    else:
+        config, variables = jaxmnist.TrainConfig(name), golden_variables(name)
     return SimpleNamespace(config=config, variables=variables, normalisation=(0.1307, 0.3081))
 
 
 def modules_of(name):
-    return jaxmnist.create_model(run_of(name).config.variant).layers()
+    """The layers, without `save`, as in the description."""
+    modules = model_of(run_of(name).config).layers()
+    return [module for module in modules if module is not layers.save]
 
 
 def images(count):
@@ -95,24 +104,18 @@ def ask(names, count, folder):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def apply(module, arrays, x):
+def apply(module, arrays, *inputs):
     """A layer alone, on activations as inside the networks."""
     named = {"params": arrays, "batch_stats": arrays}
-    return module.apply(named, x) if isinstance(module, nn.Module) else module(x)
+    return module.apply(named, *inputs) if isinstance(module, nn.Module) else module(*inputs)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def pull_back(module, arrays, x, dy):
-    """The gradient with respect to a layer's input."""
-    _, pull = jax.vjp(functools.partial(apply, module, arrays), x)
-    return pull(dy)[0]
-
-
-def activations(modules, arrays, images):
+def activations(modules, described, arrays, images):
     """The images, and the output of each layer after them."""
     found = [layers.from_images(images)]
-    for module, own in zip(modules, arrays, strict=True):
-        found.append(apply(module, own, found[-1]))
+    for module, layer, own in zip(modules, described, arrays, strict=True):
+        saved = [found[layer["source"] + 1]] if "source" in layer else []
+        found.append(apply(module, own, found[-1], *saved))
     return found
 
 
@@ -131,7 +134,9 @@ def check_layers(name, answer, count):
     """
     network = trained_network(run_of(name))
     described, arrays = zip(*network.layers(), strict=True)
-    inputs = activations(modules_of(name), arrays, network.normalise(images(count)))
+    run = functools.partial(activations, modules_of(name), described, arrays)
+    x = network.normalise(images(count))
+    inputs = run(x)
     check_logits(answer, plain(inputs[-1])[:, 0, 0])
     expected = [
         (layer["name"], layer["kind"], plain(output))
@@ -144,10 +149,9 @@ def check_layers(name, answer, count):
             assert found["shape"] == list(values.shape[1:])
             close(found["values"], values[image].ravel())
     # Of the logit of digit k for image k, as `ask` asks.
-    gradient = jnp.eye(10, GRADIENTS)[:, None, None, None, None]
-    for module, own, x in reversed(list(zip(modules_of(name), arrays, inputs, strict=False))):
-        gradient = pull_back(module, own, x[..., :GRADIENTS], gradient)
-    check_gradients(answer["gradients"], plain(gradient))
+    _, pull = jax.vjp(lambda x: run(x)[-1], x[:GRADIENTS])
+    (gradient,) = pull(jnp.eye(10, GRADIENTS)[:, None, None, None, None])
+    check_gradients(answer["gradients"], gradient)
 
 
 def check_logits(answer, expected):
@@ -169,10 +173,11 @@ def check_fields(name, answer):
 
     One channel is enough for that.
     """
+    described = describe(model_of(run_of(name).config))
     modules, arrays = zip(*map(narrow, modules_of(name)), strict=True)
     rows = np.broadcast_to(np.eye(28, dtype=np.float32)[:, :, None, None], (28, 28, 28, 1))
     lit = np.concatenate([rows, rows.transpose(0, 2, 1, 3)])
-    _, *outputs = activations(modules, arrays, lit)
+    _, *outputs = activations(modules, described, arrays, lit)
     maps = [
         plain(output)[..., 0] > 0
         for module, output in zip(modules, outputs, strict=True)
@@ -203,7 +208,11 @@ def answers(tmp_path_factory):
 
 @pytest.fixture
 def native(monkeypatch):
+    def each_channel(x, kernel, padding, stride):
+        return native_conv(x, kernel, padding, stride, groups=len(x))
+
     monkeypatch.setattr(layers, "convolve", native_conv)
+    monkeypatch.setattr(layers, "depthwise_convolve", each_channel)
 
 
 @pytest.mark.usefixtures("native")
@@ -213,9 +222,18 @@ def test_logits_maps_and_gradients(name, answers):
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL[:-1])
 def test_receptive_fields(name, answers):
     check_fields(name, answers[name])
+
+
+def test_receptive_fields_of_every_kind_of_layer(answers):
+    network = describe(model_of(run_of("own").config))
+    kept = [index for index, layer in enumerate(network) if layer["kind"] != "dropout"]
+    for (index, *pixel), field in zip(units_of("own"), answers["own"]["fields"], strict=True):
+        (top, bottom), (left, right) = (seen(network, kept[index], place) for place in pixel)
+        expected = {"top": top, "left": left, "bottom": bottom, "right": right}
+        assert field == expected, network[kept[index]]
 
 
 @pytest.mark.slow
@@ -232,7 +250,7 @@ def test_the_networks_themselves(names, tmp_path):
     """As they are used, without what makes equal pixels equal: gradients of noise only."""
     for name, answer in ask(names, MANY, tmp_path).items():
         network = trained_network(run_of(name))
-        apply = jaxmnist.create_model(network.config.variant).apply
+        apply = model_of(network.config).apply
         logits = jax.jit(functools.partial(apply, network.variables))
         x = network.normalise(images(MANY))
         check_logits(answer, logits(x))

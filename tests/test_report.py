@@ -139,8 +139,8 @@ def test_accuracies(tmp_path):
     finals = {"gap": [99.3, 99.4, 99.5], "less_params": [98.5] * 3, "dropout": [98.4] * 3}
     block = report.results_block(seven(tmp_path, {**finals, "skeleton": [99.0]}))
     assert row(block, "`gap`") == (
-        "| `gap` | 3 | **99.40 ± 0.10** | 99.15 to 99.65 | 99.30 to 99.50 | 0.0212 ± 0.0000 "
-        "| 99.45 ± 0.10 | 99.35 to 99.55 | 99.42 | yes |"
+        "| `gap` | 3 | **99.40 ± 0.10** | 99.15 to 99.65 | 99.30 to 99.50 | 0 of 3 "
+        "| 0.0212 ± 0.0000 | 99.45 ± 0.10 | 99.35 to 99.55 | 99.42 | yes |"
     )
     assert row(block, "`less_params`").endswith("| 98.23 | **below** |")
     assert row(block, "`dropout`").endswith("| 98.52 | **above** |")
@@ -235,7 +235,7 @@ def test_the_table_of_the_readme(tmp_path):
     # The median is that of seed 1, whose 15 epochs take 4.0 to 5.4 s.
     assert row(block, "`gap`") == (
         "| `gap` | width where it pays, one-cycle schedule | 7,364 | 1.17 | 4.7 (1) | 3 "
-        "| **99.40 ± 0.10** | 99.45 ± 0.10 | 99.42 |"
+        "| **99.40 ± 0.10** | 0 of 3 | 99.45 ± 0.10 | 99.42 |"
     )
 
 

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 from jaxmnist.analysis import stats
 from jaxmnist.analysis.results import PUBLISHED, VariantResults
 from jaxmnist.analysis.stats import Difference, Summary
+from jaxmnist.analysis.verdict import Target, is_steady, judge
 from jaxmnist.config import ConfigError, format_seeds
-from jaxmnist.recipes import IDEAS
+from jaxmnist.models import create_model
+from jaxmnist.models.description import describe, tabulate
+from jaxmnist.recipes import IDEAS, VARIANTS
 
 # A negligible difference, in percentage points; tables list the number of seeds needed to show it.
 SMALL = 0.02
@@ -28,6 +31,11 @@ STEPS_LEGEND = (
     f"points. The last column: the number of seeds it takes to find a difference of {SMALL} points "
     "with a power of 80 %, in a test of its own at 5 %, if the differences scatter as they do here "
     "and are normally distributed."
+)
+STEADY_LEGEND = (
+    f"*Steady*: the seeds of which all of the last {Target().last} epochs reach "
+    f"{Target().accuracy:.2f} %, the course's target for small networks "
+    f"(`scripts/check.py docs/results.json` also checks parameters and epochs)."
 )
 
 
@@ -138,7 +146,8 @@ def results_block(
         "epoch is chosen on the test set: it is the optimistic figure that the original reports, "
         "here for comparison only. The published figure of `skeleton` is not that of its best "
         f"epoch, which has {PUBLISHED['skeleton'].best:.2f}. *Inside* says whether the original's "
-        "best epoch lies between the lowest and the highest best epoch of our seeds.",
+        "best epoch lies between the lowest and the highest best epoch of our seeds. "
+        + STEADY_LEGEND,
         "## What training looks like from inside",
         table(networks, TRAINING),
         "Train accuracy is the running one over the last epoch, with augmentation and dropout on, "
@@ -154,6 +163,7 @@ def results_block(
         "The original's steps are those between its best epochs, one run each; ours beside them "
         "are the mean differences of best epochs. The verdict is on the direction alone, by final "
         f"epochs, at a corrected p of {stats.LEVEL}.",
+        *([_last_three(networks[-1])] if networks[-1].published else []),
         "## What it costs",
         table(networks, COSTS),
         "MFLOP: additions and multiplications of the convolutions' forward pass for one image. "
@@ -166,6 +176,31 @@ def results_block(
     return "\n\n".join(parts)
 
 
+def _last_three(network: VariantResults) -> str:
+    """Return a sentence on the original's claim that its last epochs are steady."""
+    target = Target(last=3)
+    curves = [run["curves"]["test_accuracy"] for run in network.runs]
+    found = judge(target, network.parameters, curves)
+    return (
+        f"The original also says that its last network is at {target.accuracy:.2f} % or above in "
+        f"each of its last three epochs. Of the seeds of `{network.name}`, this holds for {found}."
+    )
+
+
+def layers_block() -> str:
+    """Return the tables of the seven networks' layers, without those that only act on values."""
+    parts = []
+    for variant in VARIANTS:
+        rows = tabulate(describe(create_model(variant)))
+        acting = [row for row in rows if row["parameters"] or row["kernel"] or _changes_shape(row)]
+        parts += [f"### Layers of `{variant}`", table(acting, LAYERS)]
+    return "\n\n".join(parts)
+
+
+def _changes_shape(row: dict[str, Any]) -> bool:
+    return "pool" in row["layer"]
+
+
 def ablation_block(networks: Sequence[VariantResults]) -> str:
     """Return the tables and sentences of docs/ablation.md.
 
@@ -176,6 +211,7 @@ def ablation_block(networks: Sequence[VariantResults]) -> str:
     comparisons = compare([(whole, network) for network in changed])
     parts = [
         _changes(comparisons),
+        STEADY_LEGEND,
         _least(comparisons),
         "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
         "## All that is known of each",
@@ -223,7 +259,8 @@ def _changes(comparisons: Sequence[Comparison]) -> str:
     header, rule, *rows = table(by_loss, CHANGES, left=2).splitlines()
     whole = comparisons[0].first
     final = whole.summary("final_test_accuracy")
-    unchanged = f"| nothing | `{whole.name}` | {mean_and_sd(final)} | {final.n} |  |  |  |"
+    cells = ["nothing", f"`{whole.name}`", mean_and_sd(final), _steady(whole), str(final.n)]
+    unchanged = f"| {' | '.join(cells)} |  |  |  |"
     return "\n".join([header, rule, unchanged, *rows])
 
 
@@ -277,6 +314,16 @@ def _by_numbers(text: str) -> list[str | int]:
     """Return a sort key that orders numbers in a text by value: 5,622 before 14,040."""
     parts = re.split(r"(\d[\d,]*)", text)
     return [int(part.replace(",", "")) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def _steady(network: VariantResults) -> str:
+    """Return the number of seeds whose last epochs all reach the course's target."""
+    curves = [run["curves"]["test_accuracy"] for run in network.runs]
+    target = Target()
+    if min(map(len, curves)) < target.last:
+        return "-"
+    steady = sum(is_steady(curve, target.accuracy, target.last) for curve in curves)
+    return f"{steady} of {len(curves)}"
 
 
 def _inside(network: VariantResults) -> str:
@@ -346,6 +393,7 @@ FINAL: Column[VariantResults] = (
     lambda network: f"**{mean_and_sd(network.summary('final_test_accuracy'))}**",
 )
 BEST = "best epoch", _of("best_test_accuracy")
+STEADY: Column[VariantResults] = "steady", _steady
 PUBLISHED_TEST = "published", _published("headline")
 PARAMETERS: Column[VariantResults] = "parameters", lambda network: f"{network.parameters:,}"
 OVERVIEW: Columns[VariantResults] = [
@@ -360,6 +408,7 @@ OVERVIEW: Columns[VariantResults] = [
     ),
     ("seeds", lambda network: str(len(network.seeds))),
     FINAL,
+    STEADY,
     BEST,
     PUBLISHED_TEST,
 ]
@@ -369,6 +418,7 @@ ACCURACIES: Columns[VariantResults] = [
     FINAL,
     ("95 % interval", _of("final_test_accuracy", _interval)),
     ("min to max", _of("final_test_accuracy", _range)),
+    STEADY,
     ("test loss", _of("final_test_loss", form=".4f")),
     BEST,
     ("min to max", _of("best_test_accuracy", _range)),
@@ -413,10 +463,21 @@ CLAIMS: Columns[Comparison] = [
     ("here, final epochs", lambda both: mean_and_sd(both.final.summary, "+.2f")),
     ("verdict", verdict),
 ]
+LAYERS: Columns[dict[str, Any]] = [
+    ("layer", lambda row: f"`{row['layer']}`"),
+    ("output", lambda row: "x".join(map(str, row["output"]))),
+    ("kernel", lambda row: "x".join(map(str, row["kernel"] or "-"))),
+    ("parameters", lambda row: f"{row['parameters']:,}"),
+    ("MFLOP", lambda row: f"{row['mflop']:.3f}"),
+    ("receptive field", lambda row: str(row["receptive_field"])),
+    ("jump", lambda row: str(row["jump"])),
+    ("seen", lambda row: f"{row['seen']:.0%}"),
+]
 CHANGES: Columns[Comparison] = [
     ("what is changed", lambda both: IDEAS[both.second.name]),
     ("name", lambda both: f"`{both.second.name}`"),
     ("test %, final epoch", lambda both: mean_and_sd(both.second.summary("final_test_accuracy"))),
+    ("steady", lambda both: _steady(both.second)),
     N,
     POINTS,
     INTERVAL,

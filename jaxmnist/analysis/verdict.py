@@ -26,14 +26,14 @@ class Verdict(NamedTuple):
     """The number of seeds of a network that meet a target."""
 
     met: int
-    count: int
+    seeds: int
     low: float  # lower end of the 95 % interval of the share, in percent
     high: float
 
     def __str__(self) -> str:
-        if self.count == 1:
+        if self.seeds == 1:
             return "met" if self.met else "not met"
-        return f"{self.met} of {self.count}, 95 % interval {self.low:.0f} to {self.high:.0f} %"
+        return f"{self.met} of {self.seeds}, 95 % interval {self.low:.0f} to {self.high:.0f} %"
 
 
 def check_target(target: Target) -> None:

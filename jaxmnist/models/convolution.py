@@ -230,7 +230,10 @@ def shifted_depthwise_conv(
     size = len(kernel)
     x, window = _strided(pad(x, padding), size, stride)
     weights = kernel.reshape(size * size, -1)[:, :, None, None, None]
-    y = sum(w * place for w, place in zip(weights, _places(x, window), strict=True))
+    places: Any = _places(x, window)
+    y = jnp.zeros_like(places[0])
+    for weight, place in zip(weights, places, strict=True):
+        y += weight * place
     return y[:, None, None]
 
 

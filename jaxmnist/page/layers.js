@@ -7,7 +7,7 @@ import { frame } from "./picture.js";
 const MOST_MAPS = 64; // of a block that are shown
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 // What follows a convolution or a pooling belongs to its block.
-const FOLLOWERS = ["relu", "norm"];
+const FOLLOWERS = ["relu", "norm", "group_norm", "add"];
 
 export class Layers {
   #place;
@@ -139,15 +139,19 @@ function makeWords(members, facts) {
   );
 }
 
-function nameOf({ kind, kernel_size, input_side }) {
+function nameOf({ kind, kernel_size, stride, depthwise, groups, source, input_side }) {
+  const window = `${kernel_size} × ${kernel_size}`;
   const names = {
-    conv: `${kernel_size} × ${kernel_size} convolution`,
+    conv: `${window} ${depthwise ? "depthwise " : ""}convolution`,
     relu: "ReLU",
     norm: "normalisation",
+    group_norm: groups > 1 ? `normalisation in ${groups} groups` : "layer normalisation",
     max_pool: "2 × 2 max-pooling",
+    max: `Maximum of ${input_side} × ${input_side}`,
     mean: `Average of ${input_side} × ${input_side}`,
+    add: source < 0 ? "addition of the image" : "addition of earlier maps",
   };
-  return names[kind];
+  return names[kind] + (stride > 1 ? ` with stride ${stride}` : "");
 }
 
 function factsOf(layers, last, members) {

@@ -5,13 +5,17 @@
 // is x[(channel * side + row) * side + column]. In the formulas, x and y are a layer's input
 // and output, dx and dy the gradients of a logit with respect to them.
 
-// For each kind of layer: y of x, dx of dy, and the window of x that one pixel of y sees.
+// For each kind of layer: y of x, dx of dy, and the window of x that one pixel of y sees. `add`
+// takes a second x, which has the same dx and the same window.
 const KINDS = {
   conv: { forward: conv, gradient: convGradient, window: convWindow },
   relu: { forward: relu, gradient: reluGradient, window: pixelWindow },
   norm: { forward: norm, gradient: normGradient, window: pixelWindow },
-  max_pool: { forward: maxPool, gradient: maxPoolGradient, window: squareWindow },
+  group_norm: { forward: groupNorm, gradient: groupNormGradient, window: everyWindow },
+  max_pool: { forward: max, gradient: maxGradient, window: squareWindow },
+  max: { forward: max, gradient: maxGradient, window: wholeWindow },
   mean: { forward: mean, gradient: meanGradient, window: wholeWindow },
+  add: { forward: add, gradient: addGradient, window: pixelWindow },
 };
 
 // Returns the network of a description, with its arrays decoded.
@@ -38,27 +42,49 @@ export function predict(network, pixels) {
 
 // Returns the gradient of the logit of a digit with respect to the normalised image: 784 values.
 export function gradient(network, pixels, digit) {
-  const inputs = activations(network, pixels);
-  let dy = new Float64Array(10);
-  dy[digit] = 1;
-  for (let k = network.layers.length - 1; k >= 0; k--) {
-    const layer = network.layers[k];
-    dy = KINDS[layer.kind].gradient(layer, inputs[k], dy);
+  const { layers } = network;
+  const planes = activations(network, pixels);
+  const gradients = []; // with respect to each of the planes
+  gradients[layers.length] = new Float64Array(10);
+  gradients[layers.length][digit] = 1;
+  for (let k = layers.length - 1; k >= 0; k--) {
+    const layer = layers[k];
+    const dx = KINDS[layer.kind].gradient(layer, planes[k], gradients[k + 1]);
+    for (const input of inputsOf(layer, k)) {
+      gradients[input] = gradients[input] ? add(layer, gradients[input], dx) : dx;
+    }
   }
-  return Float32Array.from(dy);
+  return Float32Array.from(gradients[0]);
 }
 
 // Returns the part of the image that a pixel in the output of layer number `index` sees: rows from
 // top to bottom and columns from left to right, the ends excluded.
 export function receptiveField(layers, index, row, column) {
-  let [top, bottom, left, right] = [row, row + 1, column, column + 1];
-  for (const layer of layers.slice(0, index + 1).reverse()) {
-    const { size, stride, padding } = KINDS[layer.kind].window(layer);
-    const first = (start) => Math.max(start * stride - padding, 0);
-    const last = (end) => Math.min((end - 1) * stride - padding + size, layer.input_side);
-    [top, bottom, left, right] = [first(top), last(bottom), first(left), last(right)];
+  const fields = []; // in each of the planes
+  fields[index + 1] = { top: row, left: column, bottom: row + 1, right: column + 1 };
+  for (let k = index; k >= 0; k--) {
+    const field = inputField(layers[k], fields[k + 1]);
+    for (const input of inputsOf(layers[k], k)) fields[input] = union(field, fields[input]);
   }
-  return { top, left, bottom, right };
+  return fields[0];
+}
+
+// Returns the part of x that a part of y sees.
+function inputField(layer, { top, left, bottom, right }) {
+  const { size, stride, padding } = KINDS[layer.kind].window(layer);
+  const first = (start) => Math.max(start * stride - padding, 0);
+  const last = (end) => Math.min((end - 1) * stride - padding + size, layer.input_side);
+  return { top: first(top), left: first(left), bottom: last(bottom), right: last(right) };
+}
+
+// Returns the smallest rectangle that contains both.
+function union(one, other = one) {
+  return {
+    top: Math.min(one.top, other.top),
+    left: Math.min(one.left, other.left),
+    bottom: Math.max(one.bottom, other.bottom),
+    right: Math.max(one.right, other.right),
+  };
 }
 
 // Returns the probabilities of logits, as an array.
@@ -69,53 +95,67 @@ export function softmax(logits) {
   return powers.map((power) => power / sum);
 }
 
-// Returns the normalised image, and after it the output of every layer.
+// Returns the planes of a network: the normalised image, and after it the output of every layer.
 function activations({ mean, std, layers }, pixels) {
   const planes = [Float64Array.from(pixels, (pixel) => (pixel / 255 - mean) / std)];
-  for (const layer of layers) planes.push(KINDS[layer.kind].forward(layer, planes.at(-1)));
+  for (const [k, layer] of layers.entries()) {
+    const inputs = inputsOf(layer, k).map((input) => planes[input]);
+    planes.push(KINDS[layer.kind].forward(layer, ...inputs));
+  }
   return planes;
 }
 
-// Convolution: y[o, p] = bias[o] + the sum over s and i of kernel[s, i, o] x[i, p + s], where x is
-// padded with zeros, p is a pixel and s a shift. In planes as wide as the padded x, a shift is the
-// same step for all pixels, so that they are a single loop; what it computes beyond the right edge
-// of y is cropped.
+// Returns the places of the inputs of layer number k among the planes.
+function inputsOf({ kind, source }, k) {
+  return kind === "add" ? [k, source + 1] : [k];
+}
+
+// Convolution: y[o, p] = bias[o] + the sum over s and i of kernel[s, i, o] x[i, stride p + s], where
+// x is padded with zeros, p is a pixel, s a shift, and i a channel of the group of o. In planes as
+// wide as the padded x, a shift is the same step for all pixels, so that they are a single loop;
+// what it computes beyond the right edge of y and between its pixels is left out.
 
 function conv(layer, x) {
-  const { inputs, input_side, features, side, padding, kernel, bias } = layer;
+  const { inputs, input_side, features, groups, padding, kernel, bias } = layer;
   const width = input_side + 2 * padding;
-  const wide = reframe(x, inputs, input_side, width, padding);
+  const side = width - layer.kernel_size + 1;
+  const wide = pad(x, inputs, input_side, padding);
   const shifts = shiftsOf(layer, width);
   const weights = new Float64Array(shifts.length);
-  const y = new Float64Array(features * width * width);
+  const y = new Float64Array(features * width ** 2);
   for (let o = 0; o < features; o++) {
-    const start = o * width * width;
+    const start = o * width ** 2;
     const plane = y.subarray(start, start + (side - 1) * width + side);
+    const group = Math.floor((o * groups) / features);
+    const source = wide.subarray(((group * inputs) / groups) * width ** 2);
     if (bias) plane.fill(bias[o]);
     for (let k = 0; k * features < kernel.length; k++) weights[k] = kernel[k * features + o];
-    for (let k = 0; k < weights.length; k += 4) addFour(plane, wide, weights, shifts, k);
+    for (let k = 0; k < weights.length; k += 4) addFour(plane, source, weights, shifts, k);
   }
-  return reframe(y, features, width, side, 0);
+  return take(y, placesIn(layer, width));
 }
 
-// A convolution too, from y to x.
+// A convolution too, from y to x, where y has the zeros that a stride leaves out.
 function convGradient(layer, x, dy) {
-  return conv(mirrored(layer), dy);
+  const side = layer.input_side + 2 * layer.padding - layer.kernel_size + 1;
+  const spread = put(dy, placesIn(layer, side), layer.features * side ** 2);
+  return conv(mirrored(layer, side), spread);
 }
 
-function convWindow({ kernel_size, padding }) {
-  return { size: kernel_size, stride: 1, padding };
+function convWindow({ kernel_size, stride, padding }) {
+  return { size: kernel_size, stride, padding };
 }
 
 // Returns the steps from a pixel p of y to the pixels [i, p + s] of x, in the order of the kernel's
 // rows [(s, i), o], and zeros up to a multiple of four.
-function shiftsOf({ kernel_size, inputs }, width) {
-  const count = kernel_size ** 2 * inputs;
+function shiftsOf({ kernel_size, inputs, groups }, width) {
+  const channels = inputs / groups;
+  const count = kernel_size ** 2 * channels;
   const shifts = new Int32Array(4 * Math.ceil(count / 4));
   for (let k = 0; k < count; k++) {
-    const s = Math.floor(k / inputs);
+    const s = Math.floor(k / channels);
     const row = Math.floor(s / kernel_size);
-    shifts[k] = ((k % inputs) * width + row) * width + (s % kernel_size);
+    shifts[k] = ((k % channels) * width + row) * width + (s % kernel_size);
   }
   return shifts;
 }
@@ -130,38 +170,44 @@ function addFour(y, x, weights, shifts, k) {
 }
 
 // Returns the convolution whose kernel[-s, o, i] is the layer's kernel[s, i, o].
-function mirrored({ kernel, kernel_size, padding, inputs, features, input_side, side }) {
+function mirrored({ kernel, kernel_size, padding, inputs, features, groups, input_side }, side) {
+  const [taken, given] = [inputs / groups, features / groups];
   const turned = new Float32Array(kernel.length);
   let k = 0;
   for (let s = kernel_size ** 2 - 1; s >= 0; s--) {
-    for (let i = 0; i < inputs; i++) {
-      for (let o = 0; o < features; o++) turned[(s * features + o) * inputs + i] = kernel[k++];
+    for (let i = 0; i < taken; i++) {
+      for (let group = 0; group < groups; group++) {
+        const input = group * taken + i;
+        for (let o = 0; o < given; o++) turned[(s * given + o) * inputs + input] = kernel[k++];
+      }
     }
   }
   return {
     kernel: turned,
     kernel_size,
+    stride: 1,
     padding: kernel_size - 1 - padding,
     inputs: features,
     features: inputs,
+    groups,
     input_side: side,
     side: input_side,
   };
 }
 
-// Copies planes into planes of another side, `margin` pixels from the top and the left, and crops
-// what does not fit.
-function reframe(planes, channels, side, newSide, margin) {
-  const framed = new Float64Array(channels * newSide * newSide);
-  const length = Math.min(side, newSide - margin);
+// Returns planes with zeros around them, `padding` pixels wide; a negative padding crops.
+function pad(planes, channels, side, padding) {
+  const width = side + 2 * padding;
+  const padded = new Float64Array(channels * width ** 2);
+  const first = Math.max(-padding, 0);
   for (let channel = 0; channel < channels; channel++) {
-    for (let row = 0; row < length; row++) {
+    for (let row = first; row < side - first; row++) {
       const from = (channel * side + row) * side;
-      const to = (channel * newSide + row + margin) * newSide + margin;
-      framed.set(planes.subarray(from, from + length), to);
+      const to = (channel * width + row + padding) * width + padding;
+      padded.set(planes.subarray(from + first, from + side - first), to + first);
     }
   }
-  return framed;
+  return padded;
 }
 
 // ReLU: y = max(x, 0); its gradient at 0 is 0.
@@ -183,80 +229,150 @@ function pixelWindow() {
 function norm(layer, x) {
   const factors = normFactors(layer);
   const { bias, mean } = layer;
-  return mapChannels(layer, x, (value, c) => (value - mean[c]) * factors[c] + bias[c]);
+  return mapParts(x, bias.length, (value, c) => (value - mean[c]) * factors[c] + bias[c]);
 }
 
 function normGradient(layer, x, dy) {
   const factors = normFactors(layer);
-  return mapChannels(layer, dy, (value, c) => value * factors[c]);
+  return mapParts(dy, factors.length, (value, c) => value * factors[c]);
 }
 
 function normFactors({ scale, var: variance, epsilon }) {
   return Float64Array.from(scale, (value, c) => value / Math.sqrt(variance[c] + epsilon));
 }
 
-// Max pooling: y is the largest pixel of each 2x2 square of x; a last odd row or column is dropped.
-// The gradient goes to that pixel, of equal ones to the first, as in models/layers.py.
+// Group normalisation: y = z scale + bias and z = (x - mean) / sd, where mean and var are those of
+// a group of channels in this image, and sd = sqrt(var + epsilon).
 
-function maxPool(layer, x) {
-  return Float64Array.from(largest(layer, x), (place) => x[place]);
+function groupNorm(layer, x) {
+  const { scale, bias } = layer;
+  const { z } = standardise(layer, x);
+  return mapParts(z, bias.length, (value, c) => value * scale[c] + bias[c]);
 }
 
-function maxPoolGradient(layer, x, dy) {
-  const dx = new Float64Array(x.length);
-  largest(layer, x).forEach((place, k) => (dx[place] = dy[k]));
-  return dx;
+// dx = (dz - the mean of dz - z times the mean of z dz) / sd, and dz = dy scale.
+function groupNormGradient(layer, x, dy) {
+  const { scale, groups } = layer;
+  const { z, sd } = standardise(layer, x);
+  const dz = mapParts(dy, scale.length, (value, c) => value * scale[c]);
+  const means = meansOf(dz, groups);
+  const products = meansOf(dz.map((value, k) => value * z[k]), groups);
+  return mapParts(dz, groups, (value, g, k) => (value - means[g] - z[k] * products[g]) / sd[g]);
+}
+
+function standardise({ groups, epsilon }, x) {
+  const means = meansOf(x, groups);
+  const centred = mapParts(x, groups, (value, g) => value - means[g]);
+  const squares = centred.map((value) => value ** 2);
+  const sd = meansOf(squares, groups).map((variance) => Math.sqrt(variance + epsilon));
+  return { z: mapParts(centred, groups, (value, g) => value / sd[g]), sd };
+}
+
+// A pixel sees all pixels, wherever it is.
+function everyWindow({ input_side }) {
+  return { size: 2 * input_side - 1, stride: 1, padding: input_side - 1 };
+}
+
+// Maximum: y is the largest pixel of each window of x, a 2x2 square or the whole plane; a last odd
+// row or column is dropped. The gradient goes to that pixel, of equal ones to the first, as in
+// models/layers.py.
+
+function max(layer, x) {
+  return take(x, largest(layer, x));
+}
+
+function maxGradient(layer, x, dy) {
+  return put(dy, largest(layer, x), x.length);
 }
 
 function squareWindow() {
   return { size: 2, stride: 2, padding: 0 };
 }
 
-// Returns the place in x of the largest pixel of each square.
-function largest({ features, side, input_side }, x) {
-  const places = new Int32Array(features * side * side);
-  let k = 0;
-  for (let channel = 0; channel < features; channel++) {
-    for (let row = 0; row < side; row++) {
-      for (let column = 0; column < side; column++) {
-        const first = (channel * input_side + 2 * row) * input_side + 2 * column;
-        let place = first;
-        for (const other of [first + 1, first + input_side, first + input_side + 1]) {
-          if (x[other] > x[place]) place = other;
-        }
-        places[k++] = place;
+// Returns the place in x of the largest pixel of each window.
+function largest(layer, x) {
+  const { kind, input_side } = layer;
+  const { size, stride } = KINDS[kind].window(layer);
+  return placesIn({ ...layer, stride }, input_side).map((first) => {
+    let place = first;
+    for (let row = 0; row < size; row++) {
+      const start = first + row * input_side;
+      for (let other = start; other < start + size; other++) {
+        if (x[other] > x[place]) place = other;
       }
     }
-  }
-  return places;
+    return place;
+  });
 }
 
 // Mean: y[c] is the mean of the pixels of a channel.
 
-function mean({ features, input_side }, x) {
-  const area = input_side ** 2;
-  const y = new Float64Array(features);
-  for (let k = 0; k < x.length; k++) y[Math.floor(k / area)] += x[k] / area;
-  return y;
+function mean({ features }, x) {
+  return meansOf(x, features);
 }
 
-function meanGradient(layer, x, dy) {
-  const area = layer.input_side ** 2;
-  return mapChannels(layer, x, (_, c) => dy[c] / area);
+function meanGradient({ features, input_side }, x, dy) {
+  return mapParts(x, features, (_, c) => dy[c] / input_side ** 2);
 }
 
 function wholeWindow({ input_side }) {
   return { size: input_side, stride: 1, padding: 0 };
 }
 
-// Returns planes of a function of each value and its channel.
-function mapChannels({ features }, planes, f) {
+// Addition of an earlier output, a residual connection: y = x + other.
+
+function add(layer, x, other) {
+  return x.map((value, k) => value + other[k]);
+}
+
+function addGradient(layer, x, dy) {
+  return dy;
+}
+
+// Returns the places of the pixels of y in planes of another side, `stride` pixels apart.
+function placesIn({ features, side, stride }, newSide) {
+  const places = new Int32Array(features * side ** 2);
+  let k = 0;
+  for (let channel = 0; channel < features; channel++) {
+    for (let row = 0; row < side; row++) {
+      const start = (channel * newSide + row * stride) * newSide;
+      for (let column = 0; column < side; column++) places[k++] = start + column * stride;
+    }
+  }
+  return places;
+}
+
+// Returns the values at places.
+function take(values, places) {
+  const taken = new Float64Array(places.length);
+  for (let k = 0; k < places.length; k++) taken[k] = values[places[k]];
+  return taken;
+}
+
+// Returns values at places, and zeros elsewhere.
+function put(values, places, length) {
+  const result = new Float64Array(length);
+  for (let k = 0; k < places.length; k++) result[places[k]] = values[k];
+  return result;
+}
+
+// Returns a function of each value, the number of its part and its place; the parts are channels,
+// or groups of channels.
+function mapParts(planes, parts, f) {
   const result = new Float64Array(planes.length);
-  const area = planes.length / features;
-  for (let c = 0; c < features; c++) {
-    for (let k = c * area; k < (c + 1) * area; k++) result[k] = f(planes[k], c);
+  const length = planes.length / parts;
+  for (let part = 0; part < parts; part++) {
+    for (let k = part * length; k < (part + 1) * length; k++) result[k] = f(planes[k], part, k);
   }
   return result;
+}
+
+// Returns the mean of each part.
+function meansOf(planes, parts) {
+  const means = new Float64Array(parts);
+  const length = planes.length / parts;
+  planes.forEach((value, k) => (means[Math.floor(k / length)] += value / length));
+  return means;
 }
 
 // Returns planes as [H, W, C].

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.export.network import trained_network
+from jaxmnist.network_text import LayerSpec
 from jaxmnist.runs.run import Run
 
 
@@ -29,10 +30,24 @@ def describe_network(run: Run) -> dict[str, Any]:
     layers = [
         layer | {key: _to_base64(value) for key, value in arrays.items()}
         for layer, arrays in network.layers()
-        if layer["kind"] != "dropout"
     ]
-    mean, std = float(network.mean), float(network.std)
-    return {"variant": network.config.variant, "mean": mean, "std": std, "layers": layers}
+    return {
+        "variant": network.config.variant,
+        "mean": float(network.mean),
+        "std": float(network.std),
+        "layers": _without_dropout(layers),
+    }
+
+
+def _without_dropout(layers: list[LayerSpec]) -> list[LayerSpec]:
+    """Return the layers except dropout, with each `source` as an index into these."""
+    kept, places = [], [-1]  # places: of the image and of each output among those kept
+    for layer in layers:
+        if layer["kind"] != "dropout":
+            source = {"source": places[layer["source"] + 1]} if "source" in layer else {}
+            kept.append(layer | source)
+        places.append(len(kept) - 1)
+    return kept
 
 
 def _to_base64(value: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from jaxmnist.inference.pretrained import SHORT_NAMES
 from jaxmnist.runs.run import begun_config
 
 
-def read_network(words: str) -> dict[str, str]:
+def read_network(words: str) -> dict[str, Any]:
     """Return the fields of `TrainConfig` for a network of the user.
 
     Args:
