@@ -91,6 +91,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", help="the seeds of each: a count, by default 10 (2 with --holdout), or a list"
     )
+    add_actions(parser)
+    parser.add_argument("--folds", type=int, default=2, help="the number of held-out folds")
+    parser.add_argument("--report", action="store_true", help="only write or print the report")
+    parser.add_argument(
+        "--out", type=user_path, default=DOCS, help="the output folder; by default docs/"
+    )
+    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0], help="the data set")
+    parser.add_argument("--epochs", type=int, help="epochs of each network, for a quick trial")
+    parser.add_argument("--limit-train", type=int, help="number of training images, for a trial")
+    parser.add_argument("--quiet", action="store_true", help="print only the result")
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_actions(parser: argparse.ArgumentParser) -> None:
+    """Add the options that replace the report of the seven variants by another."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ablate", choices=ABLATIONS, help="train this network and its ablations")
     what.add_argument(
@@ -111,17 +127,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar=("ONE", "OTHER"),
         help="compare two networks without training; may be repeated",
     )
-    parser.add_argument("--folds", type=int, default=2, help="the number of held-out folds")
-    parser.add_argument("--report", action="store_true", help="only write or print the report")
-    parser.add_argument(
-        "--out", type=user_path, default=DOCS, help="the output folder; by default docs/"
-    )
-    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0], help="the data set")
-    parser.add_argument("--epochs", type=int, help="epochs of each network, for a quick trial")
-    parser.add_argument("--limit-train", type=int, help="number of training images, for a trial")
-    parser.add_argument("--quiet", action="store_true", help="print only the result")
-    add_common_options(parser)
-    return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace, console: Console, command: TrainingCommand) -> int:

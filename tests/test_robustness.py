@@ -219,6 +219,8 @@ def test_the_tables(file):
     )
     block = robustness_report.block(networks)
     assert "| test images | `fc_layer` → `gap` |" in block
+    assert "the largest gain" in block
+    assert "the largest loss" not in block
     assert "| as they are | +0.00 |\n| rotation | **+3.00** |" in block
     assert "the steps of its row (1) by Holm's" in block  # 2 of 2^6 choices of signs, 0.031
     assert "| `gap` | 6 | 99.0 ± 0.0 | 95.5 ± 1.9 |" in block

@@ -89,7 +89,7 @@ class Step(NamedTuple):
 
     @property
     def is_shown(self) -> bool:
-        """Whether the seeds show a difference."""
+        """True if the seeds show a difference."""
         return self.p is not None and self.p < stats.LEVEL
 
 
