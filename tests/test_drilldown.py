@@ -109,8 +109,10 @@ def test_the_readme_is_written_with_docs(run, out, script, monkeypatch, tmp_path
     assert status == 2
     assert err.startswith(f"error: {readme} has no <!-- results: ")
     assert seeds_in(out) == [0]  # refused before anything is trained
-    readme.write_text(f"# Top\n{script.report.BEGIN}\n{script.report.END}\n")
+    for file in (readme, out / script.TOUR):
+        file.write_text(f"# Top\n{script.report.BEGIN}\n{script.report.END}\n")
     assert run("--report")[0] == 0
+    assert "| `conv7` | 1x1x10 | 1x1 | 160 |" in (out / script.TOUR).read_text()
     assert re.search(
         r"^\| `less_params` \| narrow layers .* \| 1 \| \*\*\d", readme.read_text(), re.M
     )
@@ -246,11 +248,11 @@ def test_ablation_trains_what_is_missing(run, out, script, monkeypatch):
     assert report.startswith("# Ablation\n")
     # Late pooling differs by -0.3, -0.29 ... -0.22: a loss, and less of one than all others.
     rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:15]
-    assert rows[0][:4] == ["| nothing", "`gap`", "99.44 ± 0.03", "9"]
+    assert rows[0][:5] == ["| nothing", "`gap`", "99.44 ± 0.03", "-", "9"]
     assert sorted(row[1] for row in rows) == sorted(f"`{name}`" for name in ABLATIONS["gap"])
-    assert rows[-1][:5] == [
+    assert rows[-1][:6] == [
         *("| the average one layer later", "`gap_late_pool`"),
-        *("99.18 ± 0.05", "9", "\N{MINUS SIGN}0.26"),
+        *("99.18 ± 0.05", "-", "9", "\N{MINUS SIGN}0.26"),
     ]
     assert "- `gap_late_pool` lost 0.26 points on `gap`, in 9 of 9 seeds, " in report
     # The file is enough for the report, and its networks can be compared.

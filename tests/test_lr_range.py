@@ -35,20 +35,7 @@ def test_the_rate_grows_exponentially_at_the_momentum_of_the_peak():
     assert lr_range.make_schedules(TrainConfig("less_params"), 9).momentum(3) == 0.9
 
 
-def test_a_seed_has_the_same_losses_in_any_company(small_idx_dir):
-    config = TrainConfig("mine", "kmnist", network=NETWORK, batch_size=50, augment=False)
-    options = RunOptions(idx_dir=small_idx_dir)
-    both = lr_range.measure(config, (3, 4), options)
-    again = lr_range.measure(config, (3, 4), options)
-    assert both.losses.shape == (2, 12)
-    np.testing.assert_array_equal(both.losses, again.losses)
-    assert not np.array_equal(both.losses[0], both.losses[1])
-    alone = lr_range.measure(config, (4,), options)
-    np.testing.assert_allclose(alone.losses[0][:8], both.losses[1][:8], rtol=1e-4)
-    assert both.losses[0][0] == pytest.approx(np.log(10), abs=0.3)  # an untrained network
-
-
-def test_the_interval_is_printed_and_written(command, small_idx_dir, tmp_path):
+def test_the_command_measures_the_same_losses(command, small_idx_dir, tmp_path):
     words = (NETWORK, "--seeds", "2", "--dataset", "kmnist", "--idx-dir", small_idx_dir)
     status, out, err = command("lr_range", *words, "--out", tmp_path / "out")
     assert (status, err) == (0, "")
@@ -56,5 +43,14 @@ def test_the_interval_is_printed_and_written(command, small_idx_dir, tmp_path):
     low, high = found["interval"]
     assert high / low == pytest.approx(10)
     assert f"between {low:.2g} and {high:.2g}" in out
-    assert np.shape(found["losses"]) == (2, len(found["rates"]))
     assert (tmp_path / "out" / "lr_range.png").stat().st_size > 5000
+
+    config = TrainConfig.from_json(json.dumps(found["config"]))
+    options = RunOptions(idx_dir=small_idx_dir)
+    both = lr_range.measure(config, (0, 1), options)
+    assert both.losses.shape == (2, 4)
+    np.testing.assert_array_equal(both.losses, found["losses"])
+    assert not np.array_equal(both.losses[0], both.losses[1])
+    assert both.losses[0][0] == pytest.approx(np.log(10), abs=0.3)  # an untrained network
+    alone = lr_range.measure(config, (1,), options)
+    np.testing.assert_allclose(alone.losses[0], both.losses[1], rtol=1e-3)
