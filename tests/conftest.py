@@ -52,14 +52,14 @@ class Tiny(variants.Network):
 
 
 # A small network as text, with every kind of layer: among others a sum of paths that see different
-# pixels, strides that leave a remainder, a kernel narrower than its padding, and a saved dropout.
+# pixels, strides that leave a remainder, and a saved dropout.
 OWN = """
-save / conv 1 4x4 stride 2 pad 15 / add                    # 28x28
+save / conv 1 5x5 pad 2 / add                              # 28x28
 conv 6 stride 3 pad 2 / relu / drop                        # 10x10
 save / depthwise pad 1 / group_norm 2 / relu
 save / conv 6 1x1 / layer_norm / drop 0.1 / add / add
 depthwise stride 2 pad 2 bias / ghost_norm 2 / pool        # 3x3
-conv 8 1x1 pad 1 bias / norm / relu / max / save / add     # 1x1
+conv 8 1x1 bias / norm / relu / max / save / add     # 1x1
 conv 10 1x1 / mean
 """
 
