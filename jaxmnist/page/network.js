@@ -195,16 +195,15 @@ function mirrored({ kernel, kernel_size, padding, inputs, features, groups, inpu
   };
 }
 
-// Returns planes with zeros around them, `padding` pixels wide; a negative padding crops.
+// Returns planes with zeros around them, `padding` pixels wide.
 function pad(planes, channels, side, padding) {
   const width = side + 2 * padding;
   const padded = new Float64Array(channels * width ** 2);
-  const first = Math.max(-padding, 0);
   for (let channel = 0; channel < channels; channel++) {
-    for (let row = first; row < side - first; row++) {
+    for (let row = 0; row < side; row++) {
       const from = (channel * side + row) * side;
       const to = (channel * width + row + padding) * width + padding;
-      padded.set(planes.subarray(from + first, from + side - first), to + first);
+      padded.set(planes.subarray(from, from + side), to);
     }
   }
   return padded;
