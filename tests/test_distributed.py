@@ -72,8 +72,8 @@ def assert_same_state(folder, other, steps):
     assert (int(one.step), int(two.step)) == (steps, steps)
     chex.assert_trees_all_equal(one.key, two.key)
     chex.assert_trees_all_close(one.variables, two.variables, atol=1e-5)
-    # A step takes a hundredth of the momentum, which is a sum of gradients.
-    chex.assert_trees_all_close(one.opt_state, two.opt_state, atol=1e-4)
+    # A step takes a hundredth of the momentum, so an error there is a hundred times as large.
+    chex.assert_trees_all_close(one.opt_state, two.opt_state, atol=1e-3)
 
 
 def test_one_and_two_processes_train_alike_and_resume_each_others_runs(start, start_two, tmp_path):

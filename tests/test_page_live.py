@@ -481,14 +481,14 @@ def test_each_kind_of_layer_has_a_name(desktop, make_run, write_page):
     page.draw(THREE)
     page.wait(lambda: page.ink(".map canvas") > 20)
     assert [title.text.replace("\u00d7", "x") for title in page.all(".step h3")] == [
-        "4 x 4 convolution with stride 2, addition of the image",
+        "5 x 5 convolution, addition of the image",
         "3 x 3 convolution with stride 3, ReLU",
         "3 x 3 depthwise convolution, normalisation in 2 groups, ReLU",
         "1 x 1 convolution, layer normalisation" + 2 * ", addition of earlier maps",
         "3 x 3 depthwise convolution with stride 2, normalisation",
         "2 x 2 max-pooling",
         "1 x 1 convolution, normalisation, ReLU",
-        "Maximum of 5 x 5, addition of earlier maps",
+        "Maximum of 3 x 3, addition of earlier maps",
         "1 x 1 convolution",
         "Average of 1 x 1",
     ]
