@@ -316,7 +316,7 @@ def disk_filled(sizes: range, *options: str) -> Inflict:
 
 DISKS: dict[str, Inflict] = {
     "the disk is full before a checkpoint": disk_filled(range(300, 1300)),
-    "the disk fills up during a checkpoint": disk_filled(range(60, 400), "-c", UNCHECKED),
+    "the disk fills up during a checkpoint": disk_filled(range(60, 130), "-c", UNCHECKED),
 }
 
 
