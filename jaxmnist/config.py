@@ -112,7 +112,9 @@ class TrainConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        self._fill_in(_name_network(self.variant, self.network))
+        variant, network = _name_network(self.variant, self.network)
+        object.__setattr__(self, "variant", variant)
+        object.__setattr__(self, "network", network)
         check_choice("dataset", self.dataset, DATASETS)
         _check_recipe(self.recipe, self.variant)
         values = values_of(self.variant, self.recipe)
@@ -122,7 +124,7 @@ class TrainConfig:
 
     def _fill_in(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            if getattr(self, name) is None or name == "network":
+            if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
     @property
@@ -305,7 +307,7 @@ def check_choice(field: str, value: object, known: Collection[str]) -> None:
     raise ConfigError(f"{field} is {value!r}; expected one of {', '.join(known)}.{hint}")
 
 
-def _name_network(variant: Any, network: Any) -> dict[str, Any]:
+def _name_network(variant: Any, network: Any) -> tuple[str, str | None]:
     """Return the name of a network, and its text on one line.
 
     Raises:
@@ -314,7 +316,7 @@ def _name_network(variant: Any, network: Any) -> dict[str, Any]:
     if network is None:
         variant = "gap" if variant is None else variant
         check_choice("variant", variant, RECIPES["notebook"])
-        return {"variant": variant, "network": None}
+        return variant, None
     if not isinstance(network, str):
         raise ConfigError(f"network is {network!r}; expected text, such as conv 8 / relu / ...")
     try:
@@ -330,7 +332,7 @@ def _name_network(variant: Any, network: Any) -> dict[str, Any]:
             f"variant is {variant!r}; expected a name for your own network, of letters, digits, - "
             "and _, that no other network has"
         )
-    return {"variant": variant, "network": text}
+    return variant, text
 
 
 def _check_recipe(recipe: object, variant: str) -> None:

@@ -3,22 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
-
 from jaxmnist.models import layers
+from jaxmnist.models.own import FUNCTIONS
 from jaxmnist.models.variants import Layer, Network
 from jaxmnist.network_text import SIZE, LayerSpec, with_shapes
 
 FLOAT_BYTES = 4
 
-_FUNCTIONS = {
-    nn.relu: "relu",
-    layers.max_pool: "max_pool",
-    layers.global_avg_pool: "mean",
-    layers.global_max_pool: "max",
-    layers.save: "save",
-    layers.add: "add",
-}
+_KINDS = {function: kind for kind, function in FUNCTIONS.items()}
 
 
 def describe(model: Network) -> list[LayerSpec]:
@@ -50,8 +42,8 @@ def _spec_of(layer: Layer) -> LayerSpec:
             return {"kind": "group_norm", "groups": layer.groups, "epsilon": layer.epsilon}
         case layers.Dropout():
             return {"kind": "dropout", "rate": layer.rate}
-        case _ if layer in _FUNCTIONS:
-            return {"kind": _FUNCTIONS[layer]}
+        case _ if layer in _KINDS:
+            return {"kind": _KINDS[layer]}
         case _:
             raise ValueError(f"{layer} is a layer of an unknown kind")
 

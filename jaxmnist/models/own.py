@@ -8,7 +8,8 @@ from jaxmnist.models import layers
 from jaxmnist.models.variants import Layer, Network
 from jaxmnist.network_text import LayerSpec, parse
 
-_FUNCTIONS: dict[str, Layer] = {
+# Layers without parameters, by kind.
+FUNCTIONS: dict[str, Layer] = {
     "relu": nn.relu,
     "max_pool": layers.max_pool,
     "mean": layers.global_avg_pool,
@@ -50,4 +51,4 @@ def make_layer(spec: LayerSpec, dropout_rate: float) -> Layer:
             rate = spec["rate"]
             return layers.Dropout(dropout_rate if rate is None else rate, parent=None)
         case kind:
-            return _FUNCTIONS[kind]
+            return FUNCTIONS[kind]
