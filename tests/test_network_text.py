@@ -95,6 +95,12 @@ def test_shapes_and_sums():
     assert rows[5]["mflop"] == pytest.approx(2 * 9 * 6 * 13 * 13 / 1e6)
 
 
+def test_an_add_belongs_to_the_last_save_that_is_left():
+    layers = with_shapes(parse("conv 10 pad 1 / save / relu / save / norm / add / add / mean"))
+    sources = [layer["source"] for layer in layers if layer["kind"] == "add"]
+    assert [layers[source]["kind"] for source in sources] == ["relu", "conv"]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_table_sums_up_to_the_published_parameters(variant):
     rows = tabulate(describe(create_model(variant)))
