@@ -26,8 +26,9 @@ MAX_SEEDS = 1000
 # Version of the run-file format. Increase it for changes that older versions would misread.
 FORMAT = 2
 READABLE_FORMATS = (1, 2)
-# The fields of `DEFAULTS` that format 1 contains.
+# The fields of `DEFAULTS` that format 1 contains, and those that format 2 may lack.
 _FORMAT_1 = {"batch_size", "augment", "dropout"}
+_LATER = {"network", "l1", "gamma", "step_size", "patience"}
 
 
 class ConfigError(Exception):
@@ -64,10 +65,12 @@ class TrainConfig:
         augmentation: the kind of augmentation: notebook (rotation, shift, scale, shear, brightness,
             contrast), one part of it (rotation, affine, jitter), or bilinear or a variation of it
             (docs/recipes.md).
-        schedule: the learning rate schedule: constant or one_cycle.
+        schedule: the learning rate schedule: constant, one_cycle, step (torch's StepLR) or plateau
+            (torch's ReduceLROnPlateau, of the training loss).
         momentum: the momentum of SGD; ignored if the schedule cycles the momentum.
         nesterov: whether to use Nesterov momentum.
         weight_decay: the L2 penalty: this multiple of the parameters is added to the gradients.
+        l1: the L1 penalty: this multiple of the signs of the parameters is added to the gradients.
         ema_decay: the decay per step of the moving average of the weights, which is evaluated in
             place of the weights; 0 for no average.
         cycle_momentum: whether the one-cycle schedule also cycles the momentum.
@@ -76,6 +79,10 @@ class TrainConfig:
         pct_start: the fraction of the steps in which the one-cycle learning rate increases.
         div_factor: the ratio of the peak to the initial one-cycle learning rate.
         final_div_factor: the ratio of the initial to the final one-cycle learning rate.
+        gamma: the factor of each decay of the step and plateau schedules.
+        step_size: the number of epochs between the decays of the step schedule.
+        patience: the number of epochs without a smaller training loss that the plateau schedule
+            accepts before it decays.
         network: a network of your own, as text, such as "conv 8 / relu / mean / conv 10 1x1"
             (docs/networks.md); it has the recipes of gap.
 
@@ -100,6 +107,7 @@ class TrainConfig:
     momentum: float = _FILLED_IN
     nesterov: bool = _FILLED_IN
     weight_decay: float = _FILLED_IN
+    l1: float = _FILLED_IN
     ema_decay: float = _FILLED_IN
     cycle_momentum: bool = _FILLED_IN
     base_momentum: float = _FILLED_IN
@@ -107,6 +115,9 @@ class TrainConfig:
     pct_start: float = _FILLED_IN
     div_factor: float = _FILLED_IN
     final_div_factor: float = _FILLED_IN
+    gamma: float = _FILLED_IN
+    step_size: int = _FILLED_IN
+    patience: int = _FILLED_IN
     network: str | None = None
 
     def __post_init__(self):
@@ -157,7 +168,7 @@ class TrainConfig:
         check_format("config", found)
         fields = {field.name for field in dataclasses.fields(cls)}
         optional = {"holdout", "fold", *DEFAULTS} - _FORMAT_1 if found == 1 else set()
-        optional |= {"network"}
+        optional |= _LATER
         if not fields - optional <= set(values) <= fields:
             raise ConfigError(
                 f"config has {sorted(values)}; expected an object with the fields {sorted(fields)}"
@@ -365,11 +376,15 @@ def _is_number(value: Any) -> bool:
 # Fields, the check of a value, and its description in error messages.
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("augment nesterov cycle_momentum", lambda x: type(x) is bool, "True or False"),
-    ("epochs batch_size", lambda x: _is_whole(x) and x >= 1, "a whole number of at least 1"),
-    ("fold", lambda x: _is_whole(x) and x >= 0, "a whole number of at least 0"),
+    (
+        "epochs batch_size step_size",
+        lambda x: _is_whole(x) and x >= 1,
+        "a whole number of at least 1",
+    ),
+    ("fold patience", lambda x: _is_whole(x) and x >= 0, "a whole number of at least 0"),
     ("seed", lambda x: _is_whole(x) and 0 <= x < 2**32, "a whole number from 0 to 4294967295"),
-    ("weight_decay", lambda x: _is_number(x) and x >= 0, "a finite number of at least 0"),
-    ("pct_start", lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1"),
+    ("weight_decay l1", lambda x: _is_number(x) and x >= 0, "a finite number of at least 0"),
+    ("pct_start gamma", lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1"),
     (
         "limit_train holdout",
         lambda x: x is None or (_is_whole(x) and x >= 1),

@@ -1,12 +1,13 @@
-"""The optimiser: SGD with momentum, with a constant or a one-cycle learning rate."""
+"""The optimiser: SGD with momentum, with the schedules of its learning rate and momentum."""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from jaxmnist.config import ConfigError, TrainConfig
 from jaxmnist.recipes import DEFAULTS
@@ -84,6 +85,11 @@ def _constant(value: float) -> Schedule:
     return lambda step: value + 0.0 * step
 
 
+def _staircase(value: float, factor: float, period: int) -> Schedule:
+    # As torch.optim.lr_scheduler.StepLR, in steps.
+    return lambda step: value * jnp.power(factor, step // period)
+
+
 def make_optimizer(
     config: TrainConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, Schedules]:
@@ -97,22 +103,31 @@ def make_optimizer(
         ConfigError: there are too few steps for the config's schedule.
     """
     schedules = make_schedules(config, total_steps)
-    return sgd(config, schedules), schedules
+    tx = sgd(config, schedules)
+    if config.schedule == "plateau":
+        tx = optax.chain(tx, _reduce_on_plateau(config, total_steps // config.epochs))
+    return tx, schedules
 
 
 def make_schedules(config: TrainConfig, total_steps: int) -> Schedules:
-    """Return the schedules of a run; for Args and Raises see `make_optimizer`."""
+    """Return the schedules of a run; for Args and Raises see `make_optimizer`.
+
+    The plateau schedule is constant here: the optimiser lowers it, see `plateau_scale`.
+    """
     learning_rate, momentum = _constant(config.learning_rate), _constant(config.momentum)
     if config.schedule == "one_cycle":
         names = ("base_momentum", "max_momentum", "pct_start", "div_factor", "final_div_factor")
         constants = {name: getattr(config, name) for name in names}
         learning_rate, cycled = one_cycle(config.learning_rate, total_steps, **constants)
         momentum = cycled if config.cycle_momentum else momentum
+    elif config.schedule == "step":
+        period = config.step_size * (total_steps // config.epochs)
+        learning_rate = _staircase(config.learning_rate, config.gamma, period)
     return Schedules(learning_rate, momentum)
 
 
 def sgd(config: TrainConfig, schedules: Schedules) -> optax.GradientTransformation:
-    """Return SGD with the schedules, and with the config's weight decay and kind of momentum."""
+    """Return SGD with the schedules, and with the config's penalties and kind of momentum."""
     learning_rate, momentum = schedules
     tx = optax.inject_hyperparams(optax.sgd)(
         learning_rate=learning_rate, momentum=momentum, nesterov=config.nesterov
@@ -120,4 +135,43 @@ def sgd(config: TrainConfig, schedules: Schedules) -> optax.GradientTransformati
     if config.weight_decay:
         # Like PyTorch's SGD, add the decay to the gradients of all parameters.
         tx = optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
+    if config.l1:
+        tx = optax.chain(_add_l1(config.l1), tx)
     return tx
+
+
+def _add_l1(penalty: float) -> optax.GradientTransformation:
+    """Add the gradient of `penalty` times the sum of all parameters' absolute values."""
+
+    def add(updates, params):
+        return jax.tree.map(lambda grad, param: grad + penalty * jnp.sign(param), updates, params)
+
+    return optax.stateless(add)
+
+
+def _reduce_on_plateau(config: TrainConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Return torch's ReduceLROnPlateau, applied after each epoch of `steps` steps to its mean loss.
+
+    Its value is the training loss: the test set must not influence training.
+    """
+    # optax decays when its count of bad epochs reaches the patience, torch when it exceeds it.
+    plateau = optax.contrib.reduce_on_plateau(
+        factor=config.gamma, patience=config.patience + 1, accumulation_size=steps
+    )
+
+    def init(params):
+        state: Any = plateau.init(params)
+        # Finite, since a checkpoint refuses infinite values.
+        return state._replace(best_value=jnp.float32(jnp.finfo(jnp.float32).max))
+
+    return optax.GradientTransformationExtraArgs(init, plateau.update)
+
+
+def plateau_scale(opt_state: optax.OptState) -> jax.Array | None:
+    """Return the factor by which the plateau schedule has lowered the rate; None for the others.
+
+    Args:
+        opt_state: the state of an optimiser of `make_optimizer`.
+    """
+    state = optax.tree.get(opt_state, "ReduceLROnPlateauState")
+    return None if state is None else state.scale

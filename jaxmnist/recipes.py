@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 DATASETS = ("mnist", "fashion_mnist", "kmnist")
 
 VARIANTS = ("skeleton", "less_params", "batch_norm", "dropout", "fc_layer", "augmentation", "gap")
-# Variations of gap, trained with its recipe: one without normalisation, three of other shapes.
-ABLATION_NETWORKS = ("gap_without_norm", "gap_late_pool", "gap_wide", "gap_two_pools")
+# Variations of gap, trained with its recipe: four of other normalisations, three of other shapes.
+ABLATION_NETWORKS = (
+    *("gap_without_norm", "gap_group_norm", "gap_layer_norm", "gap_ghost_norm"),
+    *("gap_late_pool", "gap_wide", "gap_two_pools"),
+)
 NETWORKS = VARIANTS + ABLATION_NETWORKS
 
-SCHEDULES = ("constant", "one_cycle")
+SCHEDULES = ("constant", "one_cycle", "step", "plateau")
 AUGMENTATIONS = (
     *("notebook", "rotation", "affine", "jitter"),
     *("bilinear", "bilinear_and_light", "weak_bilinear", "strong_bilinear"),
@@ -29,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "momentum": 0.9,
     "nesterov": False,
     "weight_decay": 0.0,
+    "l1": 0.0,
     "ema_decay": 0.0,
     # One-cycle schedule: names and defaults of torch.optim.lr_scheduler.OneCycleLR.
     "cycle_momentum": True,
@@ -37,6 +41,10 @@ DEFAULTS: dict[str, Any] = {
     "pct_start": 0.3,
     "div_factor": 25.0,
     "final_div_factor": 1e4,
+    # Step and plateau schedules: names of StepLR and ReduceLROnPlateau, in epochs.
+    "gamma": 0.1,
+    "step_size": 6,
+    "patience": 1,
 }
 
 _GAP = {
@@ -97,6 +105,14 @@ CHANGES: dict[str, Change] = {
     "constant_momentum": Change(
         {"cycle_momentum": False}, "momentum of 0.9 throughout, the rate as it was"
     ),
+    "step_rate": Change(
+        {"schedule": "step"}, "the rate divided by 10 after 6 and 12 epochs, momentum of 0.9"
+    ),
+    "plateau_rate": Change(
+        {"schedule": "plateau"},
+        "the rate divided by 10 when the training loss stops falling, momentum of 0.9",
+    ),
+    "l1_penalty": Change({"l1": 1e-4}, "an L1 penalty of 0.0001"),
     "batches_of_64": Change({"batch_size": 64}, "64 images a step"),
     "batches_of_256": Change({"batch_size": 256}, "256 images a step"),
     "notebook_augmentation": Change({"augmentation": "notebook"}),
@@ -105,8 +121,12 @@ CHANGES: dict[str, Change] = {
     "strong_bilinear": Change({"augmentation": "strong_bilinear"}),
     "dropout_0.05": Change({"dropout": 0.05}),
     "no_nesterov": Change({"nesterov": False}),
+    "rate_0.005": Change({"learning_rate": 0.005}),
+    "rate_0.015": Change({"learning_rate": 0.015}),
     "rate_0.05": Change({"learning_rate": 0.05}),
+    "rate_0.15": Change({"learning_rate": 0.15}),
     "rate_0.2": Change({"learning_rate": 0.2}),
+    "rate_0.5": Change({"learning_rate": 0.5}),
     "no_decay": Change({"weight_decay": 0.0}),
     "decay_1e-4": Change({"weight_decay": 1e-4}),
     "decay_1e-3": Change({"weight_decay": 1e-3}),
@@ -120,6 +140,9 @@ ABLATIONS = {
     "gap": (
         "gap",
         "gap_without_norm",
+        "gap_group_norm",
+        "gap_layer_norm",
+        "gap_ghost_norm",
         "gap/no_dropout",
         "gap/no_augmentation",
         "gap/rotation",
@@ -128,6 +151,9 @@ ABLATIONS = {
         "gap/bilinear_and_light",
         "gap/constant_rate",
         "gap/constant_momentum",
+        "gap/step_rate",
+        "gap/plateau_rate",
+        "gap/l1_penalty",
         "gap_late_pool",
         "gap/batches_of_64",
         "gap/batches_of_256",
@@ -146,6 +172,9 @@ IDEAS = {
     "gap/fast": "a recipe of our own, few epochs",
     "gap/record": "a recipe of our own, many epochs",
     "gap_without_norm": "no batch normalisation",
+    "gap_group_norm": "group in place of batch normalisation, two groups",
+    "gap_layer_norm": "layer in place of batch normalisation",
+    "gap_ghost_norm": "batch normalisation over quarters of the batch",
     "gap_late_pool": "the average one layer later",
     **{f"gap/{name}": change.idea for name, change in CHANGES.items() if change.idea},
 }

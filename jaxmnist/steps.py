@@ -81,10 +81,11 @@ def train_step(
         return cross_entropy(logits, batch.labels).mean(), (logits, updates.get("batch_stats", {}))
 
     params = pvary(state.params, axis)
-    grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     # All parts have the same size, so the mean of their gradients is the gradient of the mean.
     grads = pmean(grads, axis)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    tx = optax.with_extra_args_support(tx)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=pmean(loss, axis))
     state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),

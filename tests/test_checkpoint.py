@@ -13,7 +13,7 @@ import pytest
 
 from jaxmnist import ConfigError, TrainConfig, create_model
 from jaxmnist.metrics import Metrics
-from jaxmnist.optim import Schedules, make_optimizer
+from jaxmnist.optim import make_optimizer
 from jaxmnist.runs import checkpoint
 from jaxmnist.runs.checkpoint import Checkpoint, CheckpointError, save
 from jaxmnist.runs.summary import make_row
@@ -200,8 +200,7 @@ def test_the_rows_of_the_longest_run_can_be_read_again():
     """A row of the longest numbers that a training may have, as the record holds it."""
     long = 0.123456789012345678
     tested = types.SimpleNamespace(loss=1e5 * long, accuracy=100 * long)
-    schedules = Schedules(lambda step: 1e-5 * long, lambda step: long)
-    row = make_row(2**32 - 1, schedules, 50_000, 2**31 - 1, METRICS, tested, 1e5 * long)
+    row = make_row(2**32 - 1, 1e-5 * long, long, 50_000, 2**31 - 1, METRICS, tested, 1e5 * long)
     row |= {"train_loss": 1e5 * long, "train_accuracy": 100 * long}
     rows = len(json.dumps([row])) * checkpoint.MAX_EPOCHS
     assert rows + 100_000 < checkpoint.MAX_RECORD_BYTES

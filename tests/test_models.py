@@ -115,6 +115,9 @@ def test_equals_pytorch(variant):
     ("variation", "count"),
     [
         ("gap_without_norm", 7188),
+        ("gap_group_norm", 7364),
+        ("gap_layer_norm", 7364),
+        ("gap_ghost_norm", 7364),
         ("gap_late_pool", 7364),
         ("gap_wide", 7082),
         ("gap_two_pools", 7364),
@@ -123,7 +126,8 @@ def test_equals_pytorch(variant):
 def test_parameters_of_the_variations_of_gap(variation, count):
     shapes = shapes_of(variation)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
-    assert ("batch_stats" in shapes) == (variation != "gap_without_norm")
+    without = ("gap_without_norm", "gap_group_norm", "gap_layer_norm")
+    assert ("batch_stats" in shapes) == (variation not in without)
 
 
 def test_variations_of_gap_differ_in_one_thing():
@@ -133,6 +137,9 @@ def test_variations_of_gap_differ_in_one_thing():
 
     gap = kinds("gap")
     assert kinds("gap_without_norm") == [kind for kind in gap if kind != "BatchNorm"]
+    for name, norm in (("group", "GroupNorm"), ("layer", "GroupNorm"), ("ghost", "GhostNorm")):
+        expected = [norm if kind == "BatchNorm" else kind for kind in gap]
+        assert kinds(f"gap_{name}_norm") == expected
     pool = gap.index("global_avg_pool")
     assert gap[pool:] == ["global_avg_pool", "Conv", "relu", "BatchNorm", "Dropout", "Conv"]
     late = [*gap[:pool], "Conv", "relu", "BatchNorm", "Dropout", "global_avg_pool", "Conv"]

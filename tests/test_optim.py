@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from jaxmnist.config import ConfigError, TrainConfig
-from jaxmnist.optim import make_optimizer, one_cycle
+from jaxmnist.optim import make_optimizer, one_cycle, plateau_scale
 from tests.conftest import golden
 
 PEAK = 0.015
@@ -92,3 +92,41 @@ def test_a_momentum_that_does_not_cycle():
     assert {float(schedules.momentum(k)) for k in (0, 29, 99)} == {0.9}
     cycle, _ = one_cycle(PEAK, 100)
     assert [schedules.learning_rate(k) for k in (0, 29, 99)] == [cycle(k) for k in (0, 29, 99)]
+
+
+def test_a_staircase_as_steplr():
+    """Epochs of 10 steps: the rate falls after every third epoch."""
+    config = TrainConfig(schedule="step", learning_rate=0.5, step_size=3, gamma=0.1, epochs=7)
+    _, schedules = make_optimizer(config, 70)
+    rates = [float(schedules.learning_rate(jnp.int32(k))) for k in (0, 29, 30, 59, 60, 69)]
+    np.testing.assert_allclose(rates, [0.5, 0.5, 0.05, 0.05, 0.005, 0.005], rtol=1e-6)
+    assert {float(schedules.momentum(k)) for k in (0, 69)} == {config.momentum}
+
+
+def test_a_plateau_as_reducelronplateau():
+    """Epochs of 2 steps, patience of 1: the rate falls after the second bad epoch in a row."""
+    config = TrainConfig(schedule="plateau", learning_rate=0.5, gamma=0.1, patience=1, epochs=7)
+    tx, _ = make_optimizer(config, 14)
+    params = {"scale": jnp.zeros(1)}  # also the name of the factor in the optimiser's state
+    opt_state = tx.init(params)
+    chex.assert_tree_all_finite(opt_state)
+    scales = []
+    for losses in [(3, 1), (2, 2), (1, 2.8), (2, 1.9999), (0.5, 1), (1, 1), (1, 1)]:
+        for loss in losses:
+            gradient = {"scale": jnp.ones(1)}
+            update, opt_state = tx.update(gradient, opt_state, params, value=jnp.float32(loss))
+        scales.append(float(plateau_scale(opt_state)))
+    # Means: 2 best, 2 bad, 1.9 best, 1.99995 bad, 0.75 best, 1 bad, 1 bad again.
+    np.testing.assert_allclose(scales, [1, 1, 1, 1, 1, 1, 0.1], rtol=1e-6)
+    assert plateau_scale(make_optimizer(TrainConfig(), 20)[0].init(params)) is None
+    # Fourteen steps of momentum 0.9 with a gradient of 1, at the lowered rate of the last one.
+    velocity = (1 - 0.9**14) / (1 - 0.9)
+    np.testing.assert_allclose(update["scale"], -0.5 * 0.1 * velocity, rtol=1e-5)
+
+
+def test_an_l1_penalty_worked_by_hand():
+    """w <- w - rate (gradient + penalty sign(w)); zero stays where it is."""
+    tx, _ = make_optimizer(TrainConfig("less_params", l1=0.25, learning_rate=0.1), 10)
+    params = {"w": jnp.array([1.0, -2.0, 0.0])}
+    updates, _ = tx.update({"w": jnp.array([0.5, 0.5, 0.0])}, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], [-0.075, -0.025, 0.0], rtol=1e-6)

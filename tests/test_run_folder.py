@@ -9,7 +9,6 @@ import pytest
 
 from jaxmnist import ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
-from jaxmnist.optim import Schedules
 from jaxmnist.runs import run_folder
 from jaxmnist.runs.summary import (
     environment,
@@ -20,8 +19,6 @@ from jaxmnist.runs.summary import (
     summarize_seed,
 )
 
-SCHEDULES = Schedules(learning_rate=lambda step: step / 100, momentum=lambda step: 0.9)
-
 
 def metrics(loss_sum, correct, count):
     return Metrics(np.float32(loss_sum), np.int32(correct), np.int32(count))
@@ -30,7 +27,8 @@ def metrics(loss_sum, correct, count):
 def row(epoch, correct, test_loss=50.0):
     return make_row(
         4,
-        SCHEDULES,
+        0.29,
+        0.9,
         epoch,
         epoch * 10,
         metrics(64.0, 96, 128),

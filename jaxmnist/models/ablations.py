@@ -2,11 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxmnist.models.layers import (
-    BatchNorm,
-    global_avg_pool,
-    max_pool,
-)
+from jaxmnist.models.layers import BatchNorm, GhostNorm, GroupNorm, global_avg_pool, max_pool
 from jaxmnist.models.variants import GapNet, Layer, conv, conv_relu_norm, conv_relu_norm_drop
 
 
@@ -15,6 +11,32 @@ class GapWithoutNormNet(GapNet):
 
     def layers(self) -> Sequence[Layer]:
         return [layer for layer in super().layers() if not isinstance(layer, BatchNorm)]
+
+
+class GapGroupNormNet(GapNet):
+    """The gap network with group normalisation, two groups of channels: 7,364 parameters."""
+
+    def layers(self) -> Sequence[Layer]:
+        return _with_norm(super().layers(), GroupNorm(groups=2, parent=None))
+
+
+class GapLayerNormNet(GapNet):
+    """The gap network with layer normalisation, one group of channels: 7,364 parameters."""
+
+    def layers(self) -> Sequence[Layer]:
+        return _with_norm(super().layers(), GroupNorm(groups=1, parent=None))
+
+
+class GapGhostNormNet(GapNet):
+    """The gap network with batch normalisation of each quarter of the batch: 7,364 parameters."""
+
+    def layers(self) -> Sequence[Layer]:
+        return _with_norm(super().layers(), GhostNorm(splits=4, parent=None))
+
+
+def _with_norm(layers: Sequence[Layer], norm: Layer) -> list[Layer]:
+    """Return the layers with another normalisation in place of each batch normalisation."""
+    return [norm if isinstance(layer, BatchNorm) else layer for layer in layers]
 
 
 class GapLatePoolNet(GapNet):

@@ -13,7 +13,6 @@ import jax
 
 from jaxmnist.config import FORMAT, TrainConfig
 from jaxmnist.metrics import Metrics
-from jaxmnist.optim import Schedules
 from jaxmnist.parallel.limits import cores
 
 Row = dict[str, Any]
@@ -43,14 +42,15 @@ _PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 
 def make_row(
     seed: int,
-    schedules: Schedules,
+    learning_rate: float,
+    momentum: float,
     epoch: int,
     step: int,
     trained: Metrics,
     tested: Metrics,
     train_seconds: float,
 ) -> Row:
-    """Return the row of an epoch, with the learning rate and momentum of its last step."""
+    """Return the row of an epoch; learning rate and momentum are those of its last step."""
     return {
         "epoch": epoch,
         "step": step,
@@ -59,8 +59,8 @@ def make_row(
         "train_accuracy": trained.accuracy,
         "test_loss": _finite(tested.loss),
         "test_accuracy": tested.accuracy,
-        "learning_rate": float(schedules.learning_rate(step - 1)),
-        "momentum": float(schedules.momentum(step - 1)),
+        "learning_rate": learning_rate,
+        "momentum": momentum,
         "train_seconds": round(train_seconds, 6),
         "images_per_second": round(int(trained.count) / train_seconds, 1),
     }
