@@ -184,6 +184,8 @@ def test_an_error_of_one_process_ends_both(start_two):
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, False),  # within sbatch, outside of srun
         ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "1"}, False),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "8"}, True),
+        ({"TPU_SKIP_MDS_QUERY": "1"}, False),  # JAX on a machine without TPU chips
+        ({"TPU_ML_PLATFORM": "JAX"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
     ],
 )

@@ -100,6 +100,9 @@ def test_stablehlo_is_the_network_for_every_platform(variant, normalised, images
     np.testing.assert_allclose(found, original_logits(variant, images), atol=1e-4)
     exported = jax.export.deserialize(bytearray(file.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
+    text = exported.mlir_module()
+    assert "stablehlo.convolution" in text  # GPU and TPU
+    assert "stablehlo.dot_general" in text  # CPU
     assert exported.in_avals[0].dtype == (np.float32 if normalised else np.uint8)
     assert list(tmp_path.iterdir()) == [file]
 

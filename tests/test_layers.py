@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
+import jaxmnist
 from jaxmnist.models import layers
-from jaxmnist.models.convolution import convolve, image_size, matmul_conv, native_conv, retile
+from jaxmnist.models.convolution import (
+    depthwise_convolve,
+    image_size,
+    matmul_conv,
+    native_conv,
+    retile,
+)
 from jaxmnist.models.random_bits import random_words
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -107,16 +114,26 @@ def test_convolution_worked_by_hand():
     chex.assert_trees_all_close(native_conv(x, kernel), expected)
 
 
-@pytest.mark.parametrize(("backend", "native"), [("cpu", False), ("gpu", True), ("tpu", True)])
-def test_each_backend_gets_its_convolution(monkeypatch, backend, native):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    # A function of its own: traces are cached by function.
-    jaxpr = jax.make_jaxpr(lambda *operands: convolve(*operands))(
-        plain(normal(0, 2, 5, 5, 3)), normal(1, 3, 3, 2, 4)
-    )
+@pytest.mark.parametrize(
+    ("platform", "native"), [("cpu", False), ("gpu", True), ("tpu", True), (None, False)]
+)
+def test_each_platform_gets_its_convolution(platform, native):
+    network = jaxmnist.create_model("gap").clone(platform=platform)
+    variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    jaxpr = jax.make_jaxpr(network.apply)(variables, jnp.zeros((2, 28, 28, 1)))
     primitives = {equation.primitive.name for equation in jaxpr.eqns}
     assert ("conv_general_dilated" in primitives) == native
     assert ("dot_general" in primitives) != native
+
+
+@pytest.mark.parametrize(("platform", "native"), [("cpu", False), ("gpu", True)])
+def test_each_platform_gets_its_depthwise_convolution(platform, native):
+    def apply(x, kernel):
+        return depthwise_convolve(x, kernel, platform=platform)
+
+    jaxpr = jax.make_jaxpr(apply)(plain(normal(0, 2, 5, 5, 3)), normal(1, 3, 3, 1, 2))
+    primitives = {equation.primitive.name for equation in jaxpr.eqns}
+    assert ("conv_general_dilated" in primitives) == native
 
 
 @pytest.mark.parametrize(("kernel_size", "channels"), [(3, 4), (1, 9)])

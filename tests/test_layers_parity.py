@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxmnist.models import layers
-from jaxmnist.models.convolution import native_conv, retile
+from jaxmnist.models.convolution import retile
 from tests.conftest import drawn
 
 torch = pytest.importorskip("torch")
@@ -38,19 +38,7 @@ def check(ours, theirs, *operands):
         np.testing.assert_allclose(gradient, tensor.grad, **TOLERANCE)
 
 
-@pytest.fixture(params=["matrix", "native"])
-def method(request, monkeypatch):
-    """Both methods of convolution."""
-
-    def native_depthwise_conv(x, kernel, padding, stride):
-        return native_conv(x, kernel, padding, stride, groups=len(x))
-
-    if request.param == "native":
-        monkeypatch.setattr(layers, "convolve", native_conv)
-        monkeypatch.setattr(layers, "depthwise_convolve", native_depthwise_conv)
-
-
-@pytest.mark.usefixtures("method")
+@pytest.mark.parametrize("platform", ["cpu", "gpu"], ids=["matrix", "native"])
 @pytest.mark.parametrize("depthwise", [False, True], ids=["all channels", "depthwise"])
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "side"),
@@ -65,7 +53,7 @@ def method(request, monkeypatch):
         (2, 3, 0, 9),  # windows with a gap between them
     ],
 )
-def test_convolution(size, stride, padding, side, depthwise):
+def test_convolution(size, stride, padding, side, depthwise, platform):
     channels, features = 3, 3 if depthwise else 4
     kind = layers.DepthwiseConv if depthwise else layers.Conv
     options = {} if depthwise else {"features": features}
@@ -73,7 +61,8 @@ def test_convolution(size, stride, padding, side, depthwise):
 
     def ours(images, kernel, bias):
         params = {"kernel": kernel, "bias": bias}
-        return plain(conv.apply({"params": params}, activations(images)))
+        variables, x = {"params": params}, activations(images)
+        return plain(conv.apply(variables, x, platform=platform))
 
     def theirs(images, kernel, bias):
         groups = channels if depthwise else 1

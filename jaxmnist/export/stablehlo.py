@@ -1,5 +1,6 @@
 """StableHLO export with `jax.export`: a program with its weights, for CPU, CUDA and TPU."""
 
+import functools
 import importlib
 import os
 import subprocess
@@ -17,7 +18,8 @@ from jaxmnist.models import model_of
 from jaxmnist.network_text import SIZE
 from jaxmnist.steps import normalise
 
-PLATFORMS = ("cpu", "cuda", "tpu")
+# Platforms by JAX's name for lowering: the platform of their devices.
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
 
 # Program that runs the exported file without this package.
 USE = """
@@ -43,13 +45,18 @@ def write(network: TrainedNetwork, file: Path) -> None:
     def logits(images: jax.Array) -> Any:
         if not network.normalised_input:
             images = normalise(images, network.mean, network.std)
-        return model.apply(network.variables, images)
+        # The network of each platform, which has its own convolution.
+        networks = {
+            name: functools.partial(model.clone(platform=platform).apply, network.variables)
+            for name, platform in PLATFORMS.items()
+        }
+        return jax.lax.platform_dependent(images, **networks)
 
     (count,) = export.symbolic_shape("N")
     shape, dtype = (count, SIZE, SIZE), jnp.uint8
     if network.normalised_input:
         shape, dtype = (*shape, 1), jnp.float32
-    exported = export.export(jax.jit(logits), platforms=PLATFORMS)(
+    exported = export.export(jax.jit(logits), platforms=tuple(PLATFORMS))(
         jax.ShapeDtypeStruct(shape, dtype)
     )
     file.write_bytes(exported.serialize())

@@ -12,6 +12,10 @@ TILED_CHANNELS = 128
 # Smallest number of input channels for Winograd's method. With fewer, the copying that it adds
 # outweighs the arithmetic that it saves.
 WINOGRAD_CHANNELS = 32
+# By default, JAX rounds factors to 11 bits on a GPU (TF32) and to 8 bits on a TPU (bfloat16). On a
+# GPU, this keeps all 24 bits, as on a CPU. On a TPU, that multiplies the time of compilation;
+# docs/performance.md describes how to request it.
+PRECISION = {"gpu": jax.lax.Precision.HIGHEST}
 
 
 def image_size(x: jax.Array) -> tuple[int, int]:
@@ -238,9 +242,17 @@ def shifted_depthwise_conv(
 
 
 def native_conv(
-    x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1, groups: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    padding: int = 0,
+    stride: int = 1,
+    groups: int = 1,
+    precision: jax.lax.Precision | None = None,
 ) -> jax.Array:
-    """Convolve with the compiler's operator; Args and Returns as in `matmul_conv`."""
+    """Convolve with the compiler's operator; Args and Returns as in `matmul_conv`.
+
+    With `groups`, each group of channels is convolved separately. `precision` is that of products.
+    """
     y = jax.lax.conv_general_dilated(
         retile(x, 1)[:, 0, 0],
         kernel,
@@ -248,20 +260,43 @@ def native_conv(
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("CHWN", "HWIO", "CHWN"),
         feature_group_count=groups,
+        precision=precision,
     )
     return y[:, None, None]
 
 
-def convolve(x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1) -> jax.Array:
-    """Convolve with the faster method on the default backend; see `matmul_conv`."""
-    fast = matmul_conv if jax.default_backend() == "cpu" else native_conv
-    return fast(x, kernel, padding, stride)
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    padding: int = 0,
+    stride: int = 1,
+    platform: str | None = None,
+) -> jax.Array:
+    """Convolve with the faster method on a platform; see `matmul_conv`.
+
+    Args:
+        x: activations.
+        kernel: weights.
+        padding: the width of the zero padding on every side, in pixels.
+        stride: the distance between the windows of two output pixels, in pixels.
+        platform: the platform that the program is compiled for, such as cpu, gpu or tpu; None for
+            JAX's default one.
+    """
+    platform = platform or jax.default_backend()
+    if platform == "cpu":
+        return matmul_conv(x, kernel, padding, stride)
+    return native_conv(x, kernel, padding, stride, precision=PRECISION.get(platform))
 
 
 def depthwise_convolve(
-    x: jax.Array, kernel: jax.Array, padding: int = 0, stride: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    padding: int = 0,
+    stride: int = 1,
+    platform: str | None = None,
 ) -> jax.Array:
-    """Convolve each channel on its own; see `shifted_depthwise_conv`."""
-    if jax.default_backend() == "cpu":
+    """Convolve each channel on its own; see `shifted_depthwise_conv` and `convolve`."""
+    platform = platform or jax.default_backend()
+    if platform == "cpu":
         return shifted_depthwise_conv(x, kernel, padding, stride)
-    return native_conv(x, kernel, padding, stride, groups=len(x))
+    return native_conv(x, kernel, padding, stride, len(x), PRECISION.get(platform))

@@ -54,10 +54,16 @@ class Conv(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        axis: Axis = None,
+        platform: str | None = None,
+    ) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
         kernel = self.param("kernel", torch_uniform, shape)
-        y = convolve(x, kernel, self.padding, self.stride)
+        y = convolve(x, kernel, self.padding, self.stride, platform)
         return _with_bias(self, y, shape) if self.use_bias else y
 
 
@@ -70,10 +76,16 @@ class DepthwiseConv(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        axis: Axis = None,
+        platform: str | None = None,
+    ) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[0])
         kernel = self.param("kernel", torch_uniform, shape)
-        y = depthwise_convolve(x, kernel, self.padding, self.stride)
+        y = depthwise_convolve(x, kernel, self.padding, self.stride, platform)
         return _with_bias(self, y, shape) if self.use_bias else y
 
 
@@ -101,7 +113,13 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        axis: Axis = None,
+        platform: str | None = None,
+    ) -> jax.Array:
         features = x.shape[0]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
@@ -136,7 +154,13 @@ class GhostNorm(BatchNorm):
     splits: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        axis: Axis = None,
+        platform: str | None = None,
+    ) -> jax.Array:
         if not train or self.is_initializing():
             return super().__call__(x, train, axis)
         features = x.shape[0]
@@ -166,7 +190,13 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        axis: Axis = None,
+        platform: str | None = None,
+    ) -> jax.Array:
         grouped = x.reshape(self.groups, -1, *x.shape[1:])
         mean = grouped.mean(axis=(1, 2, 3, 4, 5), keepdims=True)
         var = jnp.square(grouped - mean).mean(axis=(1, 2, 3, 4, 5), keepdims=True)
@@ -191,7 +221,13 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        axis: Axis = None,
+        platform: str | None = None,
+    ) -> jax.Array:
         if not train or self.rate == 0:
             return x
         images = x.shape[-1]

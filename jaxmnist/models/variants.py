@@ -69,6 +69,8 @@ class Network(nn.Module):
     Args:
         dropout_rate: the probability that an activation is dropped in training.
         axis: the device axis over which the batch is split; None if `images` is the whole batch.
+        platform: the platform that the network is compiled for, such as cpu, gpu or tpu, which
+            decides how it convolves; None for JAX's default one.
 
     Args of a call:
         images: float32 `[N, 28, 28, 1]`, normalised.
@@ -80,6 +82,7 @@ class Network(nn.Module):
 
     dropout_rate: float = 0.0
     axis: Axis = None
+    platform: str | None = None
 
     def layers(self) -> Sequence[Layer]:
         """Return the layers in order of use."""
@@ -98,7 +101,7 @@ class Network(nn.Module):
         x, saved = from_images(images), []
         for name, layer in self.named_layers():
             if isinstance(layer, nn.Module):
-                x = layer.clone(parent=self, name=name)(x, train, self.axis)
+                x = layer.clone(parent=self, name=name)(x, train, self.axis, self.platform)
             elif layer is save:
                 saved.append(x)
             elif layer is add:

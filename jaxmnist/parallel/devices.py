@@ -55,6 +55,11 @@ class Devices:
         """List of the devices."""
         return jax.devices()[: self.count]
 
+    @property
+    def platform(self) -> str:
+        """Platform of the devices: cpu, gpu or tpu."""
+        return self.all[0].platform
+
     def replicate(self, tree: Any) -> Any:
         """Copy every array to each device in full."""
         if self.count == 1:

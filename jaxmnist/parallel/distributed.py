@@ -6,7 +6,6 @@ This module exchanges the values on which they must agree. With one process, it 
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -74,7 +73,8 @@ def _has_cluster() -> bool:
     tasks = [os.environ.get("OMPI_COMM_WORLD_SIZE", "1")]
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         tasks.append(os.environ.get("SLURM_NTASKS", "1"))
-    return any(number != "1" for number in tasks) or bool(importlib.util.find_spec("libtpu"))
+    # When JAX is imported where there are TPU chips, it sets this variable.
+    return any(number != "1" for number in tasks) or "TPU_ML_PLATFORM" in os.environ
 
 
 def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:

@@ -67,6 +67,7 @@ def compile_programs(
     """
     begin = time.perf_counter()
     layout = make_layout(devices, seeds, config.batch_size)
+    model = model.clone(platform=devices.platform)
     permute = functools.partial(epoch_permutation, batch_size=config.batch_size)
     train = functools.partial(train_chunk, config=config, model=model, tx=tx, axis=layout.axis)
     test = functools.partial(evaluate, model=model, axis=layout.axis)
