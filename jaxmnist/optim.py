@@ -90,10 +90,8 @@ def _staircase(value: float, factor: float, period: int) -> Schedule:
     return lambda step: value * jnp.power(factor, step // period)
 
 
-def make_optimizer(
-    config: TrainConfig, total_steps: int
-) -> tuple[optax.GradientTransformation, Schedules]:
-    """Return the optimiser of a run and its schedules.
+def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """Return the optimiser of a run.
 
     Args:
         config: the config of the run.
@@ -102,17 +100,16 @@ def make_optimizer(
     Raises:
         ConfigError: there are too few steps for the config's schedule.
     """
-    schedules = make_schedules(config, total_steps)
-    tx = sgd(config, schedules)
+    tx = sgd(config, make_schedules(config, total_steps))
     if config.schedule == "plateau":
         tx = optax.chain(tx, _reduce_on_plateau(config, total_steps // config.epochs))
-    return tx, schedules
+    return tx
 
 
 def make_schedules(config: TrainConfig, total_steps: int) -> Schedules:
     """Return the schedules of a run; for Args and Raises see `make_optimizer`.
 
-    The plateau schedule is constant here: the optimiser lowers it, see `plateau_scale`.
+    With the plateau schedule, the learning rate is constant, and the optimiser lowers it.
     """
     learning_rate, momentum = _constant(config.learning_rate), _constant(config.momentum)
     if config.schedule == "one_cycle":
@@ -167,11 +164,13 @@ def _reduce_on_plateau(config: TrainConfig, steps: int) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(init, plateau.update)
 
 
-def plateau_scale(opt_state: optax.OptState) -> jax.Array | None:
-    """Return the factor by which the plateau schedule has lowered the rate; None for the others.
+def latest_rates(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+    """Return the learning rate and the momentum of the last step.
 
     Args:
         opt_state: the state of an optimiser of `make_optimizer`.
     """
-    state = optax.tree.get(opt_state, "ReduceLROnPlateauState")
-    return None if state is None else state.scale
+    values = optax.tree.get(opt_state, "hyperparams")
+    plateau = optax.tree.get(opt_state, "ReduceLROnPlateauState")
+    rate = values["learning_rate"]
+    return rate if plateau is None else rate * plateau.scale, values["momentum"]

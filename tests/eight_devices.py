@@ -37,7 +37,7 @@ BATCH, COUNT, STEPS = 8, 8 * 20, 20
 def created(config: TrainConfig, seed: int):
     """The first state of a seed, in the host's memory."""
     model = create_model(config.variant, config.dropout)
-    tx, _ = make_optimizer(config, 100)
+    tx = make_optimizer(config, 100)
     with_ema = config.ema_decay > 0
     return jax.jit(functools.partial(create_state, model, tx, with_ema=with_ema))(seed)
 
@@ -47,7 +47,7 @@ class Case:
 
     def __init__(self, config: TrainConfig, devices: Devices, seeds: tuple[int, ...] = (0,)):
         model = create_model(config.variant, config.dropout)
-        tx, _ = make_optimizer(config, 100)
+        tx = make_optimizer(config, 100)
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (COUNT, 28, 28), np.uint8)
         labels = rng.integers(0, 10, COUNT, np.uint8)

@@ -29,7 +29,7 @@ def chunk_of(variant, platform):
     """`train_chunk`, and its arguments without their values."""
     config = TrainConfig(variant)
     model = model_of(config).clone(platform=platform)
-    tx, _ = make_optimizer(config, 15 * 468)
+    tx = make_optimizer(config, 15 * 468)
 
     def chunk(*arguments):
         return steps.train_chunk(*arguments, config=config, model=model, tx=tx)

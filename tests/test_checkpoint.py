@@ -26,7 +26,7 @@ NOTES = {"rows": [{"loss": 0.1}], "of": "no importance"}
 
 def functions(variant):
     model = create_model(variant)
-    tx, _ = make_optimizer(TrainConfig(variant), 100)
+    tx = make_optimizer(TrainConfig(variant), 100)
     return functools.partial(initial_state, model, tx), jax.eval_shape(
         functools.partial(create_state, model, tx), 0
     )

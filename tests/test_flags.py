@@ -47,7 +47,7 @@ def test_a_run_is_read_and_used_under_other_flags(small_run, other_flags):
 
 def test_the_key_has_a_fixed_implementation(other_flags):
     config = jaxmnist.TrainConfig("gap")
-    tx, _ = make_optimizer(config, 10)
+    tx = make_optimizer(config, 10)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         state = jax.eval_shape(lambda: create_state(create_model("gap"), tx, 0))
     assert state.key.dtype == jax.random.key(0, impl="threefry2x32").dtype

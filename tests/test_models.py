@@ -89,7 +89,7 @@ def test_equals_pytorch(variant):
         log_probs(params, batch_stats), expected["eval_log_probs"], atol=1e-4
     )
 
-    tx, _ = make_optimizer(TrainConfig(variant), total_steps=20)
+    tx = make_optimizer(TrainConfig(variant), total_steps=20)
     train_step = jit_once(functools.partial(steps.train_step, model=model, tx=tx))
     state = TrainState(
         step=jnp.int32(0),

@@ -42,7 +42,7 @@ def test_twenty_steps_are_the_packages(one_file, first_state):
     images, labels = golden_batch(16)
     model = create_model("gap", dropout_rate=0.0)
     config = TrainConfig("gap", learning_rate=one_file.PEAK_LEARNING_RATE)
-    tx, _ = make_optimizer(config, STEPS)
+    tx = make_optimizer(config, STEPS)
     state = initial_state(model, tx, 0)
     with jax.enable_x64(True):
         images = images.astype(np.float64)

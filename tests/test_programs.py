@@ -35,7 +35,7 @@ class Group:
     def __init__(self, idx_dir):
         self.config = TrainConfig("tiny", "fashion_mnist", epochs=2, batch_size=64)
         model = create_model("tiny")
-        tx, _ = make_optimizer(self.config, 18)
+        tx = make_optimizer(self.config, 18)
         images = to_devices(data.load("fashion_mnist", idx_dir=idx_dir), None)
         self.images, self.test_images = images
         self.create = functools.partial(initial_state, model, tx)

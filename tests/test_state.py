@@ -13,7 +13,7 @@ from jaxmnist.state import initial_state, stream, update_ema
 @pytest.fixture(scope="module")
 def create():
     model = create_model("less_params")
-    tx, _ = make_optimizer(TrainConfig("less_params"), 100)
+    tx = make_optimizer(TrainConfig("less_params"), 100)
     return functools.partial(initial_state, model, tx)
 
 
@@ -43,7 +43,7 @@ def test_streams_are_separate():
 def test_an_average_worked_by_hand():
     """At first the mean of all that was, the first included; in the end 1/4 of what comes."""
     model = create_model("less_params")
-    tx, _ = make_optimizer(TrainConfig("less_params"), 100)
+    tx = make_optimizer(TrainConfig("less_params"), 100)
     state = initial_state(model, tx, 0, with_ema=True)
     zero = jnp.zeros(3)
     average = {"params": {"w": zero}, "batch_stats": {"mean": zero}}

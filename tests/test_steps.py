@@ -37,7 +37,7 @@ class Trainer:
     def __init__(self, variant, idx_dir, recipe="notebook"):
         self.config = TrainConfig(variant, "fashion_mnist", recipe, epochs=2, batch_size=64)
         self.model = create_model(variant, self.config.dropout)
-        self.tx, _ = make_optimizer(self.config, 2 * STEPS)
+        self.tx = make_optimizer(self.config, 2 * STEPS)
         images = to_devices(data.load("fashion_mnist", idx_dir=idx_dir), None)
         self.images, self.test_images = images
         with_ema = self.config.ema_decay > 0
@@ -174,7 +174,7 @@ class DropHalf(nn.Module):
 
 def test_every_step_drops_others():
     model = DropHalf()
-    tx, _ = make_optimizer(TrainConfig("less_params"), 10)
+    tx = make_optimizer(TrainConfig("less_params"), 10)
     state = initial_state(model, tx, 0)
     step_once = jax.jit(functools.partial(train_step, model=model, tx=tx))
     batch = Batch(jnp.ones((8, 28, 28, 1)), jnp.arange(8, dtype=jnp.uint8))
@@ -207,7 +207,7 @@ def test_the_batch_of_a_step_is_its_share_of_the_epochs_order(small_idx_dir):
     """Without augmentation and dropout, a chunk is `train_step` over slices of the order."""
     config = TrainConfig("less_params", "fashion_mnist", batch_size=64)
     model = create_model("less_params")
-    tx, _ = make_optimizer(config, 2 * STEPS)
+    tx = make_optimizer(config, 2 * STEPS)
     images, _ = to_devices(data.load("fashion_mnist", idx_dir=small_idx_dir), None)
     start = initial_state(model, tx, 0)
     order = np.asarray(epoch_permutation(start, images, batch_size=64))

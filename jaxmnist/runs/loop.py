@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmnist.config import ConfigError
 from jaxmnist.metrics import Metrics
-from jaxmnist.optim import plateau_scale
+from jaxmnist.optim import latest_rates
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.programs import Programs, stack, unstack
 from jaxmnist.runs.checkpoint import CheckpointError
@@ -194,7 +194,7 @@ class TrainLoop:
     def _report_progress(self, speed: float) -> None:
         setup, slots = self._setup, self._active()
         metrics = [_of_slot(self._metrics, slot) for slot in slots]
-        rates = self._learning_rates()
+        rates, _ = self._programs.get(latest_rates(self._state.opt_state))
         self._callbacks.report(
             Progress(
                 seeds=tuple(slot.seed for slot in slots),
@@ -202,28 +202,21 @@ class TrainLoop:
                 step=self._step,
                 loss=fmean(each.loss for each in metrics),
                 accuracy=fmean(each.accuracy for each in metrics),
-                learning_rate=fmean(rates[slot.index] for slot in slots),
+                learning_rate=fmean(float(rates[slot.index]) for slot in slots),
                 images_per_second=speed * setup.config.batch_size * len(slots),
             )
         )
-
-    def _learning_rates(self) -> list[float]:
-        """Return the learning rate of the last step by slot."""
-        scale = plateau_scale(self._state.opt_state)
-        scales = np.ones(len(self._slots)) if scale is None else self._programs.get(scale)
-        rate = float(self._setup.schedules.learning_rate(self._step - 1))
-        return [rate * float(each) for each in scales]
 
     def _evaluate(self) -> None:
         """Evaluate after an epoch, and report a row for each seed."""
         setup, slots, epoch = self._setup, self._active(), self._step // self._setup.steps
         tested = self._programs.get(self._programs.evaluate(self._state, setup.test_images))
-        rates = self._learning_rates()
+        rates, momenta = self._programs.get(latest_rates(self._state.opt_state))
         for slot in slots:
             row = make_row(
                 seed=slot.seed,
-                learning_rate=rates[slot.index],
-                momentum=float(setup.schedules.momentum(self._step - 1)),
+                learning_rate=float(rates[slot.index]),
+                momentum=float(momenta[slot.index]),
                 epoch=epoch,
                 step=self._step,
                 trained=_of_slot(self._metrics, slot),

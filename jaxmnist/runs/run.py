@@ -290,7 +290,7 @@ def template_of(metadata: dict[str, Any]) -> TrainState:
     """Return the shapes of the state in a checkpoint, from its metadata."""
     config = config_of(metadata)
     # The number of steps affects a schedule's values but not the shapes, so any number will do.
-    tx, _ = make_optimizer(config, total_steps=10**6)
+    tx = make_optimizer(config, total_steps=10**6)
     return state_shapes(config, model_of(config), tx)
 
 

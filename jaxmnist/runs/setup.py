@@ -15,7 +15,7 @@ import optax
 from jaxmnist import data
 from jaxmnist.config import ConfigError, TrainConfig, steps_per_epoch
 from jaxmnist.models import model_of
-from jaxmnist.optim import Schedules, make_optimizer
+from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.devices import ONE, Devices
 from jaxmnist.runs.checkpoint import MAX_EPOCHS
 from jaxmnist.runs.summary import Row, core_count, environment
@@ -116,7 +116,6 @@ class Setup(NamedTuple):
     options: RunOptions
     model: nn.Module
     tx: optax.GradientTransformation
-    schedules: Schedules
     state_shapes: TrainState
     train_images: Images
     test_images: Images
@@ -173,7 +172,7 @@ def set_up(
         dataset = data.hold_out(dataset, config.holdout, config.fold)
     train_images, test_images = to_devices(dataset, config.limit_train, devices)
     steps = steps_per_epoch(len(train_images.pixels), config.batch_size)
-    tx, schedules = make_optimizer(config, config.epochs * steps)
+    tx = make_optimizer(config, config.epochs * steps)
     model = model_of(config)
     shapes = state_shapes(config, model, tx)
     facts = {
@@ -187,7 +186,6 @@ def set_up(
         options=options,
         model=model,
         tx=tx,
-        schedules=schedules,
         state_shapes=shapes,
         train_images=train_images,
         test_images=test_images,

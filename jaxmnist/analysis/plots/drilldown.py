@@ -22,7 +22,7 @@ from jaxmnist.analysis.results import VariantResults
 from jaxmnist.analysis.stats import Summary
 from jaxmnist.augment import augment
 from jaxmnist.config import TrainConfig
-from jaxmnist.optim import make_optimizer
+from jaxmnist.optim import make_schedules
 
 # Training steps per epoch of MNIST.
 STEPS = 468
@@ -144,7 +144,7 @@ def cost(networks: Sequence[VariantResults]) -> Figure:
 
 def one_cycle(epochs: int) -> Figure:
     """Draw the learning rate and momentum of `gap` over all steps."""
-    _, schedules = make_optimizer(TrainConfig("gap", epochs=epochs), epochs * STEPS)
+    schedules = make_schedules(TrainConfig("gap", epochs=epochs), epochs * STEPS)
     steps = jnp.arange(epochs * STEPS)
     figure, axes = with_grid(6, 3)
     axes.plot(steps / STEPS, schedules.learning_rate(steps), color=BLUE)
