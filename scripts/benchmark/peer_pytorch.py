@@ -26,9 +26,16 @@ TOTAL_STEPS = 702_000
 WORKERS = (0, 1, 2, 4)
 EVAL_BATCH = 200
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# Options of torch.compile by the name of the form; None for no compilation.
+COMPILATIONS: dict[str, dict[str, str] | None] = {"eager": None, "compiled": {}}
+if DEVICE.type == "cuda":
+    COMPILATIONS["CUDA graphs"] = {"mode": "reduce-overhead"}
+
 FORMS = {
-    f"{how}, {layout}": (how == "compiled", memory_format)
-    for how in ("eager", "compiled")
+    f"{how}, {layout}": (options, memory_format)
+    for how, options in COMPILATIONS.items()
     for layout, memory_format in (
         ("contiguous", torch.contiguous_format),
         ("channels_last", torch.channels_last),
@@ -43,17 +50,22 @@ def prepare(spec: dict[str, Any]) -> Prepared:
     torch.manual_seed(0)
     arrays, batch_size = load_images(spec), spec["config"]["batch_size"]
     jobs: dict[str, Job] = {}
-    for form, (compiled, memory_format) in FORMS.items():
-        trainer = Trainer(spec, compiled, memory_format)
+    for form, (options, memory_format) in FORMS.items():
+        trainer = Trainer(spec, options, memory_format)
         jobs[f"step: {form}"] = trainer.training(batches(arrays, batch_size))
         jobs[f"augmented step: {form}"] = trainer.training(batches(arrays, batch_size, augment))
         jobs[f"evaluation: {form}"] = trainer.evaluation(arrays)
     if importlib.util.find_spec("torchvision") is not None:
-        trainer = Trainer(spec, False, torch.contiguous_format)
+        trainer = Trainer(spec, None, torch.contiguous_format)
         for workers in WORKERS:
             pipeline = notebook_batches(arrays, batch_size, workers)
             jobs[f"notebook step: {workers} workers"] = trainer.training(pipeline)
-    return jobs, {"version": torch.__version__, "threads": torch.get_num_threads()}
+    facts = {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(DEVICE),
+    }
+    return jobs, facts
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     config, arrays = spec["config"], load_images(spec)
     torch.manual_seed(config["seed"])
     steps = len(arrays["train_images"]) // config["batch_size"]
-    trainer = Trainer(spec, False, torch.contiguous_format)
+    trainer = Trainer(spec, None, torch.contiguous_format)
     change = augment if config["augment"] else unchanged
     stream = batches(arrays, config["batch_size"], change)
     train_steps = trainer.training(stream, steps * config["epochs"])
@@ -85,17 +97,22 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
 def load_images(spec: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Load the arrays that `bench.write_images` wrote."""
     with np.load(spec["images"]) as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files}
+        return {name: torch.from_numpy(file[name]).to(DEVICE) for name in file.files}
 
 
 class Trainer:
     """Training of a network."""
 
-    def __init__(self, spec: dict[str, Any], compiled: bool, memory_format: torch.memory_format):
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        options: dict[str, str] | None,
+        memory_format: torch.memory_format,
+    ):
         self._config = spec["config"]
-        network = make_network(spec["layers"]).to(memory_format=memory_format)
+        network = make_network(spec["layers"]).to(DEVICE, memory_format=memory_format)
         self._memory_format = memory_format
-        self._network = torch.compile(network) if compiled else network
+        self._network = network if options is None else torch.compile(network, **options)
         self._optimizer = torch.optim.SGD(
             network.parameters(), self._config["learning_rate"], momentum=MOMENTUM, fused=True
         )
@@ -107,7 +124,8 @@ class Trainer:
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 self._optimizer, self._config["learning_rate"], total_steps=total_steps
             ).step
-        loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+        loss_sum = torch.zeros((), device=DEVICE)
+        correct = torch.zeros((), dtype=torch.int64, device=DEVICE)
 
         def job(times: int) -> None:
             self._network.train()
@@ -133,7 +151,8 @@ class Trainer:
             self._network.eval()
             accuracy = 0.0
             for _ in range(times):
-                correct, loss_sum = torch.zeros((), dtype=torch.int64), torch.zeros(())
+                correct = torch.zeros((), dtype=torch.int64, device=DEVICE)
+                loss_sum = torch.zeros((), device=DEVICE)
                 for start in range(0, len(arrays["test_images"]), EVAL_BATCH):
                     chosen = slice(start, start + EVAL_BATCH)
                     images, labels = normalised(arrays, "test", chosen)
@@ -196,7 +215,7 @@ def batches(
     """Yield shuffled batches of tensors without a DataLoader, which is faster."""
     count = len(arrays["train_images"])
     while True:
-        order = torch.randperm(count)
+        order = torch.randperm(count, device=DEVICE)
         for start in range(0, count - batch_size + 1, batch_size):
             yield normalised(arrays, "train", order[start : start + batch_size], change)
 
@@ -206,7 +225,7 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     count = len(images)
 
     def uniform(low: float, high: float) -> torch.Tensor:
-        return torch.empty(count).uniform_(low, high)
+        return torch.empty(count, device=images.device).uniform_(low, high)
 
     angle = torch.deg2rad(uniform(-6, 6) + uniform(-7, 7))
     shear, scale = torch.deg2rad(uniform(-10, 10)), uniform(0.8, 1.2)
@@ -229,7 +248,8 @@ class Notebook(torch.utils.data.Dataset):
     def __init__(self, arrays: dict[str, torch.Tensor]):
         from torchvision import transforms
 
-        self._images, self._labels = arrays["train_images"].numpy(), arrays["train_labels"].tolist()
+        self._images = arrays["train_images"].cpu().numpy()
+        self._labels = arrays["train_labels"].tolist()
         self._transform = transforms.Compose(
             [
                 transforms.RandomRotation((-6.0, 6.0), fill=(1,)),
@@ -260,6 +280,8 @@ def notebook_batches(arrays: dict[str, torch.Tensor], batch_size: int, workers: 
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=DEVICE.type == "cuda",
     )
     while True:
-        yield from loader
+        for images, labels in loader:
+            yield images.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
