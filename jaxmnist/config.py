@@ -48,8 +48,9 @@ class TrainConfig:
 
     Args:
         variant: the network: skeleton, less_params, batch_norm, dropout, fc_layer, augmentation or
-            gap; or a variation of gap: gap_without_norm, gap_late_pool, gap_wide, gap_two_pools; by
-            default gap. With --network, a name for it.
+            gap; or a variation of gap: gap_without_norm, gap_group_norm, gap_layer_norm,
+            gap_ghost_norm, gap_late_pool, gap_wide, gap_two_pools; by default gap. With --network,
+            a name for it.
         dataset: the data set: mnist, fashion_mnist or kmnist.
         recipe: the recipe, which sets the default of every option that is not given: notebook (the
             original's), or fast or record (this project's, for gap; see docs/recipes.md).
@@ -70,7 +71,8 @@ class TrainConfig:
         momentum: the momentum of SGD; ignored if the schedule cycles the momentum.
         nesterov: whether to use Nesterov momentum.
         weight_decay: the L2 penalty: this multiple of the parameters is added to the gradients.
-        l1: the L1 penalty: this multiple of the signs of the parameters is added to the gradients.
+        l1: the L1 penalty: this multiple of the sum of the parameters' absolute values is added to
+            the loss.
         ema_decay: the decay per step of the moving average of the weights, which is evaluated in
             place of the weights; 0 for no average.
         cycle_momentum: whether the one-cycle schedule also cycles the momentum.
@@ -430,6 +432,11 @@ def _check_together(config: TrainConfig) -> None:
         raise ConfigError(
             f"batch_size is 1; {config.variant} normalises single numbers over the batch; "
             "use at least 2"
+        )
+    elif config.variant == "gap_ghost_norm" and (config.batch_size % 4 or config.batch_size == 4):
+        raise ConfigError(
+            f"batch_size is {config.batch_size}; gap_ghost_norm normalises four parts of the batch "
+            "with at least two images each; use a multiple of 4 of at least 8"
         )
 
 

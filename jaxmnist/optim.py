@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from jaxmnist.config import ConfigError, TrainConfig
 from jaxmnist.recipes import DEFAULTS
 
-Schedule = Callable[[int | jax.Array], float | jax.Array]
+Schedule = Callable[[Any], Any]
 
 
 class Schedules(NamedTuple):
@@ -85,11 +84,6 @@ def _constant(value: float) -> Schedule:
     return lambda step: value + 0.0 * step
 
 
-def _staircase(value: float, factor: float, period: int) -> Schedule:
-    # As torch.optim.lr_scheduler.StepLR, in steps.
-    return lambda step: value * jnp.power(factor, step // period)
-
-
 def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
     """Return the optimiser of a run.
 
@@ -102,7 +96,8 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTrans
     """
     tx = sgd(config, make_schedules(config, total_steps))
     if config.schedule == "plateau":
-        tx = optax.chain(tx, _reduce_on_plateau(config, total_steps // config.epochs))
+        steps = total_steps // config.epochs
+        tx = optax.chain(tx, reduce_on_plateau(config.gamma, config.patience, steps))
     return tx
 
 
@@ -119,7 +114,10 @@ def make_schedules(config: TrainConfig, total_steps: int) -> Schedules:
         momentum = cycled if config.cycle_momentum else momentum
     elif config.schedule == "step":
         period = config.step_size * (total_steps // config.epochs)
-        learning_rate = _staircase(config.learning_rate, config.gamma, period)
+        # As torch.optim.lr_scheduler.StepLR.
+        learning_rate = optax.exponential_decay(
+            config.learning_rate, period, config.gamma, staircase=True
+        )
     return Schedules(learning_rate, momentum)
 
 
@@ -138,7 +136,7 @@ def sgd(config: TrainConfig, schedules: Schedules) -> optax.GradientTransformati
 
 
 def _add_l1(penalty: float) -> optax.GradientTransformation:
-    """Add the gradient of `penalty` times the sum of all parameters' absolute values."""
+    """Return a transformation that adds the gradient of `penalty` times the sum of |parameter|."""
 
     def add(updates, params):
         return jax.tree.map(lambda grad, param: grad + penalty * jnp.sign(param), updates, params)
@@ -146,31 +144,64 @@ def _add_l1(penalty: float) -> optax.GradientTransformation:
     return optax.stateless(add)
 
 
-def _reduce_on_plateau(config: TrainConfig, steps: int) -> optax.GradientTransformationExtraArgs:
-    """Return torch's ReduceLROnPlateau, applied after each epoch of `steps` steps to its mean loss.
+class PlateauState(NamedTuple):
+    """The state of the plateau schedule; scalars."""
 
-    Its value is the training loss: the test set must not influence training.
+    scale: jax.Array  # float32, the factor of the learning rate
+    best: jax.Array  # float32, the smallest mean loss of an epoch
+    bad_epochs: jax.Array  # int32, the number of epochs since then, or since the last decay
+    loss_sum: jax.Array  # float32, over the steps of this epoch
+    steps: jax.Array  # int32, number of these steps
+
+
+def reduce_on_plateau(
+    factor: float, patience: int, steps: int, threshold: float = 1e-4
+) -> optax.GradientTransformationExtraArgs:
+    """Return torch's ReduceLROnPlateau of the training loss: the test set must not influence it.
+
+    `update` takes the loss of a step as `value`. (`optax.contrib.reduce_on_plateau` lowers the rate
+    one step earlier, and cannot be compiled for several devices by `jax.shard_map`.)
+
+    Args:
+        factor: the factor by which to multiply the learning rate.
+        patience: the number of bad epochs in a row before the one that lowers the rate.
+        steps: the number of steps of an epoch.
+        threshold: the relative decrease of the loss that makes an epoch good.
     """
-    # optax decays when its count of bad epochs reaches the patience, torch when it exceeds it.
-    plateau = optax.contrib.reduce_on_plateau(
-        factor=config.gamma, patience=config.patience + 1, accumulation_size=steps
-    )
 
     def init(params):
-        state: Any = plateau.init(params)
+        del params
         # Finite, since a checkpoint refuses infinite values.
-        return state._replace(best_value=jnp.float32(jnp.finfo(jnp.float32).max))
+        largest = jnp.float32(jnp.finfo(jnp.float32).max)
+        return PlateauState(jnp.float32(1), largest, jnp.int32(0), jnp.float32(0), jnp.int32(0))
 
-    return optax.GradientTransformationExtraArgs(init, plateau.update)
+    def update(updates, state, params=None, *, value, **extra):
+        del params, extra
+        ends = state.steps == steps  # the epoch before this step
+        mean = state.loss_sum / steps
+        is_good = mean < state.best * (1 - threshold)
+        bad_epochs = jnp.where(is_good, 0, state.bad_epochs + 1)
+        lowers = bad_epochs > patience
+        state = PlateauState(
+            scale=jnp.where(ends & lowers, factor, 1) * state.scale,
+            best=jnp.where(ends & is_good, mean, state.best),
+            bad_epochs=jnp.where(ends, jnp.where(lowers, 0, bad_epochs), state.bad_epochs),
+            loss_sum=jnp.where(ends, 0, state.loss_sum) + value,
+            steps=jnp.where(ends, 0, state.steps) + 1,
+        )
+        return jax.tree.map(lambda update: state.scale * update, updates), state
+
+    typed: Any = update  # optax's type has no `value`
+    return optax.GradientTransformationExtraArgs(init, typed)
 
 
-def latest_rates(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+def latest_hyperparams(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
     """Return the learning rate and the momentum of the last step.
 
     Args:
         opt_state: the state of an optimiser of `make_optimizer`.
     """
     values = optax.tree.get(opt_state, "hyperparams")
-    plateau = optax.tree.get(opt_state, "ReduceLROnPlateauState")
+    plateau = optax.tree.get(opt_state, "PlateauState")
     rate = values["learning_rate"]
     return rate if plateau is None else rate * plateau.scale, values["momentum"]

@@ -177,7 +177,7 @@ def test_config_is_frozen():
         ({"variant": "xyz"}, r"variant is 'xyz'; expected one of skeleton, .*, gap_two_pools, "),
         ({"recipe": "recrod"}, r"recipe is 'recrod'; .*Did you mean record\?"),
         ({"recipe": 3}, r"recipe is 3; expected one of notebook, fast, record"),
-        ({"recipe": "fast/rate_0.3"}, r"change of the recipe is 'rate_0.3'; .*mean rate_0\.2\?"),
+        ({"recipe": "fast/rate_0.3"}, r"change of the recipe is 'rate_0.3'; .*mean rate_0\.5\?"),
         ({"recipe": "fast/"}, r"change of the recipe is ''; expected one of "),
         (
             {"variant": "dropout", "recipe": "record"},

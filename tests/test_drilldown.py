@@ -225,8 +225,10 @@ def test_compares_without_training(run, out, script, monkeypatch):
 
 
 def test_ablation_trains_what_is_missing(run, out, script, monkeypatch):
+    names = ("gap", "gap_without_norm", "gap/no_dropout", "gap_late_pool")
+    monkeypatch.setitem(ABLATIONS, "gap", names)
     out.mkdir()
-    for name in ABLATIONS["gap"]:
+    for name in names:
         for seed in range(9 if name != "gap/no_dropout" else 8):
             final = {"gap": 99.4, "gap_late_pool": 99.1 + seed / 100}.get(name, 99.0)
             run_ = finished(accuracies=[98.0, final + seed / 100], name=name, seed=seed)
@@ -242,14 +244,14 @@ def test_ablation_trains_what_is_missing(run, out, script, monkeypatch):
 
     monkeypatch.setattr(script, "train_run", train_runs)
     words = ("--ablate", "gap", "--epochs", "2", "--seeds", "9", "--quiet")
-    assert run(*words) == (0, f"117 runs: {out / 'ablation.md'}\n", "")
+    assert run(*words) == (0, f"36 runs: {out / 'ablation.md'}\n", "")
     assert asked == [("gap/no_dropout", [8], "gap-no_dropout")]
     report = (out / "ablation.md").read_text()
     assert report.startswith("# Ablation\n")
     # Late pooling differs by -0.3, -0.29 ... -0.22: a loss, and less of one than all others.
-    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:15]
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| ")][2:6]
     assert rows[0][:5] == ["| nothing", "`gap`", "99.44 ± 0.03", "-", "9"]
-    assert sorted(row[1] for row in rows) == sorted(f"`{name}`" for name in ABLATIONS["gap"])
+    assert sorted(row[1] for row in rows) == sorted(f"`{name}`" for name in names)
     assert rows[-1][:6] == [
         *("| the average one layer later", "`gap_late_pool`"),
         *("99.18 ± 0.05", "-", "9", "\N{MINUS SIGN}0.26"),

@@ -56,13 +56,12 @@ def check(ours, theirs, *operands):
 def test_convolution(size, stride, padding, side, depthwise, platform):
     channels, features = 3, 3 if depthwise else 4
     kind = layers.DepthwiseConv if depthwise else layers.Conv
-    options = {} if depthwise else {"features": features}
+    options = {"platform": platform} | ({} if depthwise else {"features": features})
     conv = kind(**options, kernel_size=size, padding=padding, use_bias=True, stride=stride)
 
     def ours(images, kernel, bias):
         params = {"kernel": kernel, "bias": bias}
-        variables, x = {"params": params}, activations(images)
-        return plain(conv.apply(variables, x, platform=platform))
+        return plain(conv.apply({"params": params}, activations(images)))
 
     def theirs(images, kernel, bias):
         groups = channels if depthwise else 1

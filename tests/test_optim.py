@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import optax
 import pytest
 
 from jaxmnist.config import ConfigError, TrainConfig
-from jaxmnist.optim import latest_rates, make_optimizer, make_schedules, one_cycle
+from jaxmnist.optim import latest_hyperparams, make_optimizer, make_schedules, one_cycle
 from tests.conftest import golden
 
 PEAK = 0.015
@@ -70,7 +72,7 @@ def test_the_optimiser_follows_its_schedules_as_torch_sgd_does(variant):
         weight = weight - float(schedules.learning_rate(k)) * velocity
         chex.assert_trees_all_close(params, {"w": weight.astype(np.float32)}, rtol=1e-5)
         expected = (schedules.learning_rate(k), schedules.momentum(k))
-        np.testing.assert_allclose(latest_rates(opt_state), expected, rtol=1e-6)
+        np.testing.assert_allclose(latest_hyperparams(opt_state), expected, rtol=1e-6)
 
 
 def test_nesterov_and_weight_decay_as_torch_sgd_does():
@@ -109,22 +111,22 @@ def test_a_staircase_as_steplr():
 
 def test_a_plateau_as_reducelronplateau():
     """Epochs of 2 steps, patience of 1: the rate falls after the second bad epoch in a row."""
-    config = TrainConfig(schedule="plateau", learning_rate=0.5, gamma=0.1, patience=1, epochs=7)
-    tx = make_optimizer(config, 14)
+    config = TrainConfig(schedule="plateau", learning_rate=0.5, gamma=0.1, patience=1, epochs=8)
+    tx = make_optimizer(config, 16)
     params = {"scale": jnp.zeros(1)}  # also the name of the factor in the optimiser's state
     opt_state = tx.init(params)
     chex.assert_tree_all_finite(opt_state)
-    scales = []
-    for losses in [(3, 1), (2, 2), (1, 2.8), (2, 1.9999), (0.5, 1), (1, 1), (1, 1)]:
-        for loss in losses:
-            gradient = {"scale": jnp.ones(1)}
-            update, opt_state = tx.update(gradient, opt_state, params, value=jnp.float32(loss))
-        scales.append(float(latest_rates(opt_state)[0]) / 0.5)
-    # Means: 2 best, 2 bad, 1.9 best, 1.99995 bad, 0.75 best, 1 bad, 1 bad again.
-    np.testing.assert_allclose(scales, [1, 1, 1, 1, 1, 1, 0.1], rtol=1e-6)
-    # Fourteen steps of momentum 0.9 with a gradient of 1, at the lowered rate of the last one.
-    velocity = (1 - 0.9**14) / (1 - 0.9)
-    np.testing.assert_allclose(update["scale"], -0.5 * 0.1 * velocity, rtol=1e-5)
+    rates = []
+    losses = [(3, 1), (2, 2), (1, 2.8), (2, 1.9999), (0.5, 1), (1, 1), (1, 1), (1, 0)]
+    for loss in itertools.chain(*losses):
+        gradient = {"scale": jnp.ones(1)}
+        update, opt_state = tx.update(gradient, opt_state, params, value=jnp.float32(loss))
+        rates.append(float(latest_hyperparams(opt_state)[0]))
+    # Means: 2 best, 2 bad, 1.9 best, 1.99995 bad, 0.75 best, 1 bad, 1 bad again; then it is lower.
+    np.testing.assert_allclose(rates, [0.5] * 14 + [0.05] * 2, rtol=1e-6)
+    # Sixteen steps of momentum 0.9 with a gradient of 1, at the rate of the last one.
+    velocity = (1 - 0.9**16) / (1 - 0.9)
+    np.testing.assert_allclose(update["scale"], -0.05 * velocity, rtol=1e-5)
 
 
 def test_an_l1_penalty_worked_by_hand():

@@ -52,18 +52,13 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = False
     stride: int = 1
+    platform: str | None = None  # see `convolve`
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        train: bool = False,
-        axis: Axis = None,
-        platform: str | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
         kernel = self.param("kernel", torch_uniform, shape)
-        y = convolve(x, kernel, self.padding, self.stride, platform)
+        y = convolve(x, kernel, self.padding, self.stride, self.platform)
         return _with_bias(self, y, shape) if self.use_bias else y
 
 
@@ -74,18 +69,13 @@ class DepthwiseConv(nn.Module):
     padding: int = 0
     use_bias: bool = False
     stride: int = 1
+    platform: str | None = None  # see `convolve`
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        train: bool = False,
-        axis: Axis = None,
-        platform: str | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[0])
         kernel = self.param("kernel", torch_uniform, shape)
-        y = depthwise_convolve(x, kernel, self.padding, self.stride, platform)
+        y = depthwise_convolve(x, kernel, self.padding, self.stride, self.platform)
         return _with_bias(self, y, shape) if self.use_bias else y
 
 
@@ -113,13 +103,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        train: bool = False,
-        axis: Axis = None,
-        platform: str | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         features = x.shape[0]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
@@ -154,13 +138,7 @@ class GhostNorm(BatchNorm):
     splits: int = 1
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        train: bool = False,
-        axis: Axis = None,
-        platform: str | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         if not train or self.is_initializing():
             return super().__call__(x, train, axis)
         features = x.shape[0]
@@ -190,13 +168,7 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        train: bool = False,
-        axis: Axis = None,
-        platform: str | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         grouped = x.reshape(self.groups, -1, *x.shape[1:])
         mean = grouped.mean(axis=(1, 2, 3, 4, 5), keepdims=True)
         var = jnp.square(grouped - mean).mean(axis=(1, 2, 3, 4, 5), keepdims=True)
@@ -221,13 +193,7 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        train: bool = False,
-        axis: Axis = None,
-        platform: str | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         if not train or self.rate == 0:
             return x
         images = x.shape[-1]

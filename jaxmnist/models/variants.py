@@ -101,7 +101,9 @@ class Network(nn.Module):
         x, saved = from_images(images), []
         for name, layer in self.named_layers():
             if isinstance(layer, nn.Module):
-                x = layer.clone(parent=self, name=name)(x, train, self.axis, self.platform)
+                if isinstance(layer, (Conv, DepthwiseConv)):
+                    layer = layer.clone(platform=self.platform)
+                x = layer.clone(parent=self, name=name)(x, train, self.axis)
             elif layer is save:
                 saved.append(x)
             elif layer is add:

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmnist.config import ConfigError
 from jaxmnist.metrics import Metrics
-from jaxmnist.optim import latest_rates
+from jaxmnist.optim import latest_hyperparams
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.programs import Programs, stack, unstack
 from jaxmnist.runs.checkpoint import CheckpointError
@@ -194,7 +194,7 @@ class TrainLoop:
     def _report_progress(self, speed: float) -> None:
         setup, slots = self._setup, self._active()
         metrics = [_of_slot(self._metrics, slot) for slot in slots]
-        rates, _ = self._programs.get(latest_rates(self._state.opt_state))
+        rates, _ = self._programs.get(latest_hyperparams(self._state.opt_state))
         self._callbacks.report(
             Progress(
                 seeds=tuple(slot.seed for slot in slots),
@@ -211,7 +211,7 @@ class TrainLoop:
         """Evaluate after an epoch, and report a row for each seed."""
         setup, slots, epoch = self._setup, self._active(), self._step // self._setup.steps
         tested = self._programs.get(self._programs.evaluate(self._state, setup.test_images))
-        rates, momenta = self._programs.get(latest_rates(self._state.opt_state))
+        rates, momenta = self._programs.get(latest_hyperparams(self._state.opt_state))
         for slot in slots:
             row = make_row(
                 seed=slot.seed,

@@ -59,8 +59,9 @@ def make_row(
         "train_accuracy": trained.accuracy,
         "test_loss": _finite(tested.loss),
         "test_accuracy": tested.accuracy,
-        "learning_rate": learning_rate,
-        "momentum": momentum,
+        # The digits of a float32, so that 0.01 stays 0.01.
+        "learning_rate": float(f"{learning_rate:.7g}"),
+        "momentum": float(f"{momentum:.7g}"),
         "train_seconds": round(train_seconds, 6),
         "images_per_second": round(int(trained.count) / train_seconds, 1),
     }
