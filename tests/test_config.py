@@ -177,6 +177,10 @@ def test_config_is_frozen():
         ({"variant": "xyz"}, r"variant is 'xyz'; expected one of skeleton, .*, gap_two_pools, "),
         ({"recipe": "recrod"}, r"recipe is 'recrod'; .*Did you mean record\?"),
         ({"recipe": 3}, r"recipe is 3; expected one of notebook, fast, record"),
+        *(
+            ({"variant": "gap_ghost_norm", "batch_size": size}, r"batch_size is .*a multiple of 4")
+            for size in (1, 4, 30)
+        ),
         ({"recipe": "fast/rate_0.3"}, r"change of the recipe is 'rate_0.3'; .*mean rate_0\.5\?"),
         ({"recipe": "fast/"}, r"change of the recipe is ''; expected one of "),
         (

@@ -15,6 +15,7 @@ import pytest
 from jaxmnist import VARIANTS, ConfigError, RunOptions, TrainConfig, load_run, train
 from jaxmnist.parallel import devices
 from jaxmnist.parallel.devices import Devices, choose_devices, fetch, lay
+from jaxmnist.runs import train as train_module
 from tests.conftest import COMPILED_QUICKLY, finish
 from tests.test_runs import plain
 
@@ -131,6 +132,13 @@ def test_several_processes_use_all_devices(with_eight, monkeypatch):
         choose_devices(4, "jit")
     with pytest.raises(ConfigError, match=r"parallel is pmap, but there are 2 processes; use jit"):
         choose_devices(8, "pmap")
+
+
+def test_ghost_normalisation_needs_whole_parts_on_each_device(with_eight):
+    config = TrainConfig("gap_ghost_norm", batch_size=16)
+    train_module.choose_parallelism(config, (0,), RunOptions(devices=4))
+    with pytest.raises(ConfigError, match="each of 8 devices has 2 images of a batch, which do"):
+        train_module.choose_parallelism(config, (0,), RunOptions(devices=8))
 
 
 @pytest.mark.parametrize(

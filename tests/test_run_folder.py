@@ -27,8 +27,8 @@ def metrics(loss_sum, correct, count):
 def row(epoch, correct, test_loss=50.0):
     return make_row(
         4,
-        0.29,
-        0.9,
+        np.float32(0.29),  # the nearest number is 0.28999999165534973
+        np.float32(0.9),
         epoch,
         epoch * 10,
         metrics(64.0, 96, 128),

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmnist import TrainConfig, create_model, data
@@ -183,6 +184,20 @@ def test_every_step_drops_others():
     ]
     assert len(set(losses)) == 3
     assert losses[0] == losses[3]
+
+
+def test_the_optimiser_gets_the_loss_of_the_step():
+    """The plateau schedule depends on it."""
+    model = DropHalf()
+
+    def update(updates, state, params=None, *, value, **extra):
+        return updates, value
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
+    state = initial_state(model, tx, 0)
+    batch = Batch(jnp.ones((8, 28, 28, 1)), jnp.arange(8, dtype=jnp.uint8))
+    state, metrics = jit_once(functools.partial(train_step, model=model, tx=tx))(state, batch)
+    np.testing.assert_allclose(state.opt_state, metrics.loss, rtol=1e-6)
 
 
 def test_every_step_augments_otherwise_and_the_same_step_the_same(gap):

@@ -9,6 +9,7 @@ import pytest
 import jaxmnist
 from jaxmnist import ConfigError, TrainConfig, data
 from jaxmnist.metrics import Metrics
+from jaxmnist.optim import make_schedules
 from jaxmnist.runs import loop
 from jaxmnist.runs.loop import TrainingError
 from jaxmnist.runs.run import Snapshot
@@ -28,6 +29,10 @@ def test_the_rows_and_the_summary(small_run):
     assert read_config(small_run.path) == (small_run.config, (0,), 2)
     assert [row["epoch"] for row in small_run.rows] == [1, 2, 3]
     assert [row["step"] for row in small_run.rows] == [18, 36, 54]
+    schedules = make_schedules(small_run.config, 54)
+    for row in small_run.rows:
+        for name, schedule in schedules._asdict().items():
+            assert row[name] == pytest.approx(float(schedule(row["step"] - 1)), rel=1e-6)
     summary = small_run.summary
     assert summary["parameters"] == 1484
     assert summary["test_count"] == 430

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 
 from jaxmnist.config import ConfigError, TrainConfig, check_seeds, format_seeds
+from jaxmnist.models import model_of
+from jaxmnist.models.layers import GhostNorm
 from jaxmnist.parallel import distributed
 from jaxmnist.parallel.devices import Devices, choose_devices, fixed_flags, idle_devices
 from jaxmnist.parallel.programs import Programs, compile_largest, compile_programs
@@ -146,6 +148,7 @@ def choose_parallelism(
     if len(seeds) == 1 and options.seed_mapping == "auto":
         devices = choose_devices(options.devices, options.parallel, config.batch_size)
         devices.check_divides(config.batch_size)
+        _check_ghost_norms(config, devices, 1)
         return devices, "loop"
     # Several seeds in one program do not need a batch that all devices share.
     alone = len(seeds) == 1 or options.seed_mapping == "loop" or options.parallel == "pmap"
@@ -153,8 +156,23 @@ def choose_parallelism(
         options.devices, options.parallel, config.batch_size if alone else None
     )
     mapping = choose_mapping(options.seed_mapping, len(seeds), devices)
-    devices.check_divides(config.batch_size, len(seeds) if mapping == "vmap" else 1)
+    together = len(seeds) if mapping == "vmap" else 1
+    devices.check_divides(config.batch_size, together)
+    _check_ghost_norms(config, devices, together)
     return devices, mapping
+
+
+def _check_ghost_norms(config: TrainConfig, devices: Devices, seeds: int) -> None:
+    """Check that each device has a part of each of the parts that ghost normalisation makes."""
+    _, sharing = devices.shape(seeds, config.batch_size)
+    share = config.batch_size // sharing
+    for layer in model_of(config).layers():
+        if isinstance(layer, GhostNorm) and share % layer.splits:
+            raise ConfigError(
+                f"each of {sharing} devices has {share} images of a batch, which do not divide "
+                f"into the {layer.splits} parts of ghost normalisation; use fewer --devices or a "
+                "larger --batch-size"
+            )
 
 
 def _check_continues(config: TrainConfig, seeds: Sequence[int], path: Path) -> None:

@@ -32,6 +32,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COMPILATIONS: dict[str, dict[str, str] | None] = {"eager": None, "compiled": {}}
 if DEVICE.type == "cuda":
     COMPILATIONS["CUDA graphs"] = {"mode": "reduce-overhead"}
+# Products with all bits, as in jaxmnist; PyTorch's own default for convolutions is TF32.
+torch.backends.cudnn.allow_tf32 = False
 
 FORMS = {
     f"{how}, {layout}": (options, memory_format)
