@@ -91,15 +91,20 @@ def test_without_test_images_there_is_a_note(command, make_run, tmp_path, monkey
 
 
 def test_the_newest_run_of_every_variant_in_their_order(demo, make_run, tmp_path, capsys):
-    make_run(tmp_path / "runs/old", "batch_norm", ended=1)
+    def copy(run, path, ended):
+        shutil.copytree(run, tmp_path / path)
+        os.utime(tmp_path / path / "summary.json", (ended, ended))
+        return tmp_path / path
+
+    old = make_run(tmp_path / "runs/old", "batch_norm", ended=1)
     make_run(tmp_path / "runs/fashion", "batch_norm", "fashion_mnist", ended=9)
-    make_run(tmp_path / "runs/seeds/seed3", "batch_norm", ended=2)
-    make_run(tmp_path / "docs/gap", "gap", ended=1)
+    copy(old, "runs/seeds/seed3", ended=2)
+    gap = make_run(tmp_path / "docs/gap", "gap", ended=1)
     make_run(tmp_path / "docs/less", "less_params", ended=5)
     (tmp_path / "runs/unfinished/checkpoints").mkdir(parents=True)
-    torn = make_run(tmp_path / "runs/torn", "gap", ended=8)
+    torn = copy(gap, "runs/torn", ended=8)
     (torn / "config.json").write_text("{")
-    damaged = make_run(tmp_path / "runs/damaged", "gap", ended=7)
+    damaged = copy(gap, "runs/damaged", ended=7)
     shutil.rmtree(next((damaged / "checkpoints" / "seed0").iterdir()) / "arrays")
     folders = [tmp_path / "runs", tmp_path / "docs", tmp_path / "nowhere"]
     found = demo.newest_of_every_variant(folders)

@@ -99,10 +99,10 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
 
 def test_the_readme_is_written_with_docs(run, out, script, monkeypatch, tmp_path):
     others(out)
+    monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     assert run(*TINY, "--seeds", "1", "--quiet")[0] == 0
     monkeypatch.setattr(script, "DOCS", out)
     monkeypatch.setattr(script, "ROOT", tmp_path)
-    monkeypatch.setattr(script.drilldown, "draw_all", lambda *_: None)
     readme = tmp_path / "README.md"
     readme.write_text("no place for results")
     status, _, err = run(*TINY, "--seeds", "2")

@@ -23,6 +23,7 @@ from jaxmnist.analysis.stats import Summary
 from jaxmnist.augment import augment
 from jaxmnist.config import TrainConfig
 from jaxmnist.optim import make_schedules
+from jaxmnist.state import jit_once
 
 # Training steps per epoch of MNIST.
 STEPS = 468
@@ -147,11 +148,11 @@ def one_cycle(epochs: int) -> Figure:
     schedules = make_schedules(TrainConfig("gap", epochs=epochs), epochs * STEPS)
     steps = jnp.arange(epochs * STEPS)
     figure, axes = with_grid(6, 3)
-    axes.plot(steps / STEPS, schedules.learning_rate(steps), color=BLUE)
+    axes.plot(steps / STEPS, jit_once(schedules.learning_rate)(steps), color=BLUE)
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate (line)")
     momentum = axes.twinx()
-    momentum.plot(steps / STEPS, schedules.momentum(steps), "--", color=ORANGE)
+    momentum.plot(steps / STEPS, jit_once(schedules.momentum)(steps), "--", color=ORANGE)
     momentum.set_ylabel("momentum (dashes)")
     return figure
 
@@ -160,8 +161,8 @@ def augmented(images: np.ndarray) -> Figure:
     """Draw original digits in the first row, and augmented copies below."""
     originals = jnp.asarray(images[:DIGITS])
     keys = jax.random.split(jax.random.key(0), COPIES)
-    rows = [np.asarray(digits) for digits in (originals, *(augment(k, originals) for k in keys))]
-    return digits_in_rows(rows)
+    copies = jit_once(jax.vmap(augment, in_axes=(0, None)))(keys, originals)
+    return digits_in_rows([np.asarray(digits) for digits in (originals, *copies)])
 
 
 def _draw_seeds(axes: Axes, place: int, network: VariantResults, metric: str) -> None:
