@@ -10,11 +10,15 @@ import textwrap
 from importlib.util import find_spec
 
 import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxmnist
 from jaxmnist import TrainConfig, create_model
 from jaxmnist.models import description
+from jaxmnist.models.convolution import matmul_conv
 from jaxmnist.models.description import describe
 from jaxmnist.state import jit_once
 from tests.conftest import COMPILED_QUICKLY, SCRIPTS, golden_batch, golden_variables
@@ -304,3 +308,15 @@ def test_the_pytorch_peer_trains_to_the_end(bench, small_idx_dir, tmp_path):
     }
     found = bench.reached(bench.train("peer_pytorch", spec, config))
     assert 0 < found["final_test_accuracy"] < 99
+
+
+@pytest.mark.parametrize(("bits", "kept"), [(8, 0.0), (11, 2.0**-9)])
+def test_factors_are_rounded_forward_and_backward(parts, bits, kept):
+    """1 + 2**-9 has ten bits: eight round it to 1."""
+    convolve = parts("benchmark.rounded_products").with_rounded_factors(matmul_conv, bits)
+    x, kernel = jnp.full((1, 1, 1, 1, 1, 1), 1 + 2.0**-9), jnp.full((1, 1, 1, 1), 3.0)
+    y, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, 0, 1), x, kernel)
+    np.testing.assert_array_equal(y, 3 * (1 + kept))
+    gradients = pull(jnp.full_like(y, 1 + 2.0**-9))
+    np.testing.assert_array_equal(gradients[0], 3 * (1 + kept))
+    np.testing.assert_array_equal(gradients[1].ravel(), (1 + kept) ** 2)
