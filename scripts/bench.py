@@ -64,7 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--variant", choices=[*VARIANTS, "all"], default="gap", help="the network to measure")
     add("--batch-size", type=int, default=128, help="images per step")
-    add("--rounds", type=int, default=5, help="number of timings of each job")
+    add("--rounds", type=int, default=3, help="number of timings of each job")
     add("--layers", action="store_true", help="also measure each layer alone")
     add("--seeds", type=counts, metavar="1,2,4,8", help="also measure these numbers of seeds")
     add("--whole", type=lambda words: words.split(","), metavar="notebook,fast", default=[],
