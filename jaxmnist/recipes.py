@@ -164,11 +164,11 @@ ABLATIONS = {
 IDEAS = {
     "skeleton": "convolutions that work",
     "less_params": "narrow layers without biases, average pooling",
-    "batch_norm": "two batch normalisations",
+    "batch_norm": "three batch normalisations",
     "dropout": "dropout of 0.2, batch normalisation everywhere",
     "fc_layer": "a fully connected end, a wider layer, dropout of 0.05",
     "augmentation": "augmented images",
-    "gap": "width where it pays, one-cycle schedule",
+    "gap": "more width in late layers, one-cycle schedule",
     "gap/fast": "a recipe of our own, few epochs",
     "gap/record": "a recipe of our own, many epochs",
     "gap_without_norm": "no batch normalisation",

@@ -280,7 +280,7 @@ def test_the_report_has_other_recipes(run, out, script, monkeypatch):
     assert "| `gap/fast` | 2 | **99.45 ± 0.07** |" in (out / "results.md").read_text()
     networks = results.select(read(out), ["gap", "gap/fast"])
     gap, fast = report.readme_block(networks).splitlines()[2:]
-    assert gap.startswith("| `gap` | width where it pays, ")
+    assert gap.startswith("| `gap` | more width in late layers, ")
     assert fast.startswith("| `gap --recipe fast` | a recipe of our own, few epochs | 7,364 |")
 
 

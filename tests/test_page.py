@@ -66,7 +66,7 @@ def test_a_page_has_networks_and_examples(run, images):
     layers = network.pop("layers")
     assert network == {
         "name": "gap",
-        "idea": "width where it pays, one-cycle schedule",
+        "idea": "more width in late layers, one-cycle schedule",
         "parameters": 7364,
         "accuracy": run.summary["final_test_accuracy"][0],
         "variant": "gap",

@@ -234,7 +234,7 @@ def test_the_table_of_the_readme(tmp_path):
     block = report.readme_block(seven(tmp_path, {"gap": [99.3, 99.4, 99.5]}))
     # The median is that of seed 1, whose 15 epochs take 4.0 to 5.4 s.
     assert row(block, "`gap`") == (
-        "| `gap` | width where it pays, one-cycle schedule | 7,364 | 1.17 | 4.7 (1) | 3 "
+        "| `gap` | more width in late layers, one-cycle schedule | 7,364 | 1.17 | 4.7 (1) | 3 "
         "| **99.40 ± 0.10** | 0 of 3 | 99.45 ± 0.10 | 99.42 |"
     )
 

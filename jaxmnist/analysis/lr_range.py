@@ -4,7 +4,7 @@ Source: Smith, "Cyclical learning rates for training neural networks", WACV 2017
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ import optax
 
 from jaxmnist.config import ConfigError, TrainConfig
 from jaxmnist.optim import Schedules, sgd
-from jaxmnist.parallel.devices import fixed_flags
+from jaxmnist.parallel.devices import ONE, fixed_flags
 from jaxmnist.runs.setup import RunOptions, make_setup
 from jaxmnist.state import create_state
 from jaxmnist.steps import Images, batch_at, epoch_permutation, train_step
@@ -60,11 +60,20 @@ def measure(
     rates = LOW * (HIGH / LOW) ** (np.arange(setup.steps) / max(setup.steps - 1, 1))
     tx = sgd(config, make_schedules(config, setup.steps))
     train = functools.partial(train_epoch, config=config, model=setup.model, tx=tx)
-    every_seed = jax.jit(jax.vmap(train, in_axes=(0, None)))
+    every_seed = jax.jit(functools.partial(train_seeds, train))
     losses = np.asarray(every_seed(np.array(seeds, np.uint32), setup.train_images), np.float64)
     smooth = np.stack([smoothed(rates, each) for each in losses])
     low, high = suggest(rates, smooth)
     return RangeTest(rates, losses, smooth, low, high)
+
+
+def train_seeds(
+    train: Callable[[jax.Array, Images], jax.Array], seeds: jax.Array, images: Images
+) -> jax.Array:
+    """Return the losses of all seeds, float32 `[seeds, steps]`, by the function of one seed."""
+    if ONE.platform == "cpu":  # several seeds side by side would exceed its caches
+        return jax.lax.map(lambda seed: train(seed, images), seeds)
+    return jax.vmap(train, in_axes=(0, None))(seeds, images)
 
 
 def make_schedules(config: TrainConfig, steps: int) -> Schedules:
