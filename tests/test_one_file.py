@@ -10,7 +10,7 @@ import pytest
 from jaxmnist import TrainConfig, create_model, data, steps
 from jaxmnist.augment import adjust_brightness, adjust_contrast, affine
 from jaxmnist.optim import make_optimizer
-from jaxmnist.state import initial_state
+from jaxmnist.state import initial_state, jit_once
 from jaxmnist.steps import Batch
 from tests.conftest import SCRIPTS, golden_batch
 
@@ -27,7 +27,8 @@ def one_file():
 @pytest.fixture(scope="module")
 def first_state(one_file):
     """The state before the first step; without dropout, whose masks the package draws otherwise."""
-    return one_file.create_state(jax.random.key(0), one_file.Gap(dropout_rate=0.0), STEPS)
+    create = jit_once(one_file.create_state, static_argnums=(1, 2))
+    return create(jax.random.key(0), one_file.Gap(dropout_rate=0.0), STEPS)
 
 
 def renamed(params):
