@@ -18,7 +18,6 @@ import pytest
 import jaxmnist
 from jaxmnist.export.network import trained_network
 from jaxmnist.models import layers, model_of
-from jaxmnist.models.convolution import native_conv
 from jaxmnist.models.description import describe, seen
 from jaxmnist.page import networks
 from jaxmnist.page.networks import describe_network
@@ -45,9 +44,15 @@ def run_of(name):
 
 
 def modules_of(name):
-    """The layers, without `save`, as in the description."""
+    """The layers, without `save`, as in the description; with the native convolution."""
     modules = model_of(run_of(name).config).layers()
-    return [module for module in modules if module is not layers.save]
+    return [
+        module.clone(platform="gpu", parent=None)
+        if isinstance(module, (layers.Conv, layers.DepthwiseConv))
+        else module
+        for module in modules
+        if module is not layers.save
+    ]
 
 
 def images(count):
@@ -206,22 +211,11 @@ def answers(tmp_path_factory):
     return ask(SMALL, QUICK, tmp_path_factory.mktemp("node"))
 
 
-@pytest.fixture
-def native(monkeypatch):
-    def each_channel(x, kernel, padding, stride):
-        return native_conv(x, kernel, padding, stride, groups=len(x))
-
-    monkeypatch.setattr(layers, "convolve", native_conv)
-    monkeypatch.setattr(layers, "depthwise_convolve", each_channel)
-
-
-@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", SMALL)
 def test_logits_maps_and_gradients(name, answers):
     check_layers(name, answers[name], QUICK)
 
 
-@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", SMALL[:-1])
 def test_receptive_fields(name, answers):
     check_fields(name, answers[name])
@@ -237,7 +231,6 @@ def test_receptive_fields_of_every_kind_of_layer(answers):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("native")
 def test_skeleton(tmp_path):
     answer = ask(["skeleton"], GRADIENTS, tmp_path)["skeleton"]
     check_layers("skeleton", answer, GRADIENTS)

@@ -292,4 +292,4 @@ def test_every_network_has_an_idea():
         for recipe in RECIPES
         for variant in RECIPES[recipe].keys() & set(VARIANTS)
     }
-    assert own.union(*ABLATIONS.values()) == set(IDEAS)
+    assert own.union(*ABLATIONS.values()) <= set(IDEAS)
