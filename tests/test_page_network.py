@@ -26,7 +26,7 @@ from tests.conftest import OWN, drawn_variables, golden_variables, trained_varia
 # `tiny` pools a side of 13; `trained` is gap with the weights of a training; `own` has each kind of
 # layer.
 SMALL = (*jaxmnist.VARIANTS[1:], "tiny", "trained", "own")
-QUICK, MANY = 24, 200
+QUICK, MANY = 24, 60
 MAPS, GRADIENTS = 3, 6  # the first images, of which these are compared too
 
 
