@@ -190,14 +190,20 @@ class Page:
         assert self.ink(".map canvas") == 0
 
     def ink(self, canvas="#seen"):
-        """The mean of a picture's green, from 0 to 255, times its pixels."""
-        return self.driver.execute_script(
+        """The mean of a picture's green, from 0 to 255, times its pixels.
+
+        The page draws what has changed in the next frame, so this is read after that frame.
+        """
+        return self.driver.execute_async_script(
             """
-            const source = document.querySelector(arguments[0]);
-            const context = document.createElement("canvas").getContext("2d");
-            context.drawImage(source, 0, 0);
-            const {data} = context.getImageData(0, 0, source.width, source.height);
-            return data.reduce((sum, value, k) => sum + (k % 4 === 1 ? value : 0), 0) / 255;""",
+            const [selector, done] = arguments;
+            requestAnimationFrame(() => {
+              const source = document.querySelector(selector);
+              const context = document.createElement("canvas").getContext("2d");
+              context.drawImage(source, 0, 0);
+              const {data} = context.getImageData(0, 0, source.width, source.height);
+              done(data.reduce((sum, value, k) => sum + (k % 4 === 1 ? value : 0), 0) / 255);
+            });""",
             canvas,
         )
 
@@ -320,8 +326,8 @@ def test_the_keyboard_alone_suffices(desktop, address):
     assert page.focused() == page.paper
     up, down, left, right = Keys.ARROW_UP, Keys.ARROW_DOWN, Keys.ARROW_LEFT, Keys.ARROW_RIGHT
     page.press(*[left] * 5, Keys.SPACE, *[down] * 8, *[right] * 9, Keys.SPACE)
-    page.wait(lambda: page.ink() > 20)
     ink = page.ink()
+    assert ink > 20
     page.press(*[up] * 7, left)  # lifted: nothing is drawn
     assert page.ink() == ink
     page.press(Keys.SPACE, *[down] * 15, Keys.SPACE)
