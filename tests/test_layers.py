@@ -10,7 +10,7 @@ from jax.extend.random import threefry_2x32
 import jaxmnist
 from jaxmnist.models import layers
 from jaxmnist.models.convolution import (
-    depthwise_convolve,
+    convolve,
     image_size,
     matmul_conv,
     native_conv,
@@ -126,14 +126,18 @@ def test_each_platform_gets_its_convolution(platform, native):
     assert ("dot_general" in primitives) != native
 
 
-@pytest.mark.parametrize(("platform", "native"), [("cpu", False), ("gpu", True)])
-def test_each_platform_gets_its_depthwise_convolution(platform, native):
-    def apply(x, kernel):
-        return depthwise_convolve(x, kernel, platform=platform)
-
-    jaxpr = jax.make_jaxpr(apply)(plain(normal(0, 2, 5, 5, 3)), normal(1, 3, 3, 1, 2))
-    primitives = {equation.primitive.name for equation in jaxpr.eqns}
-    assert ("conv_general_dilated" in primitives) == native
+@pytest.mark.parametrize(("padding", "stride"), [(0, 1), (1, 2)])
+def test_each_platform_convolves_each_channel_on_its_own(padding, stride):
+    x, kernel = plain(normal(0, 2, 5, 5, 3)), normal(1, 3, 3, 1, 2)
+    ours, native = (
+        functools.partial(convolve, padding=padding, stride=stride, platform=platform)
+        for platform in ("cpu", "gpu")
+    )
+    chex.assert_trees_all_close(ours(x, kernel), native(x, kernel), **TOLERANCE)
+    channel = [matmul_conv(x[i : i + 1], kernel[..., i : i + 1], padding, stride) for i in (0, 1)]
+    chex.assert_trees_all_close(ours(x, kernel), jnp.concatenate(channel), **TOLERANCE)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(native)(x, kernel))
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel))
 
 
 @pytest.mark.parametrize(("kernel_size", "channels"), [(3, 4), (1, 9)])

@@ -246,20 +246,16 @@ def native_conv(
     kernel: jax.Array,
     padding: int = 0,
     stride: int = 1,
-    groups: int = 1,
     precision: jax.lax.Precision | None = None,
 ) -> jax.Array:
-    """Convolve with the compiler's operator; Args and Returns as in `matmul_conv`.
-
-    With `groups`, each group of channels is convolved separately. `precision` is that of products.
-    """
+    """Convolve with the compiler's operator, with this precision of products; see `convolve`."""
     y = jax.lax.conv_general_dilated(
         retile(x, 1)[:, 0, 0],
         kernel,
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("CHWN", "HWIO", "CHWN"),
-        feature_group_count=groups,
+        feature_group_count=_groups(x, kernel),
         precision=precision,
     )
     return y[:, None, None]
@@ -276,27 +272,19 @@ def convolve(
 
     Args:
         x: activations.
-        kernel: weights.
+        kernel: weights `[k, k, I, O]`; or `[k, k, 1, I]` to convolve each channel on its own.
         padding: the width of the zero padding on every side, in pixels.
         stride: the distance between the windows of two output pixels, in pixels.
         platform: the platform that the program is compiled for, such as cpu, gpu or tpu; None for
             JAX's default one.
     """
     platform = platform or jax.default_backend()
-    if platform == "cpu":
-        return matmul_conv(x, kernel, padding, stride)
-    return native_conv(x, kernel, padding, stride, precision=PRECISION.get(platform))
+    if platform != "cpu":
+        return native_conv(x, kernel, padding, stride, PRECISION.get(platform))
+    method = matmul_conv if _groups(x, kernel) == 1 else shifted_depthwise_conv
+    return method(x, kernel, padding, stride)
 
 
-def depthwise_convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    padding: int = 0,
-    stride: int = 1,
-    platform: str | None = None,
-) -> jax.Array:
-    """Convolve each channel on its own; see `shifted_depthwise_conv` and `convolve`."""
-    platform = platform or jax.default_backend()
-    if platform == "cpu":
-        return shifted_depthwise_conv(x, kernel, padding, stride)
-    return native_conv(x, kernel, padding, stride, len(x), PRECISION.get(platform))
+def _groups(x: jax.Array, kernel: jax.Array) -> int:
+    """Return the number of groups of channels that are convolved separately."""
+    return len(x) // kernel.shape[2]

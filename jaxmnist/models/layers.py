@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmnist.collectives import Axis, axis_index, axis_size, pmean
-from jaxmnist.models.convolution import convolve, depthwise_convolve, image_size, retile
+from jaxmnist.models.convolution import convolve, image_size, retile
 from jaxmnist.models.random_bits import random_words
 
 # PyTorch's default for weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -75,7 +75,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False, axis: Axis = None) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[0])
         kernel = self.param("kernel", torch_uniform, shape)
-        y = depthwise_convolve(x, kernel, self.padding, self.stride, self.platform)
+        y = convolve(x, kernel, self.padding, self.stride, self.platform)
         return _with_bias(self, y, shape) if self.use_bias else y
 
 
