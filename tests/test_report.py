@@ -268,6 +268,22 @@ def test_the_documents_are_current(found):
         assert report.fill(file, block) == file.read_text(), f"{AGAIN}: {file}"
 
 
+def test_the_tour_has_the_results(found):
+    """docs/drill-down.md is written by hand."""
+    _, *texts = re.split(r"^## \d\. ", (DOCS / "drill-down.md").read_text(), flags=re.MULTILINE)
+    sections = dict(zip(VARIANTS, texts, strict=True))
+    means = {}
+    for variant, section in sections.items():
+        accuracy = found[variant].summary("final_test_accuracy")
+        spread = "" if accuracy.sd is None else f" ± {accuracy.sd:.2f}"
+        assert section.startswith(f"`{variant}`: ")
+        assert f"- **Result**: {accuracy.mean:.2f}{spread} %" in section
+        means[variant] = accuracy.mean
+    for before, after in itertools.pairwise(VARIANTS):
+        if f"{means[after]:.2f}" > f"{means[before]:.2f}":
+            assert f"+{means[after] - means[before]:.2f}" in sections[after]
+
+
 def test_the_plots_are_current_and_shown(found):
     digest = results.digest(found).encode()
     # test_robustness.py has its own plot.
