@@ -45,13 +45,6 @@ class Parameters(NamedTuple):
     light: Light
 
 
-class AffineAndLight(NamedTuple):
-    """Parameters of `bilinear_and_light`."""
-
-    affine: Affine
-    light: Light
-
-
 def draw_parameters(key: jax.Array, count: int) -> Parameters:
     """Draw augmentation parameters for `count` images from the notebooks' ranges."""
     # One draw is faster than nine.
@@ -79,27 +72,14 @@ def draw_affine(key: jax.Array, count: int, strength: float = 1.0) -> Affine:
     return Affine(13 * angle, 2.8 * jnp.stack([x, y], axis=1), 1 + 0.2 * scale, 10 * shear)
 
 
-def draw_affine_and_light(key: jax.Array, count: int) -> AffineAndLight:
+def draw_affine_and_light(key: jax.Array, count: int) -> tuple[Affine, Light]:
     """Draw affine maps, brightness and contrast for `count` images from the notebooks' ranges."""
     affine_key, light_key = jax.random.split(key)
-    return AffineAndLight(draw_affine(affine_key, count), draw_parameters(light_key, count).light)
-
-
-def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Augment every image with its own random parameters.
-
-    Args:
-        key: the random key for the whole batch.
-        images: uint8 `[N, 28, 28]`.
-
-    Returns:
-        uint8 `[N, 28, 28]`.
-    """
-    return apply_parameters(images, draw_parameters(key, len(images)))
+    return draw_affine(affine_key, count), draw_parameters(light_key, count).light
 
 
 def apply_parameters(images: jax.Array, p: Parameters) -> jax.Array:
-    """Augment images with given parameters; shapes as in `augment`."""
+    """Augment images, uint8 `[N, 28, 28]`, with given parameters."""
     # The affine map selects pixels of the rotated image, and the rotation pixels of the original.
     # Composing the maps gives the same pixels with one look-up per pixel instead of two.
     places = _source(_affine_map(*p.affine), _grid())
@@ -172,9 +152,10 @@ def bilinear(images: jax.Array, maps: Affine) -> jax.Array:
     return blended.reshape(images.shape).astype(jnp.float32) / 65536
 
 
-def bilinear_and_light(images: jax.Array, p: AffineAndLight) -> jax.Array:
-    """Apply `bilinear`, then the jitter of `augment`; input and output are uint8 `[N, 28, 28]`."""
-    return _jitter(jnp.round(bilinear(images, p.affine)).astype(jnp.uint8), p.light)
+def bilinear_and_light(images: jax.Array, p: tuple[Affine, Light]) -> jax.Array:
+    """Apply `bilinear`, then brightness and contrast, to images, uint8 `[N, 28, 28]`."""
+    maps, light = p
+    return _jitter(jnp.round(bilinear(images, maps)).astype(jnp.uint8), light)
 
 
 def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:

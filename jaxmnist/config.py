@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +13,6 @@ from jaxmnist.recipes import (
     AUGMENTATIONS,
     CHANGES,
     DATASETS,
-    DEFAULTS,
     RECIPES,
     SCHEDULES,
     values_of,
@@ -25,9 +23,7 @@ MAX_SEEDS = 1000
 
 # Version of the run-file format. Increase it for changes that older versions would misread.
 FORMAT = 2
-READABLE_FORMATS = (1, 2)
-# The fields of `DEFAULTS` that format 1 contains, and those that format 2 may lack.
-_FORMAT_1 = {"batch_size", "augment", "dropout"}
+# The fields that were added to the format later; a config without them has the recipe's values.
 _LATER = {"network", "l1", "gamma", "step_size", "patience"}
 
 
@@ -149,33 +145,29 @@ class TrainConfig:
         beyond = [part for part in self.recipe.split("/") if part != TrainConfig.recipe]
         return "/".join([self.variant, *beyond])
 
-    def to_json(self) -> str:
-        """Return the config as a JSON object with every field; `network` only if there is one."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the format and every field, for JSON; `network` only if there is one."""
         fields = dataclasses.asdict(self)
         if self.network is None:  # like the configs from before there was this field
             del fields["network"]
-        return json.dumps({"format": FORMAT, **fields}, indent=2) + "\n"
+        return {"format": FORMAT, **fields}
 
     @classmethod
-    def from_json(cls, text: str) -> "TrainConfig":
-        """Return the config for the JSON text that `to_json` wrote.
-
-        Format 1 lacks the fields that had no option; they get the recipe's values.
+    def from_dict(cls, values: Any) -> "TrainConfig":
+        """Return the config for the values that `to_dict` returned, after they were read as JSON.
 
         Raises:
-            ConfigError: the text is not a JSON object of these fields, or has another format.
+            ConfigError: the values are not a dict of these fields, or have another format.
         """
-        values = json_object(text)
-        found = values.pop("format", None)
-        check_format("config", found)
-        fields = {field.name for field in dataclasses.fields(cls)}
-        optional = {"holdout", "fold", *DEFAULTS} - _FORMAT_1 if found == 1 else set()
-        optional |= _LATER
-        if not fields - optional <= set(values) <= fields:
+        if not isinstance(values, dict):
+            raise ConfigError(f"config has {type(values).__name__}; expected a JSON object")
+        check_format("config", values.get("format"), FORMAT)
+        fields = {"format", *(field.name for field in dataclasses.fields(cls))}
+        if not fields - _LATER <= set(values) <= fields:
             raise ConfigError(
                 f"config has {sorted(values)}; expected an object with the fields {sorted(fields)}"
             )
-        return cls(**values)
+        return cls(**{name: value for name, value in values.items() if name != "format"})
 
     def check_continues(self, begun: "TrainConfig") -> None:
         """Check that a run that started with another config can continue with this one.
@@ -261,21 +253,6 @@ def format_seeds(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ConfigError: the text is not a JSON object.
-    """
-    try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"config is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"config has {type(values).__name__}; expected a JSON object")
-    return values
-
-
 def steps_per_epoch(train_count: int, batch_size: int) -> int:
     """Return the number of full batches per epoch; each epoch skips the remaining images.
 
@@ -294,16 +271,16 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
     return train_count // batch_size
 
 
-def check_format(what: str, found: object, readable: Sequence[int] = READABLE_FORMATS) -> None:
+def check_format(what: str, found: object, readable: int) -> None:
     """Check that this version can read a format.
 
     Raises:
         ConfigError: this version does not read the format.
     """
-    if found not in readable:
+    if found != readable:
         raise ConfigError(
             f"{what} is of format {found!r}, but this version of jaxmnist reads format "
-            f"{' and '.join(map(str, readable))}; use the version that wrote it"
+            f"{readable}; use the version that wrote it"
         )
 
 

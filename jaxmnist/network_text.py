@@ -1,7 +1,7 @@
 """Networks as text, such as `conv 8 / relu / pool / conv 10 / mean`: grammar, and shapes of layers.
 
-A text has one layer per line, or several separated by slashes; `#` begins a comment. docs/usage.md
-lists the layers.
+A text has one layer per line, or several separated by slashes; `#` begins a comment.
+docs/networks.md lists the layers.
 """
 
 import re

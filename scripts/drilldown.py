@@ -359,8 +359,8 @@ def write_robustness(arguments: argparse.Namespace, console: Console) -> None:
     networks = list(robustness.read(file).values())
     block = robustness_report.block(networks)
     folder.mkdir(exist_ok=True)
-    plots = [folder / f"robustness.{kind}" for kind in ("png", "svg")]
-    save(lambda: accuracy_by_strength(networks), plots, robustness.digest(file))
+    digest = robustness.digest(file)
+    save(lambda: accuracy_by_strength(networks), folder / "robustness.svg", digest)
     write_documents(arguments, console, networks, [block])
 
 

@@ -165,7 +165,7 @@ def write(one: Evaluated, images: data.Dataset, folder: Path, views: int, datase
     """Write metrics and plots to a folder."""
     with suggest_out(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    runs = [{"path": str(run.path), "config": json.loads(run.config.to_json())} for run in one.runs]
+    runs = [{"path": str(run.path), "config": run.config.to_dict()} for run in one.runs]
     what = {"dataset": dataset, "views": views, "runs": runs}
     content = json.dumps({**what, **one.metrics.to_dict()}, indent=2) + "\n"
     run_folder.write(folder / FILE, content)

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> str:
     out = arguments.out or Path("runs", f"lr_range-{config.name.replace('/', '-')}")
     out.mkdir(parents=True, exist_ok=True)
     numbers = {
-        "config": json.loads(config.to_json()),
+        "config": config.to_dict(),
         "seeds": list(seeds),
         "interval": [found.low, found.high],
         "rates": found.rates.tolist(),
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> str:
         "losses": [[float(x) if x < float("inf") else None for x in each] for each in found.losses],
     }
     run_folder.write(out / NUMBERS, json.dumps(numbers) + "\n")
-    save(lambda: loss_by_rate(found, config.name), [out / PLOT], config.name)
+    save(lambda: loss_by_rate(found, config.name), out / PLOT, config.name)
     return (
         f"{config.name}: a peak between {found.low:.2g} and {found.high:.2g} is worth trying; the "
         f"recipe has {config.learning_rate:g} ({len(seeds)} seeds, {out / PLOT})"

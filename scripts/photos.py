@@ -1,4 +1,4 @@
-"""Measure accuracy on photographed digits: `python scripts.photos.py runs/gap-seed0`.
+"""Measure accuracy on photographed digits: `python scripts/photos.py runs/gap-seed0`.
 
 Test with photos of test digits, without a nuisance and with each nuisance. The table compares the
 preprocessing of `predict.py` with a plain resize to 28x28.
@@ -21,9 +21,9 @@ from support.digits import other_digits
 from jaxmnist import data
 from jaxmnist.analysis.nuisances import NUISANCES, photo_of
 from jaxmnist.config import ConfigError
-from jaxmnist.inference.ink import PictureError, find_digits
-from jaxmnist.inference.predict import DIGITS, Predict, check_digits, load_runs, make_predict
-from jaxmnist.inference.views import ensemble
+from jaxmnist.inference.ink import PictureError, border, find_digits
+from jaxmnist.inference.predict import DIGITS, Predict
+from jaxmnist.inference.views import load_ensemble
 
 SURE = 0.9
 TITLE = (
@@ -51,15 +51,10 @@ def measure(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: the run was not trained on digits, or the count is out of range.
     """
-    runs = load_runs(arguments.run)
-    check_digits(runs)
-    each = [make_predict(run) for run in runs]
+    predict = load_ensemble(arguments.run)
     images = data.load(DIGITS, arguments.data_dir, arguments.idx_dir)
     if not 1 <= arguments.count <= len(images.test_images):
         raise ConfigError(f"count is {arguments.count}; expected 1 to {len(images.test_images)}")
-
-    def predict(pixels: np.ndarray) -> np.ndarray:
-        return ensemble([one(pixels) for one in each])
 
     chosen = np.random.default_rng(0).permutation(len(images.test_images))[: arguments.count]
     labels = images.test_labels[chosen]
@@ -107,8 +102,7 @@ def shares(
 
 def plainly_resized(greys: np.ndarray) -> list[np.ndarray]:
     """Resize the picture to 28x28 pixels, light on dark, and stretch it to 0 to 255."""
-    border = np.concatenate([greys[0], greys[-1], greys[:, 0], greys[:, -1]])
-    ink = 255 - greys if np.median(border) > greys.mean() else greys
+    ink = 255 - greys if np.median(border(greys)) > greys.mean() else greys
     small = Image.fromarray(ink.astype(np.float32)).resize((28, 28), Image.Resampling.BOX)
     values = np.asarray(small) - np.asarray(small).min()
     return [np.round(255 * values / max(values.max(), 1)).astype(np.uint8)]

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> Path:
     if empty:
         raise ConfigError(f"{empty[0]} has no finished epoch yet; there is nothing to draw")
     held_out = [str(path) for path in arguments.runs if is_held_out(path)]
-    save(lambda: curves(rows, held_out), [out], ", ".join(rows))
+    save(lambda: curves(rows, held_out), out, ", ".join(rows))
     return out
 
 

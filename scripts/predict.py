@@ -18,8 +18,8 @@ from support.command import Command, add_debug_option, run_main, use_compilation
 
 from jaxmnist.inference import pictures
 from jaxmnist.inference.pictures import PictureError
-from jaxmnist.inference.predict import Predict, check_digits, load_runs, make_predict
-from jaxmnist.inference.views import ensemble
+from jaxmnist.inference.predict import Predict
+from jaxmnist.inference.views import load_ensemble
 
 STDIN = "-"
 # Files of operating systems, in lower case, besides names that begin with a dot.
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     with Command(arguments.debug) as command:
         use_compilation_cache()
-        return print_predictions(arguments, load(arguments.run))
+        return print_predictions(arguments, load_ensemble(arguments.run))
     return command.status
 
 
@@ -55,14 +55,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
     add_debug_option(parser)
     return parser.parse_args(argv)
-
-
-def load(path: Path) -> Predict:
-    """Return the prediction function of a network, or of an ensemble of seeds."""
-    runs = load_runs(path)
-    check_digits(runs)
-    each = [make_predict(run) for run in runs]
-    return lambda pixels: ensemble([predict(pixels) for predict in each])
 
 
 def print_predictions(arguments: argparse.Namespace, predict: Predict) -> int:

@@ -245,7 +245,7 @@ def dry_run(
         images, labels = np.zeros((data.TRAIN_COUNT, 0, 0), np.uint8), np.zeros(data.TRAIN_COUNT)
         dataset = data.Dataset(images, labels, images[:0], labels[:0], mean=0.0, std=1.0)
     setup = set_up(config, dataset, options, devices, facts={})
-    console.print_json(config.to_json())
+    console.print_json(data=config.to_dict())
     print_table(console, layers_table(config))
     print_line(
         console,

@@ -164,9 +164,10 @@ def test_a_changed_record_is_detected(saved, change, message):
 
 def test_a_whole_checkpoint_of_another_format_ends_the_search(saved, state, monkeypatch):
     """It is not damaged: to pass it over would be to lose it."""
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
-    save(saved, at(state, 30), keep=3)
-    message = r"checkpoints/30 is of format 3, but this version of jaxmnist reads format 1 and 2"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 3)
+        save(saved, at(state, 30), keep=3)
+    message = r"checkpoints/30 is of format 3, but this version of jaxmnist reads format 2; use"
     with pytest.raises(ConfigError, match=message):
         checkpoint.newest_metadata(saved)
     with pytest.raises(ConfigError, match=message):

@@ -106,7 +106,7 @@ def test_dry_run_prints_and_trains_nothing(run):
     status, out, err = run("--variant", "gap", "--dry-run", "--seed", "7")
     assert (status, err) == (0, "")
     config = out[: out.index("}") + 1]
-    assert TrainConfig.from_json(config) == TrainConfig("gap", seed=7)
+    assert TrainConfig.from_dict(json.loads(config)) == TrainConfig("gap", seed=7)
     assert "7,364" in out
     assert "15 epochs of 468 steps of 128 images: 7020 steps over 60,000 training images" in out
     assert list(Path().iterdir()) == []

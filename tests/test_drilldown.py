@@ -86,7 +86,7 @@ def test_trains_what_is_missing_and_writes_the_report(run, out, script, monkeypa
     report = (out / "results.md").read_text()
     assert report.startswith("# Results\n")
     assert re.search(r"^\| `less_params` \| 2 \| \*\*\d", report, re.MULTILINE)
-    assert len(list((out / "figures").iterdir())) == 12
+    assert len(list((out / "figures").iterdir())) == 6
 
     # Nothing is left to train, and the report is written from the file alone.
     monkeypatch.setattr(script, "train_run", None)

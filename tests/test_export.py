@@ -136,7 +136,9 @@ def test_safetensors_hold_arrays_and_config(images, tmp_path):
     file = tmp_path / "model.safetensors"
     safetensors_file.write(network("batch_norm"), file)
     with safetensors.safe_open(file, "numpy") as opened:
-        assert TrainConfig.from_json(opened.metadata()["config"]) == TrainConfig("batch_norm")
+        assert TrainConfig.from_dict(json.loads(opened.metadata()["config"])) == TrainConfig(
+            "batch_norm"
+        )
         kernel = opened.get_tensor("params/conv1/kernel")
         assert "batch_stats/norm1/var" in opened.keys()  # noqa: SIM118 - it is no dictionary
     variables = golden_variables("batch_norm")

@@ -20,7 +20,6 @@ from jaxmnist.state import create_state
 from tests.conftest import SCRIPTS, train
 
 ROOT = Path(__file__).parent.parent
-RUN = Path(__file__).parent / "fixtures" / "record_format1"
 FLAGS = {
     "enable_x64": True,
     "default_prng_impl": "rbg",
@@ -107,11 +106,11 @@ def test_commands_start_as_modules_and_with_a_safe_path():
 
 
 @pytest.mark.slow
-def test_commands_under_flags_of_others(small_idx_dir, tmp_path):
+def test_commands_under_flags_of_others(small_run, small_idx_dir, tmp_path):
     """Figures under a backend that is not installed, and with LaTeX for all text."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 7\n")
     done = start(
-        [SCRIPTS / "evaluate.py", RUN, "--idx-dir", small_idx_dir, "--out", tmp_path],
+        [SCRIPTS / "evaluate.py", small_run.path, "--idx-dir", small_idx_dir, "--out", tmp_path],
         MPLBACKEND="nowhere",
         MATPLOTLIBRC=str(tmp_path),
         JAX_ENABLE_X64="1",

@@ -45,7 +45,7 @@ def test_the_command_measures_the_same_losses(command, small_idx_dir, tmp_path):
     assert f"between {low:.2g} and {high:.2g}" in out
     assert (tmp_path / "out" / "lr_range.png").stat().st_size > 5000
 
-    config = TrainConfig.from_json(json.dumps(found["config"]))
+    config = TrainConfig.from_dict(found["config"])
     options = RunOptions(idx_dir=small_idx_dir)
     both = lr_range.measure(config, (0, 1), options)
     assert both.losses.shape == (2, 4)

@@ -240,10 +240,10 @@ def test_the_config_keeps_the_network():
     assert config.network == "conv 10 pad 1 / relu / mean"
     assert re.fullmatch("own-[0-9a-f]{6}", config.variant)
     assert (config.schedule, config.augment, config.dropout) == ("one_cycle", True, 0)
-    assert TrainConfig.from_json(config.to_json()) == config
+    assert TrainConfig.from_dict(config.to_dict()) == config
     assert TrainConfig("mine", network=text).name == "mine"
     assert TrainConfig(network="conv 10 / drop / mean").dropout == 0.05
-    assert "network" not in TrainConfig("gap").to_json()
+    assert "network" not in TrainConfig("gap").to_dict()
 
 
 @pytest.mark.parametrize(

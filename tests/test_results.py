@@ -75,7 +75,7 @@ def change(file, function, name="gap"):
 def test_reads_what_was_added(file):
     results.add(file, finished())
     (run,) = results.read(file)["gap"].runs
-    config = json.loads(TrainConfig("gap", epochs=3).to_json())
+    config = TrainConfig("gap", epochs=3).to_dict()
     assert run == {
         "seed": 0,
         "final_test_accuracy": 99.4,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxmnist.config import ConfigError, TrainConfig
-from jaxmnist.optim import Schedules, sgd
+from jaxmnist.optim import Schedules, constant, sgd
 from jaxmnist.parallel.devices import ONE, fixed_flags
 from jaxmnist.runs.setup import RunOptions, make_setup
 from jaxmnist.state import create_state
@@ -57,8 +57,9 @@ def measure(
         DataError: the images are not available.
     """
     setup = make_setup(config, options)
-    rates = LOW * (HIGH / LOW) ** (np.arange(setup.steps) / max(setup.steps - 1, 1))
-    tx = sgd(config, make_schedules(config, setup.steps))
+    schedules = make_schedules(config, setup.steps)
+    rates = schedules.learning_rate(np.arange(setup.steps))
+    tx = sgd(config, schedules)
     train = functools.partial(train_epoch, config=config, model=setup.model, tx=tx)
     every_seed = jax.jit(functools.partial(train_seeds, train))
     losses = np.asarray(every_seed(np.array(seeds, np.uint32), setup.train_images), np.float64)
@@ -82,7 +83,7 @@ def make_schedules(config: TrainConfig, steps: int) -> Schedules:
     momentum = config.base_momentum if cycles else config.momentum
     return Schedules(
         learning_rate=lambda step: LOW * (HIGH / LOW) ** (step / max(steps - 1, 1)),
-        momentum=lambda step: momentum + 0.0 * step,
+        momentum=constant(momentum),
     )
 
 

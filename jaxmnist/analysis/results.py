@@ -88,7 +88,7 @@ class VariantResults(NamedTuple):
     @property
     def config(self) -> TrainConfig:
         """Config of the first run; the others differ in the seed."""
-        return _config_of(self.runs[0])
+        return TrainConfig.from_dict(self.runs[0]["config"])
 
     @property
     def published(self) -> Published | None:
@@ -137,7 +137,7 @@ def read(path: Path) -> Results:
         return {}
     try:
         content = json.loads(path.read_text())
-        check_format("the file", content["format"], (RESULTS_FORMAT,))
+        check_format("the file", content["format"], RESULTS_FORMAT)
         variants = content["variants"].items()
         results = {name: VariantResults(name, **found) for name, found in variants}
         for network in results.values():
@@ -202,8 +202,8 @@ def check_mix(results: Results, configs: Iterable[TrainConfig] = ()) -> None:
     Raises:
         ConfigError: two configs deviate differently; the message names both.
     """
-    finished = [_config_of(run) for network in results.values() for run in network.runs]
-    check_same_changes([*finished, *configs])
+    runs = [run for network in results.values() for run in network.runs]
+    check_same_changes([*(TrainConfig.from_dict(run["config"]) for run in runs), *configs])
 
 
 def check_same_changes(configs: Sequence[TrainConfig]) -> None:
@@ -282,7 +282,7 @@ def _check_finished(network: VariantResults) -> None:
             f"{network.name} has a seed more than once: {format_seeds(network.seeds)}"
         )
     for run in network.runs:
-        config, curves = _config_of(run), run["curves"]
+        config, curves = TrainConfig.from_dict(run["config"]), run["curves"]
         ends = {
             "final_test_accuracy": curves["test_accuracy"][-1],
             "best_test_accuracy": max(curves["test_accuracy"]),
@@ -322,10 +322,6 @@ def _place_of(run: dict[str, Any]) -> tuple[str, int]:
     return run["device"], run["cores"]
 
 
-def _config_of(run: dict[str, Any]) -> TrainConfig:
-    return TrainConfig.from_json(json.dumps(run["config"]))
-
-
 def _record(run: Run) -> dict[str, Any]:
     """Return the entry of a run in the file."""
     metrics = {name: run.summary[name] for name in METRICS}
@@ -333,7 +329,7 @@ def _record(run: Run) -> dict[str, Any]:
     return {
         "seed": run.config.seed,
         **{name: _rounded(v[0] if isinstance(v, list) else v) for name, v in metrics.items()},
-        "config": json.loads(run.config.to_json()),
+        "config": run.config.to_dict(),
         "curves": curves,
     }
 

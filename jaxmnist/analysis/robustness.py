@@ -134,11 +134,8 @@ def _measure_images(
     predict: Predict, images: np.ndarray, labels: np.ndarray
 ) -> tuple[float, float]:
     """Return the accuracy in percent, and the calibration error in points."""
-    log_probs = predict(images)
-    right = log_probs.argmax(axis=1) == labels
-    bins = evaluation.calibration(np.exp(log_probs.max(axis=1).astype(float)), right)
-    error = evaluation.calibration_error(bins)
-    return round(100 * float(right.mean()), 4), round(error, 4)
+    found = evaluation.evaluate(predict(images), labels)
+    return round(found.accuracy, 4), round(found.calibration_error, 4)
 
 
 def _measure_digits(predict: Predict, digits: Digits) -> float:
@@ -164,20 +161,16 @@ def _read_runs(file: Path) -> list[dict[str, Any]]:
         return []
     try:
         content = json.loads(file.read_text())
-        check_format("the file", content["format"], (FORMAT,))
+        check_format("the file", content["format"], FORMAT)
         if content["strengths"] != STRENGTHS:
             raise ConfigError("it has other shifts than this version; pass another --out")
         runs = sorted(content["runs"], key=_place)
-        results.check_same_changes([_config_of(run) for run in runs])
+        results.check_same_changes([TrainConfig.from_dict(run["config"]) for run in runs])
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{file} is damaged: {error!r}; restore an older one") from error
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     return runs
-
-
-def _config_of(run: dict[str, Any]) -> TrainConfig:
-    return TrainConfig.from_json(json.dumps(run["config"]))
 
 
 def digest(file: Path) -> str:
@@ -192,7 +185,7 @@ def check_mix(file: Path, configs: Sequence[TrainConfig]) -> None:
         ConfigError: two deviate differently from their recipes, or `read` fails.
         OSError: the file cannot be read.
     """
-    measured = [_config_of(run) for run in _read_runs(file)]
+    measured = [TrainConfig.from_dict(run["config"]) for run in _read_runs(file)]
     results.check_same_changes([*measured, *configs])
 
 
@@ -228,7 +221,7 @@ def add(file: Path, run: Run, measured: dict[str, Any]) -> None:
             "seed": config.seed,
             **measured,
             **{name: run.summary[name] for name in CONDITIONS},
-            "config": json.loads(config.to_json()),
+            "config": config.to_dict(),
         }
         run_folder.write(file, _to_json([*_read_runs(file), entry]))
 

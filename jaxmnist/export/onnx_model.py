@@ -1,6 +1,7 @@
 """ONNX export: a graph of standard operators, one node per layer."""
 # pyright: reportMissingImports=false
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def write(network: TrainedNetwork, file: Path) -> None:
         ir_version=IR_VERSION,
         producer_name="jaxmnist",
     )
-    helper.set_model_props(model, {"config": network.config.to_json()})
+    helper.set_model_props(model, {"config": json.dumps(network.config.to_dict())})
     onnx.checker.check_model(model, full_check=True)
     file.write_bytes(model.SerializeToString())
 

@@ -1,5 +1,6 @@
 """Safetensors export: arrays by name, and the config in the metadata."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def write(network: TrainedNetwork, file: Path) -> None:
     """
     named = flatten_dict(network.variables, sep="/")
     arrays = {name: np.ascontiguousarray(value) for name, value in named.items()}
-    file.write_bytes(save(arrays, metadata={"config": network.config.to_json()}))
+    file.write_bytes(save(arrays, metadata={"config": json.dumps(network.config.to_dict())}))
 
 
 def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.ndarray:
@@ -33,7 +34,7 @@ def logits_of(network: TrainedNetwork, file: Path, images: np.ndarray) -> np.nda
         images: uint8 `[N, 28, 28]`.
     """
     with safe_open(file, "numpy") as opened:
-        config = TrainConfig.from_json(opened.metadata()["config"])
+        config = TrainConfig.from_dict(json.loads(opened.metadata()["config"]))
         arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     variables = unflatten_dict(arrays, sep="/")
     model = model_of(config)

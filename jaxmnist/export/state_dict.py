@@ -79,7 +79,7 @@ def slots_of(variant: str) -> Iterator[Slot]:
             shape: Shape = (layer["features"],)
             if key == "kernel":
                 shape = (layer["features"], layer["inputs"], *[layer["kernel_size"]] * 2)
-            if layer["kind"] == "norm" or key == "kernel" or layer["use_bias"]:
+            if key != "bias" or layer.get("use_bias", True):
                 yield Slot(layer["name"], key, (leaf, len(shape)), shape)
 
 

@@ -1,5 +1,6 @@
 """Test-time augmentation and ensembles: averages of log-probabilities."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,24 @@ from scipy.special import log_softmax
 
 from jaxmnist.augment import affine
 from jaxmnist.config import ConfigError
-from jaxmnist.inference.predict import Predict
+from jaxmnist.inference.predict import Predict, check_digits, load_runs, make_predict
 
 MAX_VIEWS = 1000
+
+
+def load_ensemble(path: str | os.PathLike) -> Predict:
+    """Return the prediction function of a network for digits, or of an ensemble of its seeds.
+
+    Args:
+        path: the folder of a run, or the name of a pretrained network.
+
+    Raises:
+        ConfigError: there is no finished run, or it was not trained on digits.
+    """
+    runs = load_runs(path)
+    check_digits(runs)
+    each = [make_predict(run) for run in runs]
+    return lambda pixels: ensemble([predict(pixels) for predict in each])
 
 
 def with_tta(predict: Predict, views: int) -> Predict:

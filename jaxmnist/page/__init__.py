@@ -18,9 +18,6 @@ def make_page(runs: Sequence[Run], images: Dataset | None = None) -> str:
     Args:
         runs: finished runs of one seed each, in the order of the page.
         images: the data set whose test images are offered as examples; None: no examples.
-
-    Raises:
-        ConfigError: a run does not contain the normalisation of its images.
     """
     networks = [
         {

@@ -22,9 +22,6 @@ def describe_network(run: Run) -> dict[str, Any]:
         little-endian float32, in the layout of the state: `kernel` `[kh, kw, I, O]` and `bias`
         `[O]` of a convolution, `scale`, `bias`, `mean` and `var` `[C]` of a norm. Dropout is left
         out: it does nothing outside training.
-
-    Raises:
-        ConfigError: the run does not contain the normalisation of its images.
     """
     network = trained_network(run)
     layers = [

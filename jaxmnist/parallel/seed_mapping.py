@@ -41,6 +41,8 @@ def choose_mapping(requested: str, seeds: int, devices: Devices = ONE) -> str:
         )
     if requested != "auto":
         return requested
+    if seeds == 1:
+        return "loop"
     if backend != "cpu" or devices.count > 1:
         return "vmap"
     return "processes" if len(shares_of_cores(seeds)) > 1 else "loop"

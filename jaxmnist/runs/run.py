@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmnist import data
-from jaxmnist.config import FORMAT, ConfigError, TrainConfig
+from jaxmnist.config import ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import model_of
 from jaxmnist.optim import make_optimizer
@@ -80,17 +78,8 @@ class Run(NamedTuple):
 
     @property
     def normalisation(self) -> tuple[float, float]:
-        """Mean and standard deviation of pixels / 255, which normalise the images.
-
-        Raises:
-            ConfigError: an older version wrote the run without them, and they are not known.
-        """
-        kept = self.summary.get("normalisation") or data.NORMALISATION.get(self.config.dataset)
-        if kept is None:
-            raise ConfigError(
-                f"the run in {self.path} has no normalisation of its images; train it again"
-            )
-        mean, std = kept
+        """Mean and standard deviation of pixels / 255, which normalise the images."""
+        mean, std = self.summary["normalisation"]
         return mean, std
 
     def split(self) -> list["Run"]:
@@ -110,7 +99,7 @@ def load_run(path: str | os.PathLike) -> Run:
     """Load a finished run from its folder, without executing any code in it.
 
     Args:
-        path: the run's folder, of format 1 or 2.
+        path: the run's folder.
 
     Returns:
         The run, as returned by `train`.
@@ -123,7 +112,7 @@ def load_run(path: str | os.PathLike) -> Run:
     path = Path(path)
     check_platform()
     run_folder.check_links(path)
-    config, seeds, _ = run_folder.read_config(path)
+    config, seeds = run_folder.read_config(path)
     # Failures are only in summary.json, which a failed run of one seed does not have.
     failures = run_folder.read_summary(path)["failures"] if len(seeds) > 1 else {}
     ends = {}
@@ -159,7 +148,7 @@ def make_run(
 
 def _load_finished(path: Path, config: TrainConfig) -> Snapshot:
     """Read the last snapshot of a seed, with the state on the device."""
-    folder = _find_checkpoints(path, config.seed)
+    folder = run_folder.checkpoint_folder(path, config.seed)
     found, skipped = checkpoint.newest_whole(folder, template_of)
     if skipped:
         raise CheckpointError(f"{skipped[0]}; --resume trains the end of the run again")
@@ -168,13 +157,6 @@ def _load_finished(path: Path, config: TrainConfig) -> Snapshot:
     if found.metadata["summary"] is None:
         raise ConfigError(f"the run in {path} is not finished; use --resume to continue it")
     return _to_snapshot(found)
-
-
-def _find_checkpoints(path: Path, seed: int) -> Path:
-    """Return the folder of a seed's checkpoints, in format 2 or format 1."""
-    folder = run_folder.checkpoint_folder(path, seed)
-    format_1 = (path / f"seed{seed}" / run_folder.CHECKPOINTS, path / run_folder.CHECKPOINTS)
-    return next((each for each in (folder, format_1[0]) if each.is_dir()), format_1[1])
 
 
 def begun_config(path: Path) -> RunConfig | None:
@@ -193,7 +175,7 @@ def begun_config(path: Path) -> RunConfig | None:
         metadata = checkpoint.newest_metadata(run_folder.checkpoint_folder(path, seed))
         if metadata is not None:
             config = dataclasses.replace(config_of(metadata), seed=seeds[0])
-            return RunConfig(config, tuple(seeds), FORMAT)
+            return RunConfig(config, tuple(seeds))
     return run_folder.read_config(path) if run_folder.has_config(path) else None
 
 
@@ -265,7 +247,7 @@ def save(setup: Setup, seed: int, snapshot: Snapshot, path: Path) -> None:
         OSError: there is not enough disk space, or the run's folder was removed.
     """
     metadata = {
-        "config": json.loads(dataclasses.replace(setup.config, seed=seed).to_json()),
+        "config": dataclasses.replace(setup.config, seed=seed).to_dict(),
         "environment": {name: setup.facts[name] for name in _ENVIRONMENT},
         "images": setup.images_digest,
         "seconds": snapshot.seconds,
@@ -304,4 +286,4 @@ def config_of(metadata: Any) -> TrainConfig:
         raise ConfigError(
             f"a checkpoint has metadata on {list(metadata)}; expected {sorted(_METADATA)}"
         )
-    return TrainConfig.from_json(json.dumps(metadata["config"]))
+    return TrainConfig.from_dict(metadata["config"])

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmnist.config import (
+    FORMAT,
     ConfigError,
     TrainConfig,
     check_format,
     check_seeds,
-    json_object,
 )
 from jaxmnist.runs.summary import ROW_METRICS, Row
 
@@ -54,7 +54,6 @@ class RunConfig(NamedTuple):
 
     config: TrainConfig  # config of the first seed
     seeds: tuple[int, ...]
-    format: int
 
 
 @contextlib.contextmanager
@@ -94,8 +93,7 @@ def new_folder(
 def clear(path: Path) -> None:
     """Remove a run; after an interruption, the folder is still recognised as a run."""
     remove_derived(path)
-    format_1 = [folder.name for folder in path.iterdir() if _SEED_FOLDER.fullmatch(folder.name)]
-    for name in (*format_1, TENSORBOARD, PROFILE, CHECKPOINTS):
+    for name in (TENSORBOARD, PROFILE, CHECKPOINTS):
         if (path / name).exists():
             shutil.rmtree(path / name)
     for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):  # the config last
@@ -196,24 +194,25 @@ def read_config(path: Path) -> RunConfig:
 
 
 def parse_config(text: str) -> RunConfig:
-    """Parse the text of a config.json; in format 1, a run of one seed has no list of seeds.
+    """Parse the text of a config.json.
 
     Raises:
         ConfigError: the text is not a valid config.
     """
-    values = json_object(text)
-    seeds = values.pop("seeds", None)
-    config = TrainConfig.from_json(json.dumps(values))
-    if values["format"] == 1 and seeds is None:
-        seeds = [config.seed]
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"config is not JSON: {error}") from error
+    seeds = values.pop("seeds", None) if isinstance(values, dict) else None
+    config = TrainConfig.from_dict(values)
     if not isinstance(seeds, list):
         raise ConfigError(f"config has the seeds {seeds!r}; expected a list")
-    return RunConfig(config, check_seeds(seeds), values["format"])
+    return RunConfig(config, check_seeds(seeds))
 
 
 def format_config(config: TrainConfig, seeds: Sequence[int]) -> str:
     """Return the text of config.json."""
-    return json.dumps({**json.loads(config.to_json()), "seeds": list(seeds)}, indent=2) + "\n"
+    return json.dumps({**config.to_dict(), "seeds": list(seeds)}, indent=2) + "\n"
 
 
 def write_config(path: Path, config: TrainConfig, seeds: Sequence[int]) -> None:
@@ -237,7 +236,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the run in {path} is not finished; use --resume to continue it")
     with _damage_named(file):
         summary = json.loads(_read(file, "summary"))
-        check_format(str(file), summary["format"])
+        check_format(str(file), summary["format"], FORMAT)
         _ = {int(seed): str(reason) for seed, reason in summary["failures"].items()}
         return summary
 
@@ -310,8 +309,6 @@ def check_is_run(path: Path) -> None:
                 "the link, or pass another --out"
             )
     ours = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, CURVES, *DERIVED_FOLDERS}
-    # Seed folders of format 1.
-    ours |= {name for name in found if _SEED_FOLDER.fullmatch(name) and (path / name).is_dir()}
     if found - ours or (found and CONFIG not in found):
         raise ConfigError(
             f"{path} holds {', '.join(sorted((found - ours) or found))}, which does "

@@ -17,8 +17,9 @@ from jaxmnist.config import ConfigError, TrainConfig, steps_per_epoch
 from jaxmnist.models import model_of
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.devices import ONE, Devices
+from jaxmnist.parallel.limits import cores
 from jaxmnist.runs.checkpoint import MAX_EPOCHS
-from jaxmnist.runs.summary import Row, core_count, environment
+from jaxmnist.runs.summary import Row, environment
 from jaxmnist.state import TrainState, create_state
 from jaxmnist.steps import Images
 
@@ -150,7 +151,7 @@ def make_setup(
         ConfigError: the config cannot be trained on these images.
         DataError: the images are not available.
     """
-    facts = {"cores": core_count(), "seed_mapping": mapping, **environment(devices.count)}
+    facts = {"cores": len(cores()), "seed_mapping": mapping, **environment(devices.count)}
     dataset = data.load(config.dataset, options.data_dir, options.idx_dir, progress)
     return set_up(config, dataset, options, devices, facts)
 

@@ -13,7 +13,6 @@ import jax
 
 from jaxmnist.config import FORMAT, TrainConfig
 from jaxmnist.metrics import Metrics
-from jaxmnist.parallel.limits import cores
 
 Row = dict[str, Any]
 ROW_METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -166,11 +165,6 @@ def environment(devices: int = 1) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **dict(map(_version, _PACKAGES))},
         "git_commit": git_commit(),
     }
-
-
-def core_count() -> int:
-    """Return the number of cores that this process may use."""
-    return len(cores())
 
 
 def _version(package: str) -> tuple[str, str | None]:

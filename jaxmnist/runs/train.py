@@ -145,11 +145,6 @@ def choose_parallelism(
             f"there are {jax.process_count()} processes that train one seed together; train "
             "several seeds in separate processes, with some of the --seeds each"
         )
-    if len(seeds) == 1 and options.seed_mapping == "auto":
-        devices = choose_devices(options.devices, options.parallel, config.batch_size)
-        devices.check_divides(config.batch_size)
-        _check_ghost_norms(config, devices, 1)
-        return devices, "loop"
     # Several seeds in one program do not need a batch that all devices share.
     alone = len(seeds) == 1 or options.seed_mapping == "loop" or options.parallel == "pmap"
     devices = choose_devices(
@@ -181,11 +176,6 @@ def _check_continues(config: TrainConfig, seeds: Sequence[int], path: Path) -> N
     if begun is None:
         run_folder.check_is_run(path)
         return
-    if begun.format == 1:
-        raise ConfigError(
-            f"the run in {path} is of an older version (format 1), which can be read but not "
-            "resumed; pass another --out"
-        )
     if len(begun.seeds) == len(seeds) == 1:
         config.check_continues(begun.config)
     missing = [seed for seed in begun.seeds if seed not in seeds]

@@ -129,12 +129,11 @@ class TrainingCommand(Command):
         self._received = signal.SIGINT
         self._before: dict[signal.Signals, Any] = {}
 
-    def handle_signals(self) -> Self:
+    def handle_signals(self) -> None:
         """Install the signal handlers until the context ends."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         for number, handler in self._before.items():

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jaxmnist.config import ConfigError
@@ -37,21 +37,16 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; --help lists all options")
 
 
-def add_fields(
-    parser: argparse._ActionsContainer, of: type, hide: Collection[str] = (), unset: bool = False
-) -> None:
+def add_fields(parser: argparse._ActionsContainer, of: type, unset: bool = False) -> None:
     """Add an option for each field of a dataclass.
 
     Args:
         parser: a parser, or one of its groups.
         of: the dataclass; the Args of its docstring are the help texts.
-        hide: names of fields without an option.
         unset: whether a missing option has the value None instead of the field's default.
     """
     types, texts = typing.get_type_hints(of), describe_fields(of)
     for field in dataclasses.fields(of):
-        if field.name in hide:
-            continue
         option = {"default": None if unset else field.default, "help": texts[field.name]}
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", **option, **_reading(types[field.name], unset)

@@ -20,7 +20,7 @@ from jaxmnist.analysis.plots.style import (
 )
 from jaxmnist.analysis.results import VariantResults
 from jaxmnist.analysis.stats import Summary
-from jaxmnist.augment import augment
+from jaxmnist.augment import apply_parameters, draw_parameters
 from jaxmnist.config import TrainConfig
 from jaxmnist.optim import make_schedules
 from jaxmnist.state import jit_once
@@ -34,17 +34,14 @@ LARGE = 100_000
 
 def draw_all(
     networks: Sequence[VariantResults], images: np.ndarray, folder: Path, source: str
-) -> list[str]:
-    """Draw every plot, as PNG and SVG.
+) -> None:
+    """Draw every plot, as SVG.
 
     Args:
         networks: the seven networks with their runs.
         images: training images, of which some are shown, uint8 `[N, 28, 28]`.
         folder: the output folder; created if missing.
         source: the digest of the results, written into each file.
-
-    Returns:
-        The names of the plots, without file extensions.
 
     Raises:
         OSError: a file cannot be written.
@@ -59,8 +56,7 @@ def draw_all(
     }
     folder.mkdir(exist_ok=True)
     for name, draw in plots.items():
-        save(draw, [folder / f"{name}.png", folder / f"{name}.svg"], source)
-    return list(plots)
+        save(draw, folder / f"{name}.svg", source)
 
 
 def accuracy(networks: Sequence[VariantResults]) -> Figure:
@@ -161,7 +157,11 @@ def augmented(images: np.ndarray) -> Figure:
     """Draw original digits in the first row, and augmented copies below."""
     originals = jnp.asarray(images[:DIGITS])
     keys = jax.random.split(jax.random.key(0), COPIES)
-    copies = jit_once(jax.vmap(augment, in_axes=(0, None)))(keys, originals)
+
+    def copy(key):
+        return apply_parameters(originals, draw_parameters(key, DIGITS))
+
+    copies = jit_once(jax.vmap(copy))(keys)
     return digits_in_rows([np.asarray(digits) for digits in (originals, *copies)])
 
 

@@ -25,9 +25,9 @@ def draw_all(evaluation: Evaluation, images: np.ndarray, folder: Path, source: s
     Raises:
         OSError: a file cannot be written.
     """
-    save(lambda: reliability(evaluation), [folder / "reliability.png"], source)
-    save(lambda: confusion(evaluation), [folder / "confusion.png"], source)
-    save(lambda: mistakes(evaluation, images), [folder / "mistakes.png"], source)
+    save(lambda: reliability(evaluation), folder / "reliability.png", source)
+    save(lambda: confusion(evaluation), folder / "confusion.png", source)
+    save(lambda: mistakes(evaluation, images), folder / "mistakes.png", source)
 
 
 def reliability(evaluation: Evaluation) -> Figure:

@@ -17,26 +17,24 @@ DOTS_PER_INCH = 110
 DIGIT = 0.6
 
 
-def save(draw: Callable[[], Figure], files: Sequence[Path], source: str) -> None:
-    """Draw a figure and save it to files; the same figure gives the same files.
+def save(draw: Callable[[], Figure], file: Path, source: str) -> None:
+    """Draw a figure and save it to a file; the same figure gives the same file.
 
     Args:
         draw: the function that draws the figure.
-        files: the output files, PNG or SVG by extension.
-        source: the source of the figure, written into each file.
+        file: the output file, PNG or SVG by extension.
+        source: the source of the figure, written into the file.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: the file cannot be written.
     """
     # A fixed salt makes SVG ids reproducible; text is stored as text.
     with rc_context():
         rcdefaults()  # ignore the user's matplotlibrc, such as text.usetex
         with rc_context({"svg.hashsalt": "jaxmnist", "svg.fonttype": "none", "font.size": 9}):
-            figure = draw()
-            for file in files:
-                dated = {"Date": None} if file.suffix == ".svg" else {}
-                metadata = {"Description": source, **dated}
-                figure.savefig(file, dpi=DOTS_PER_INCH, metadata=metadata)
+            undated = {"Date": None} if file.suffix == ".svg" else {}
+            metadata = {"Description": source, **undated}
+            draw().savefig(file, dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 def with_grid(width: float, height: float) -> tuple[Figure, Axes]:
