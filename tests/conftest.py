@@ -63,6 +63,9 @@ conv 8 1x1 bias / norm / relu / max / save / add     # 1x1
 conv 10 1x1 / mean
 """
 
+# A network that is compiled in a moment, for tests that start many processes.
+QUICK = "conv 4 5x5 stride 3 / relu / norm / drop 0.1 / conv 10 8x8"
+
 # The seven variants; the largest takes as long as the others together.
 SKELETON_SLOW = [
     pytest.param(variant, marks=pytest.mark.slow) if variant == "skeleton" else variant

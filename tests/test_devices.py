@@ -16,7 +16,7 @@ from jaxmnist import ConfigError, RunOptions, TrainConfig, load_run, train
 from jaxmnist.parallel import devices
 from jaxmnist.parallel.devices import Devices, choose_devices, fetch, lay
 from jaxmnist.runs import train as train_module
-from tests.conftest import COMPILED_QUICKLY, finish
+from tests.conftest import COMPILED_QUICKLY, QUICK, finish
 from tests.test_runs import plain
 
 PROGRAM = Path(__file__).parent / "eight_devices.py"
@@ -200,8 +200,8 @@ def test_compiled_programs_are_found_on_disk(tmp_path):
 )
 def test_the_command_trains_on_many(start, tmp_path, words, device):
     """Three seeds on four devices leave a place over."""
-    few = ["--variant", "fc_layer", "--dataset", "fashion_mnist", "--epochs", "2"]
-    few += ["--batch-size", "64", "--limit-train", "128"]
+    few = ["--variant", "quick", "--network", QUICK, "--schedule", "constant", "--epochs", "2"]
+    few += ["--dataset", "fashion_mnist", "--batch-size", "64", "--limit-train", "128"]
     status, _, errors = finish(start(*few, *words, "--out", "many", devices=4))
     assert (status, errors) == (0, "")
     assert json.loads((tmp_path / "many" / "summary.json").read_text())["device"].startswith(device)

@@ -12,19 +12,13 @@ import pytest
 
 from jaxmnist import ConfigError, TrainConfig, load_run, train
 from jaxmnist.parallel import distributed
-from tests.conftest import COMPILED_QUICKLY, finish, wait_for_line
+from tests.conftest import COMPILED_QUICKLY, QUICK, finish, wait_for_line
 from tests.test_runs import plain
 
 # Four steps an epoch with all that is random, at a constant rate, so that there may be more epochs.
 WORDS = [
-    "--variant",
-    "augmentation",
-    "--dataset",
-    "fashion_mnist",
-    "--batch-size",
-    "64",
-    "--limit-train",
-    "256",
+    *("--variant", "quick", "--network", QUICK, "--schedule", "constant"),
+    *("--dataset", "fashion_mnist", "--batch-size", "64", "--limit-train", "256"),
 ]
 # That a process whose others are gone ends in a time that is bounded, not that it is fast.
 SECONDS = 100
@@ -79,7 +73,7 @@ def assert_same_state(folder, other, steps):
 def test_one_and_two_processes_train_alike_and_resume_each_others_runs(start, start_two, tmp_path):
     (status, said, _), other = both(start_two("--epochs", "1", "--out", "two"))
     assert (status, other) == (0, (0, "", ""))
-    assert said.splitlines()[-1].startswith("augmentation, seed 0:")
+    assert said.splitlines()[-1].startswith("quick, seed 0:")
     assert finish(start(*WORDS, "--epochs", "1", "--out", "one", devices=4))[0] == 0
     assert_same_state(tmp_path / "one", tmp_path / "two", steps=4)
     assert load_run(tmp_path / "two").summary["device"].startswith("4 x cpu")

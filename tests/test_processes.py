@@ -25,14 +25,15 @@ from jaxmnist.runs.loop import Stopped
 from jaxmnist.runs.processes import STOP, STOPPED, Finished, Task
 from jaxmnist.runs.setup import Callbacks, EpochDone, Failed, Progress
 from tests import conftest
-from tests.conftest import SCRIPT, finish, wait_for_line
+from tests.conftest import QUICK, SCRIPT, finish, wait_for_line
 from tests.test_runs import assert_same_run
 
-EPOCHS = 12  # of 18 steps
-WORDS = (
-    f"--variant gap --dataset fashion_mnist --epochs {EPOCHS} --batch-size 32 --seeds 3 "
-    "--seed-mapping processes --checkpoint-every 1 --out runs"
-).split()
+EPOCHS = 18  # of 18 steps: there is time to interrupt them
+WORDS = [
+    *("--variant", "quick", "--network", QUICK, "--dataset", "fashion_mnist"),
+    *("--epochs", str(EPOCHS), "--batch-size", "32", "--seeds", "3"),
+    *("--seed-mapping", "processes", "--checkpoint-every", "1", "--out", "runs"),
+]
 
 
 class Worker:
@@ -222,7 +223,9 @@ def test_a_worker_ends_when_its_pipe_is_closed(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(small_idx_dir, tmp_path_factory):
     """Uninterrupted runs of the seeds, one after another in this process."""
-    config = jaxmnist.TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
+    config = jaxmnist.TrainConfig(
+        "quick", "fashion_mnist", epochs=EPOCHS, batch_size=32, network=QUICK
+    )
     out = tmp_path_factory.mktemp("runs") / "whole"
     return conftest.train(config, out, small_idx_dir, seeds=(0, 1, 2), seed_mapping="loop")
 
@@ -241,7 +244,7 @@ def workers_of(process):
 
 def test_each_seed_in_a_process_equals_its_own_run(start, whole, tmp_path):
     process = start(*WORDS)
-    wait_for_line(process, "seed 1, epoch 1/12")
+    wait_for_line(process, "seed 1, epoch 1/18")
     if hasattr(os, "sched_getaffinity"):
         shares = [one.cpu_affinity() for one in workers_of(process)]
         mine = os.sched_getaffinity(0)
@@ -249,8 +252,8 @@ def test_each_seed_in_a_process_equals_its_own_run(start, whole, tmp_path):
     status, out, err = finish(process)
     assert (status, err) == (0, "")
     assert re.fullmatch(
-        r"gap, 3 of 3 seeds: \d+\.\d\d ± \d\.\d\d % of 430 test images \(\d.* to .*, best epochs "
-        r".*\), 7,364 parameters, \d+ s, in runs",
+        r"quick, 3 of 3 seeds: \d+\.\d\d ± \d\.\d\d % of 430 test images \(\d.* to .*, best epochs "
+        r".*\), 2,668 parameters, \d+ s, in runs",
         out.splitlines()[-1],
     )
     assert_same_runs(tmp_path / "runs", whole)
@@ -260,7 +263,7 @@ def test_each_seed_in_a_process_equals_its_own_run(start, whole, tmp_path):
 
 def test_a_signal_stops_all_and_prints_how_to_resume(start, whole, tmp_path):
     process = start(*WORDS)
-    wait_for_line(process, "seed 1, epoch 2/12")
+    wait_for_line(process, "seed 1, epoch 2/18")
     workers = workers_of(process)
     for one in workers:  # as a terminal or a scheduler does: to all of them
         one.send_signal(signal.SIGTERM)
@@ -274,13 +277,13 @@ def test_a_signal_stops_all_and_prints_how_to_resume(start, whole, tmp_path):
     assert Path(script) == SCRIPT
     status, out, _ = finish(start(*words))
     assert status == 0
-    assert f"into runs, continuing at step {stopped[1]} of 648, " in out.splitlines()[0]
+    assert f"into runs, continuing at step {stopped[1]} of 972, " in out.splitlines()[0]
     assert_same_runs(tmp_path / "runs", whole)
 
 
 def test_a_killed_run_leaves_no_orphan_and_resumes(start, whole, tmp_path):
     process = start(*WORDS)
-    wait_for_line(process, "seed 1, epoch 2/12")
+    wait_for_line(process, "seed 1, epoch 2/18")
     workers = workers_of(process)
     assert len(workers) == len(shares_of_cores(3))
     process.kill()
@@ -295,7 +298,7 @@ def test_a_killed_run_leaves_no_orphan_and_resumes(start, whole, tmp_path):
 @pytest.mark.skipif(len(shares_of_cores(3)) < 2, reason="one core has one worker")
 def test_a_killed_worker_is_named_and_the_others_finish(start, whole, tmp_path):
     process = start(*WORDS)
-    wait_for_line(process, "seed 1, epoch 1/12")
+    wait_for_line(process, "seed 1, epoch 1/18")
     workers_of(process)[1].kill()
     status, out, err = finish(process)
     assert (status, err) == (1, "error: seed 1: its process was ended by signal 9 (Killed)\n")

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from jaxmnist import TrainConfig, load_run
-from tests.conftest import SCRIPT, finish, train, wait_for_line, wait_until
+from tests.conftest import QUICK, SCRIPT, finish, train, wait_for_line, wait_until
 from tests.test_runs import assert_same_run
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 20  # of 18 steps
-WORDS = (
-    f"--variant gap --dataset fashion_mnist --epochs {EPOCHS} --batch-size 32 "
-    "--checkpoint-every 1 --out run"
-).split()
+EPOCHS = 30  # of 18 steps: there is time to interrupt them
+WORDS = [
+    *("--variant", "quick", "--network", QUICK, "--dataset", "fashion_mnist"),
+    *("--epochs", str(EPOCHS), "--batch-size", "32", "--checkpoint-every", "1", "--out", "run"),
+]
 
 
 @pytest.fixture(scope="module")
 def whole(small_idx_dir, tmp_path_factory):
     """The run that nothing happened to."""
-    config = TrainConfig("gap", "fashion_mnist", epochs=EPOCHS, batch_size=32)
+    config = TrainConfig("quick", "fashion_mnist", epochs=EPOCHS, batch_size=32, network=QUICK)
     out = tmp_path_factory.mktemp("runs") / "whole"
     return train(config, out, small_idx_dir)
 
@@ -41,11 +41,11 @@ def test_a_run_killed_at_any_moment_resumes(start, whole, tmp_path, moment):
     if moment == "at the start":
         wait_until((tmp_path / "run").exists, process)
     elif moment == "compiling":
-        wait_for_line(process, "training 360 steps over 600 images into run")
+        wait_for_line(process, "training 540 steps over 600 images into run")
     elif moment == "in an epoch":
-        wait_for_line(process, "epoch 7/20")
+        wait_for_line(process, "epoch 7/30")
     else:
-        wait_for_line(process, "epoch 5/20")
+        wait_for_line(process, "epoch 5/30")
         wait_until(lambda: saving(tmp_path / "run"), process)
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
@@ -61,7 +61,7 @@ def test_a_run_killed_at_any_moment_resumes(start, whole, tmp_path, moment):
 )
 def test_a_signal_saves_stops_and_prints_how_to_resume(start, whole, tmp_path, number, status):
     process = start(*WORDS)
-    wait_for_line(process, "epoch 5/20")
+    wait_for_line(process, "epoch 5/30")
     process.send_signal(number)
     if number == signal.SIGHUP:  # which a shell sends again
         process.send_signal(number)
@@ -79,7 +79,7 @@ def test_a_signal_saves_stops_and_prints_how_to_resume(start, whole, tmp_path, n
 
 def test_a_closed_pipe_does_not_end_a_run(start, whole, tmp_path):
     process = start(*WORDS, script_errors=subprocess.STDOUT)
-    wait_for_line(process, "epoch 2/20")
+    wait_for_line(process, "epoch 2/30")
     process.stdout.close()
     assert process.wait(timeout=120) == 0
     assert_same_run(load_run(tmp_path / "run"), whole)
@@ -87,7 +87,7 @@ def test_a_closed_pipe_does_not_end_a_run(start, whole, tmp_path):
 
 def test_a_second_interrupt_ends_a_run_and_leaves_a_good_checkpoint(start, whole, tmp_path):
     process = start(*WORDS)
-    wait_for_line(process, "epoch 5/20")
+    wait_for_line(process, "epoch 5/30")
     wait_until(lambda: saving(tmp_path / "run"), process)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -102,7 +102,7 @@ def test_a_second_interrupt_ends_a_run_and_leaves_a_good_checkpoint(start, whole
 
 def test_a_removed_folder_ends_the_run_in_a_line(start, tmp_path):
     process = start(*WORDS, "--epochs", "2000")  # more than it has time for
-    wait_for_line(process, "epoch 2/20")
+    wait_for_line(process, "epoch 2/2000")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     status, _, err = finish(process)
     assert status == 1
@@ -113,7 +113,7 @@ def test_a_removed_folder_ends_the_run_in_a_line(start, tmp_path):
 
 def test_a_second_process_is_refused_and_the_first_continues(start, whole, tmp_path):
     first = start(*WORDS)
-    wait_for_line(first, "epoch 2/20")
+    wait_for_line(first, "epoch 2/30")
     first.send_signal(signal.SIGSTOP)  # or it may be at its end before the others begin
     for words in (["--resume", "--out", "run"], [*WORDS, "--overwrite"]):
         status, _, err = finish(start(*words))
