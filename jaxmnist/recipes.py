@@ -140,6 +140,7 @@ ABLATIONS = {
     "gap": (
         "gap",
         "gap_without_norm",
+        "gap_group_norm",
         "gap/no_dropout",
         "gap/no_augmentation",
         "gap/rotation",
