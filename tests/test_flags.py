@@ -17,7 +17,7 @@ from jaxmnist.models import create_model
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel import devices
 from jaxmnist.state import create_state
-from tests.conftest import SCRIPTS, train
+from tests.conftest import QUICK, SCRIPTS, train
 
 ROOT = Path(__file__).parent.parent
 FLAGS = {
@@ -106,11 +106,13 @@ def test_commands_start_as_modules_and_with_a_safe_path():
 
 
 @pytest.mark.slow
-def test_commands_under_flags_of_others(small_run, small_idx_dir, tmp_path):
+def test_commands_under_flags_of_others(small_idx_dir, tmp_path):
     """Figures under a backend that is not installed, and with LaTeX for all text."""
+    config = jaxmnist.TrainConfig("quick", "fashion_mnist", epochs=1, network=QUICK)
+    train(config, tmp_path / "run", small_idx_dir)
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 7\n")
     done = start(
-        [SCRIPTS / "evaluate.py", small_run.path, "--idx-dir", small_idx_dir, "--out", tmp_path],
+        [SCRIPTS / "evaluate.py", tmp_path / "run", "--idx-dir", small_idx_dir, "--out", tmp_path],
         MPLBACKEND="nowhere",
         MATPLOTLIBRC=str(tmp_path),
         JAX_ENABLE_X64="1",
