@@ -31,7 +31,9 @@ from jaxmnist.recipes import RECIPES
 # The programs of the tests run for a moment: compiling them is what takes time. XLA_FLAGS= in the
 # environment brings the compiler's defaults back; .ci/run tests both.
 # JAX 0.12 ends at a flag that it does not know any more.
-COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+COMPILED_QUICKLY = "--xla_backend_optimization_level=1"
+if jax.__version_info__ < (0, 11):
+    COMPILED_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", COMPILED_QUICKLY)
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,4 +1,4 @@
-"""A program that tests start: one variant on 1, 2, 4 and 8 virtual devices.
+"""A program that tests start: one network on 1, 2, 4 and 8 virtual devices.
 
 It prints a line of JSON for each program: how far its state is from that of one device, and what
 it costs. In a process of its own, since JAX has to know of the devices before it does anything.
@@ -14,14 +14,15 @@ import sys
 # twenty steps of eight copies of skeleton.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 "
-    f"--xla_backend_optimization_level={int(sys.argv[1:3] == ['steps', 'skeleton'])}"
+    f"--xla_backend_optimization_level={int('skeleton' in sys.argv[2])}"
 )
 
 import jax
 import numpy as np
 
-from jaxmnist import TrainConfig, create_model
+from jaxmnist import TrainConfig
 from jaxmnist.metrics import Metrics
+from jaxmnist.models import model_of
 from jaxmnist.optim import make_optimizer
 from jaxmnist.parallel.devices import Devices, make_layout
 from jaxmnist.parallel.programs import compile_programs, stack
@@ -36,17 +37,17 @@ BATCH, COUNT, STEPS = 8, 8 * 20, 20
 @functools.cache
 def created(config: TrainConfig, seed: int):
     """The first state of a seed, in the host's memory."""
-    model = create_model(config.variant, config.dropout)
+    model = model_of(config)
     tx = make_optimizer(config, 100)
     with_ema = config.ema_decay > 0
     return jax.jit(functools.partial(create_state, model, tx, with_ema=with_ema))(seed)
 
 
 class Case:
-    """A variant in training on some devices."""
+    """A network in training on some devices."""
 
     def __init__(self, config: TrainConfig, devices: Devices, seeds: tuple[int, ...] = (0,)):
-        model = create_model(config.variant, config.dropout)
+        model = model_of(config)
         tx = make_optimizer(config, 100)
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (COUNT, 28, 28), np.uint8)
@@ -122,8 +123,8 @@ def print_line(devices: Devices, found, expected, **more) -> None:
 
 
 if __name__ == "__main__":
-    _, what, variant, recipe = sys.argv
-    config = TrainConfig(variant, recipe=recipe, batch_size=BATCH)
+    _, what, fields = sys.argv
+    config = TrainConfig(**json.loads(fields), batch_size=BATCH)
     if what == "step":
         one_seed(config, 1, [Devices(8)])
     else:
@@ -131,6 +132,6 @@ if __name__ == "__main__":
         if what == "steps":
             one_seed(config, STEPS, [Devices(8)])
         elif what == "forms":
-            one_seed(config, STEPS, [Devices(2), Devices(4), Devices(8, "pmap")])
+            one_seed(config, STEPS, [Devices(2), Devices(4), Devices(8), Devices(8, "pmap")])
         else:
             many_seeds(config, (0, 1, 2, 3), [Devices(8), Devices(4), Devices(8, "pmap")])

@@ -42,7 +42,7 @@ def bench(parts):
         patch.setattr(parts("benchmark.participant"), "ROUND_SECONDS", 0.01)
         patch.setattr(module, "PAUSE_SECONDS", 0)
         # Nor is it worth waiting until the compiler has made its programs fast.
-        patch.setenv("XLA_FLAGS", f"{COMPILED_QUICKLY} --xla_backend_optimization_level=0")
+        patch.setenv("XLA_FLAGS", COMPILED_QUICKLY)
         yield module
 
 
