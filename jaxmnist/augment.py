@@ -78,6 +78,19 @@ def draw_affine_and_light(key: jax.Array, count: int) -> tuple[Affine, Light]:
     return draw_affine(affine_key, count), draw_parameters(light_key, count).light
 
 
+def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Augment every image as the notebooks do, with its own random parameters.
+
+    Args:
+        key: the random key for the whole batch.
+        images: uint8 `[N, 28, 28]`.
+
+    Returns:
+        uint8 `[N, 28, 28]`.
+    """
+    return apply_parameters(images, draw_parameters(key, len(images)))
+
+
 def apply_parameters(images: jax.Array, p: Parameters) -> jax.Array:
     """Augment images, uint8 `[N, 28, 28]`, with given parameters."""
     # The affine map selects pixels of the rotated image, and the rotation pixels of the original.

@@ -13,6 +13,7 @@ from jaxmnist.recipes import (
     AUGMENTATIONS,
     CHANGES,
     DATASETS,
+    DEFAULTS,
     RECIPES,
     SCHEDULES,
     values_of,
@@ -23,8 +24,11 @@ MAX_SEEDS = 1000
 
 # Version of the run-file format. Increase it for changes that older versions would misread.
 FORMAT = 2
-# The fields that were added to the format later; a config without them has the recipe's values.
-_LATER = {"network", "l1", "gamma", "step_size", "patience"}
+# Formats of runs that this version reads.
+READABLE_FORMATS = (1, FORMAT)
+# The fields that a config of each format may lack; it then has the recipe's values.
+_OPTIONAL = {2: {"network", "l1", "gamma", "step_size", "patience"}}
+_OPTIONAL[1] = _OPTIONAL[2] | {"holdout", "fold", *DEFAULTS} - {"batch_size", "augment", "dropout"}
 
 
 class ConfigError(Exception):
@@ -161,9 +165,9 @@ class TrainConfig:
         """
         if not isinstance(values, dict):
             raise ConfigError(f"config has {type(values).__name__}; expected a JSON object")
-        check_format("config", values.get("format"), FORMAT)
+        check_format("config", values.get("format"), *READABLE_FORMATS)
         fields = {"format", *(field.name for field in dataclasses.fields(cls))}
-        if not fields - _LATER <= set(values) <= fields:
+        if not fields - _OPTIONAL[values["format"]] <= set(values) <= fields:
             raise ConfigError(
                 f"config has {sorted(values)}; expected an object with the fields {sorted(fields)}"
             )
@@ -271,16 +275,16 @@ def steps_per_epoch(train_count: int, batch_size: int) -> int:
     return train_count // batch_size
 
 
-def check_format(what: str, found: object, readable: int) -> None:
+def check_format(what: str, found: object, *readable: int) -> None:
     """Check that this version can read a format.
 
     Raises:
         ConfigError: this version does not read the format.
     """
-    if found != readable:
+    if found not in readable:
         raise ConfigError(
             f"{what} is of format {found!r}, but this version of jaxmnist reads format "
-            f"{readable}; use the version that wrote it"
+            f"{' and '.join(map(str, readable))}; use the version that wrote it"
         )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist.recipes import DEFAULTS
 
 Schedule = Callable[[Any], Any]
 
@@ -20,34 +21,46 @@ class Schedules(NamedTuple):
     momentum: Schedule
 
 
-def one_cycle(config: TrainConfig, total_steps: int) -> Schedules:
+def one_cycle(
+    peak: float,
+    total_steps: int,
+    *,
+    base_momentum: float = DEFAULTS["base_momentum"],
+    max_momentum: float = DEFAULTS["max_momentum"],
+    pct_start: float = DEFAULTS["pct_start"],
+    div_factor: float = DEFAULTS["div_factor"],
+    final_div_factor: float = DEFAULTS["final_div_factor"],
+) -> Schedules:
     """Return the schedules of torch.optim.lr_scheduler.OneCycleLR.
 
-    The learning rate rises from peak / div_factor to the peak and falls to
+    The learning rate rises from peak / div_factor to `peak` and falls to
     peak / div_factor / final_div_factor, along cosines. The momentum falls from `max_momentum` to
     `base_momentum` and rises back. (`optax.cosine_onecycle_schedule` has other boundaries and no
     momentum.)
 
     Args:
-        config: the config of the run; its learning rate is the peak.
+        peak: the largest learning rate.
         total_steps: the total number of training steps.
+        base_momentum: the smallest momentum.
+        max_momentum: the largest momentum.
+        pct_start: the fraction of the steps in which the learning rate rises.
+        div_factor: the ratio of the peak to the initial learning rate.
+        final_div_factor: the ratio of the initial to the final learning rate.
 
     Returns:
-        The schedules, for step counts from 0 to total_steps - 1.
+        `(learning_rate_fn, momentum_fn)`, functions of the step count from 0 to total_steps - 1.
 
     Raises:
         ConfigError: there are too few steps for the learning rate to rise.
     """
-    peak = config.learning_rate
-    start = peak / config.div_factor
-    end = start / config.final_div_factor
-    climb_end, fall_end = config.pct_start * total_steps - 1, total_steps - 1
+    start = peak / div_factor
+    end = start / final_div_factor
+    climb_end, fall_end = pct_start * total_steps - 1, total_steps - 1
     if climb_end <= 0:
         raise ConfigError(
-            f"the one-cycle schedule needs at least {math.floor(1 / config.pct_start) + 1} steps, "
-            f"but training has {total_steps}; use more epochs or a smaller --batch-size"
+            f"the one-cycle schedule needs at least {math.floor(1 / pct_start) + 1} steps, but "
+            f"training has {total_steps}; use more epochs or a smaller --batch-size"
         )
-    low, high = config.base_momentum, config.max_momentum
 
     def blend(step, first, middle, last):
         climb = step / climb_end
@@ -58,7 +71,7 @@ def one_cycle(config: TrainConfig, total_steps: int) -> Schedules:
 
     return Schedules(
         learning_rate=lambda step: blend(step, start, peak, end),
-        momentum=lambda step: blend(step, high, low, high),
+        momentum=lambda step: blend(step, max_momentum, base_momentum, max_momentum),
     )
 
 
@@ -96,7 +109,9 @@ def make_schedules(config: TrainConfig, total_steps: int) -> Schedules:
     """
     learning_rate, momentum = constant(config.learning_rate), constant(config.momentum)
     if config.schedule == "one_cycle":
-        learning_rate, cycled = one_cycle(config, total_steps)
+        names = ("base_momentum", "max_momentum", "pct_start", "div_factor", "final_div_factor")
+        constants = {name: getattr(config, name) for name in names}
+        learning_rate, cycled = one_cycle(config.learning_rate, total_steps, **constants)
         momentum = cycled if config.cycle_momentum else momentum
     elif config.schedule == "step":
         period = config.step_size * (total_steps // config.epochs)

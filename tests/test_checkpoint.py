@@ -167,7 +167,7 @@ def test_a_whole_checkpoint_of_another_format_ends_the_search(saved, state, monk
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT", 3)
         save(saved, at(state, 30), keep=3)
-    message = r"checkpoints/30 is of format 3, but this version of jaxmnist reads format 2; use"
+    message = r"checkpoints/30 is of format 3, but this version of jaxmnist reads format 1 and 2"
     with pytest.raises(ConfigError, match=message):
         checkpoint.newest_metadata(saved)
     with pytest.raises(ConfigError, match=message):

@@ -140,6 +140,18 @@ def test_a_config_from_before_a_field_has_the_recipes_value():
         TrainConfig.from_dict(earlier)
 
 
+@pytest.mark.parametrize("name", ["gap", "gap/record/no_nesterov", "dropout"])
+@pytest.mark.parametrize("gone", [(), ("holdout", "fold")])
+def test_a_config_of_format_1_has_the_rest_from_its_recipe(name, gone):
+    """Its writer knew 12 fields, and the first one 10."""
+    config = parse_experiment(name, epochs=3)
+    fields = [field.name for field in dataclasses.fields(config)][:12]
+    first = {field: getattr(config, field) for field in fields if field not in gone}
+    assert TrainConfig.from_dict({"format": 1, **first}) == config
+    with pytest.raises(ConfigError, match="expected an object with the fields"):
+        TrainConfig.from_dict({"format": 2, **first})
+
+
 def test_given_values_replace_the_recipes():
     config = TrainConfig("gap", epochs=1, learning_rate=0.1, augment=False, dropout=0.0)
     assert (config.epochs, config.learning_rate) == (1, 0.1)
@@ -250,7 +262,7 @@ def test_json_round_trip(**values):
         ("[]", "config has list; expected a JSON object"),
         (
             '{"variant": "gap"}',
-            "config is of format None, .* reads format 2; use the version",
+            "config is of format None, .* reads format 1 and 2; use the version",
         ),
         (to_json(TrainConfig()).replace('"format": 2', '"format": 3'), "config is of format 3"),
         (

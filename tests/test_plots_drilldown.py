@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmnist import TrainConfig, augment, optim
+from jaxmnist import augment, optim
 from jaxmnist.analysis import results, stats
 from jaxmnist.analysis.plots import drilldown
 from tests.conftest import drawn
@@ -100,7 +100,7 @@ def test_cost_is_parameters_and_time(networks):
 
 def test_the_schedule_is_the_one_that_trains():
     rate, momentum = (axes.lines[0].get_ydata() for axes in drilldown.one_cycle(15).axes)
-    expected = optim.one_cycle(TrainConfig("gap"), 15 * 468)
+    expected = optim.one_cycle(0.015, 15 * 468)
     for step in (0, 2104, 5000, 7019):
         assert rate[step] == pytest.approx(float(expected.learning_rate(step)))
         assert momentum[step] == pytest.approx(float(expected.momentum(step)))
@@ -112,6 +112,5 @@ def test_augmented_digits_follow_the_originals(images):
     np.testing.assert_array_equal(panels[:10], images[:10])
     keys = jax.random.split(jax.random.key(0), 5)
     for row, key in enumerate(keys, start=1):
-        originals = jnp.asarray(images[:10])
-        expected = augment.apply_parameters(originals, augment.draw_parameters(key, 10))
+        expected = augment.augment(key, jnp.asarray(images[:10]))
         np.testing.assert_array_equal(panels[10 * row : 10 * row + 10], expected)

@@ -372,7 +372,7 @@ def test_an_unfinished_row_is_not_read(small_run, tmp_path):
 def test_config_json(tmp_path):
     config = TrainConfig("gap", epochs=3, seed=7)
     run_folder.write_config(tmp_path, config, (7, 3))
-    assert run_folder.read_config(tmp_path) == (config, (7, 3))
+    assert run_folder.read_config(tmp_path) == (config, (7, 3), 2)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -20,11 +21,13 @@ from jaxmnist.runs.loop import Stopped, TrainingError
 from jaxmnist.runs.run import begun_config
 from jaxmnist.runs.setup import Progress, SeedDone, Started, to_devices
 from jaxmnist.runs.summary import environment
+from jaxmnist.state import jit_once
 from tests import conftest
-from tests.conftest import small_files
+from tests.conftest import golden_batch, small_files
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
+FIXTURES = Path(__file__).parent / "fixtures"
 TIMES = {"train_seconds", "images_per_second", "compile_seconds", "cores", "seed_mapping"}
 
 
@@ -351,6 +354,22 @@ def test_load_run_refuses_links(copied, small_run):
         jaxmnist.load_run(copied)
 
 
+@pytest.mark.parametrize("name", ["run_format1", "seeds_format1", "record_format1"])
+def test_a_run_of_format_1_can_be_read_but_not_resumed(name, tmp_path):
+    """Made from the small images, one epoch of `gap`, by commits 93973f4 and 043cef2."""
+    path = shutil.copytree(FIXTURES / name, tmp_path / name)
+    run = jaxmnist.load_run(path)
+    assert (run.config.epochs, len(run.rows)) == (1, len(run.summary["seeds"]))
+    images, _ = golden_batch(4)
+    model = jaxmnist.create_model("gap")
+    logits = [jit_once(model.apply)(s.state.variables, images) for s in run.snapshots.values()]
+    np.testing.assert_allclose(
+        np.squeeze(logits), np.load(FIXTURES / f"{name}_logits.npy"), atol=1e-5
+    )
+    with pytest.raises(ConfigError, match="is of an older version"):
+        conftest.train(run.config, path, "nowhere", resume=True)  # before images are needed
+
+
 def test_nothing_in_a_run_is_a_pickle(small_run):
     """A pickle can run anything when it is opened; every file of a run is opened here."""
     for file in small_run.path.rglob("*"):
@@ -373,6 +392,12 @@ def test_limit_train(small_idx_dir):
 def test_normalisation_of_a_run(small_run, small_idx_dir):
     images = jaxmnist.data.load("fashion_mnist", idx_dir=small_idx_dir)
     assert small_run.normalisation == (images.mean, images.std)
+    # Older runs did not keep it.
+    summary = {key: value for key, value in small_run.summary.items() if key != "normalisation"}
+    mnist = small_run._replace(config=jaxmnist.TrainConfig("gap"), summary=summary)
+    assert mnist.normalisation == (0.1307, 0.3081)
+    with pytest.raises(ConfigError, match="has no normalisation of its images; train it again"):
+        _ = small_run._replace(summary=summary).normalisation
 
 
 def test_a_run_with_ema_is_resumed_and_read_back(train, tmp_path):

@@ -26,7 +26,7 @@ def test_a_run_learns(small_run):
 
 
 def test_the_rows_and_the_summary(small_run):
-    assert read_config(small_run.path) == (small_run.config, (0,))
+    assert read_config(small_run.path) == (small_run.config, (0,), 2)
     assert [row["epoch"] for row in small_run.rows] == [1, 2, 3]
     assert [row["step"] for row in small_run.rows] == [18, 36, 54]
     schedules = make_schedules(small_run.config, 54)

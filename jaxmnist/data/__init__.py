@@ -13,6 +13,7 @@ from jaxmnist.data import idx
 from jaxmnist.data.cache import folder_beside, publish, read_cache, write_cache
 from jaxmnist.data.dataset import (
     CLASSES,
+    NORMALISATION,
     TRAIN_COUNT,
     Dataset,
     hold_out,
@@ -23,6 +24,7 @@ from jaxmnist.recipes import DATASETS
 
 __all__ = [
     "CLASSES",
+    "NORMALISATION",
     "TRAIN_COUNT",
     "DataError",
     "Dataset",

@@ -59,6 +59,9 @@ def trained_network(run: Run, normalised_input: bool = False) -> TrainedNetwork:
     Args:
         run: a finished run.
         normalised_input: whether the input is normalised images instead of bytes.
+
+    Raises:
+        ConfigError: the run does not contain the normalisation of its images.
     """
     variables = jax.tree.map(np.asarray, run.variables)
     mean, std = (np.asarray(value, np.float32) for value in run.normalisation)

@@ -96,6 +96,9 @@ def make_predict(run: Run) -> Predict:
 
     Args:
         run: a finished run.
+
+    Raises:
+        ConfigError: the run does not contain the normalisation of its images.
     """
     model = model_of(run.config)
     mean, std = map(np.float32, run.normalisation)

@@ -11,6 +11,7 @@ One process writes checkpoints, synchronously: every process holds the full stat
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmnist.config import FORMAT, check_format
+from jaxmnist.config import FORMAT, READABLE_FORMATS, check_format
 from jaxmnist.metrics import Metrics
 from jaxmnist.state import TrainState, wrap_key
 
@@ -143,8 +144,11 @@ def read(path: Path, template_of: TemplateOf) -> Checkpoint:
     """
     record = _read_record(path)
     template = template_of(record["notes"])
+    # Format 1 uses another name for the moving average.
+    ema = "average" if record["format"] == 1 else "ema"
     with _as_checkpoint_error(path):
-        expected = jax.eval_shape(_arrays, template, Metrics.zero())
+        name_arrays = functools.partial(_arrays, ema=ema)
+        expected = jax.eval_shape(name_arrays, template, Metrics.zero())
         arrays = _read_arrays(path, expected)
         digests = _digests(arrays)
         wrong = [name for name in digests if digests[name] != record["sha256"][name]]
@@ -153,8 +157,9 @@ def read(path: Path, template_of: TemplateOf) -> Checkpoint:
         state = arrays["state"]
         if str(int(state["step"])) != path.name:
             raise ValueError(f"it is of step {int(state['step'])}")
-    state["key"] = wrap_key(state["key"])
-    return Checkpoint(TrainState(**state), arrays["metrics"], record["notes"])
+    fields = {"ema" if name == ema else name: value for name, value in state.items()}
+    fields["key"] = wrap_key(fields["key"])
+    return Checkpoint(TrainState(**fields), arrays["metrics"], record["notes"])
 
 
 def newest_metadata(folder: Path) -> dict[str, Any] | None:
@@ -199,7 +204,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         if digest != _digest_of_record(record):
             raise ValueError("its record differs from its digest")
     # Outside of `_as_checkpoint_error`, since another format is not damage.
-    check_format(str(path), record.get("format"), FORMAT)
+    check_format(str(path), record.get("format"), *READABLE_FORMATS)
     return record
 
 
@@ -273,10 +278,11 @@ def _check_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, reason, str(folder))
 
 
-def _arrays(state: TrainState, metrics: Metrics) -> dict[str, Any]:
+def _arrays(state: TrainState, metrics: Metrics, ema: str = "ema") -> dict[str, Any]:
     """Return the arrays to write, by name, without fields that are None."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     fields["key"] = jax.random.key_data(state.key)
+    fields[ema] = fields.pop("ema")
     named = {name: value for name, value in fields.items() if value is not None}
     return {"state": named, "metrics": metrics}
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmnist.config import ConfigError, TrainConfig
+from jaxmnist import data
+from jaxmnist.config import FORMAT, ConfigError, TrainConfig
 from jaxmnist.metrics import Metrics
 from jaxmnist.models import model_of
 from jaxmnist.optim import make_optimizer
@@ -78,8 +79,17 @@ class Run(NamedTuple):
 
     @property
     def normalisation(self) -> tuple[float, float]:
-        """Mean and standard deviation of pixels / 255, which normalise the images."""
-        mean, std = self.summary["normalisation"]
+        """Mean and standard deviation of pixels / 255, which normalise the images.
+
+        Raises:
+            ConfigError: an older version wrote the run without them, and they are not known.
+        """
+        kept = self.summary.get("normalisation") or data.NORMALISATION.get(self.config.dataset)
+        if kept is None:
+            raise ConfigError(
+                f"the run in {self.path} has no normalisation of its images; train it again"
+            )
+        mean, std = kept
         return mean, std
 
     def split(self) -> list["Run"]:
@@ -99,7 +109,7 @@ def load_run(path: str | os.PathLike) -> Run:
     """Load a finished run from its folder, without executing any code in it.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, of format 1 or 2.
 
     Returns:
         The run, as returned by `train`.
@@ -112,7 +122,7 @@ def load_run(path: str | os.PathLike) -> Run:
     path = Path(path)
     check_platform()
     run_folder.check_links(path)
-    config, seeds = run_folder.read_config(path)
+    config, seeds, _ = run_folder.read_config(path)
     # Failures are only in summary.json, which a failed run of one seed does not have.
     failures = run_folder.read_summary(path)["failures"] if len(seeds) > 1 else {}
     ends = {}
@@ -148,7 +158,7 @@ def make_run(
 
 def _load_finished(path: Path, config: TrainConfig) -> Snapshot:
     """Read the last snapshot of a seed, with the state on the device."""
-    folder = run_folder.checkpoint_folder(path, config.seed)
+    folder = run_folder.find_checkpoints(path, config.seed)
     found, skipped = checkpoint.newest_whole(folder, template_of)
     if skipped:
         raise CheckpointError(f"{skipped[0]}; --resume trains the end of the run again")
@@ -175,7 +185,7 @@ def begun_config(path: Path) -> RunConfig | None:
         metadata = checkpoint.newest_metadata(run_folder.checkpoint_folder(path, seed))
         if metadata is not None:
             config = dataclasses.replace(config_of(metadata), seed=seeds[0])
-            return RunConfig(config, tuple(seeds))
+            return RunConfig(config, tuple(seeds), FORMAT)
     return run_folder.read_config(path) if run_folder.has_config(path) else None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmnist.config import (
-    FORMAT,
+    READABLE_FORMATS,
     ConfigError,
     TrainConfig,
     check_format,
@@ -54,6 +54,7 @@ class RunConfig(NamedTuple):
 
     config: TrainConfig  # config of the first seed
     seeds: tuple[int, ...]
+    format: int
 
 
 @contextlib.contextmanager
@@ -93,7 +94,8 @@ def new_folder(
 def clear(path: Path) -> None:
     """Remove a run; after an interruption, the folder is still recognised as a run."""
     remove_derived(path)
-    for name in (TENSORBOARD, PROFILE, CHECKPOINTS):
+    format_1 = [folder.name for folder in path.iterdir() if _SEED_FOLDER.fullmatch(folder.name)]
+    for name in (*format_1, TENSORBOARD, PROFILE, CHECKPOINTS):
         if (path / name).exists():
             shutil.rmtree(path / name)
     for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):  # the config last
@@ -160,6 +162,13 @@ def checkpoint_folder(path: Path, seed: int) -> Path:
     return path / CHECKPOINTS / f"seed{seed}"
 
 
+def find_checkpoints(path: Path, seed: int) -> Path:
+    """Return the folder of a seed's checkpoints in a run of any readable format."""
+    folder = checkpoint_folder(path, seed)
+    format_1 = (path / f"seed{seed}" / CHECKPOINTS, path / CHECKPOINTS)
+    return next((each for each in (folder, format_1[0]) if each.is_dir()), format_1[1])
+
+
 def seeds_with_checkpoints(path: Path) -> list[int]:
     """Return the seeds with a checkpoint folder, in order."""
     folders = (path / CHECKPOINTS).glob("seed*")
@@ -194,7 +203,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def parse_config(text: str) -> RunConfig:
-    """Parse the text of a config.json.
+    """Parse the text of a config.json; in format 1, a run of one seed has no list of seeds.
 
     Raises:
         ConfigError: the text is not a valid config.
@@ -205,9 +214,11 @@ def parse_config(text: str) -> RunConfig:
         raise ConfigError(f"config is not JSON: {error}") from error
     seeds = values.pop("seeds", None) if isinstance(values, dict) else None
     config = TrainConfig.from_dict(values)
+    if values["format"] == 1 and seeds is None:
+        seeds = [config.seed]
     if not isinstance(seeds, list):
         raise ConfigError(f"config has the seeds {seeds!r}; expected a list")
-    return RunConfig(config, check_seeds(seeds))
+    return RunConfig(config, check_seeds(seeds), values["format"])
 
 
 def format_config(config: TrainConfig, seeds: Sequence[int]) -> str:
@@ -236,7 +247,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the run in {path} is not finished; use --resume to continue it")
     with _damage_named(file):
         summary = json.loads(_read(file, "summary"))
-        check_format(str(file), summary["format"], FORMAT)
+        check_format(str(file), summary["format"], *READABLE_FORMATS)
         _ = {int(seed): str(reason) for seed, reason in summary["failures"].items()}
         return summary
 
@@ -309,6 +320,8 @@ def check_is_run(path: Path) -> None:
                 "the link, or pass another --out"
             )
     ours = {CONFIG, METRICS, SUMMARY, CHECKPOINTS, CURVES, *DERIVED_FOLDERS}
+    # Seed folders of format 1.
+    ours |= {name for name in found if _SEED_FOLDER.fullmatch(name) and (path / name).is_dir()}
     if found - ours or (found and CONFIG not in found):
         raise ConfigError(
             f"{path} holds {', '.join(sorted((found - ours) or found))}, which does "

@@ -176,6 +176,11 @@ def _check_continues(config: TrainConfig, seeds: Sequence[int], path: Path) -> N
     if begun is None:
         run_folder.check_is_run(path)
         return
+    if begun.format == 1:
+        raise ConfigError(
+            f"the run in {path} is of an older version (format 1), which can be read but not "
+            "resumed; pass another --out"
+        )
     if len(begun.seeds) == len(seeds) == 1:
         config.check_continues(begun.config)
     missing = [seed for seed in begun.seeds if seed not in seeds]

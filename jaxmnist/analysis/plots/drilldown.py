@@ -20,7 +20,7 @@ from jaxmnist.analysis.plots.style import (
 )
 from jaxmnist.analysis.results import VariantResults
 from jaxmnist.analysis.stats import Summary
-from jaxmnist.augment import apply_parameters, draw_parameters
+from jaxmnist.augment import augment
 from jaxmnist.config import TrainConfig
 from jaxmnist.optim import make_schedules
 from jaxmnist.state import jit_once
@@ -157,11 +157,7 @@ def augmented(images: np.ndarray) -> Figure:
     """Draw original digits in the first row, and augmented copies below."""
     originals = jnp.asarray(images[:DIGITS])
     keys = jax.random.split(jax.random.key(0), COPIES)
-
-    def copy(key):
-        return apply_parameters(originals, draw_parameters(key, DIGITS))
-
-    copies = jit_once(jax.vmap(copy))(keys)
+    copies = jit_once(jax.vmap(augment, in_axes=(0, None)))(keys, originals)
     return digits_in_rows([np.asarray(digits) for digits in (originals, *copies)])
 
 
