@@ -34,7 +34,7 @@ from support.digits import prepared_digits
 from support.display import ProgressTracker, make_display
 from support.networks import read_config
 from support.output import make_console, print_line, print_table
-from support.tables import make_table, number
+from support.tables import make_table
 
 from jaxmnist import VARIANTS, Callbacks, Run, RunOptions, TrainConfig, data
 from jaxmnist import train as train_run
@@ -308,9 +308,10 @@ def begun_seeds(folder: Path, store: Store, config: TrainConfig) -> list[int]:
         unfinished = store.missing(config, begun)
         for seed in set(begun) - set(unfinished):
             shutil.rmtree(run_folder.checkpoint_folder(folder, seed))
-        # It lists the seeds at that time; the checkpoints also contain the config.
-        (folder / run_folder.CONFIG).unlink(missing_ok=True)
-        if not unfinished:
+        if unfinished:  # config.json lists the seeds at that time
+            first = dataclasses.replace(config, seed=unfinished[0])
+            run_folder.write_config(folder, first, unfinished)
+        else:
             shutil.rmtree(folder)
     return unfinished
 
@@ -413,7 +414,7 @@ def print_comparison(arguments: argparse.Namespace, console: Console) -> None:
                 str(len(of_folds)),
                 f"{fmean(of_folds):.4f}",
                 "" if config == configs[0] else f"{difference:+.4f}",
-                "" if config == configs[0] else number(p, ".3f"),
+                "" if config == configs[0] else report.p_value(p),
                 f"{fmean(held_out.over_folds(accuracies)):.2f}",
                 f"{fmean(seconds.values()):.0f}",
             )

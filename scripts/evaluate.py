@@ -33,7 +33,7 @@ from support.output import make_console, print_line, print_table
 from support.tables import make_table, number
 
 from jaxmnist import data
-from jaxmnist.analysis import evaluation, stats
+from jaxmnist.analysis import evaluation, report, stats
 from jaxmnist.analysis.evaluation import Evaluation
 from jaxmnist.analysis.plots import evaluation as plots
 from jaxmnist.config import ConfigError
@@ -215,9 +215,8 @@ def differences(evaluated: Sequence[Evaluated], labels: np.ndarray) -> list[tupl
     compared = [evaluation.compare(first.log_probs, one.log_probs, labels) for one in others]
     corrected = stats.holm([p for _, _, p in compared])
     return [
-        (str(gains), str(losses), "<0.001" if p < 0.001 else f"{p:.3f}")
+        (str(gains), str(losses), report.p_value(p))
         for (gains, losses, _), p in zip(compared, corrected, strict=True)
-        if p is not None
     ]
 
 

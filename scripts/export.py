@@ -105,6 +105,8 @@ def to_run(arguments: argparse.Namespace) -> str:
     check_choice("variant", arguments.variant, VARIANTS)
     if arguments.normalised_input:
         raise ConfigError("normalised_input is for --to; leave it out")
+    if arguments.seed is not None:
+        raise ConfigError("seed is for --to; leave it out")
     if arguments.out is not None:
         raise ConfigError("out is for --to; name the folder of the new run without it")
     if arguments.run is not None:

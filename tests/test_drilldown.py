@@ -139,6 +139,17 @@ def test_a_stopped_command_resumes(run, out, script, monkeypatch):
     assert seeds_in(out) == [0, 1, 4, 7]
 
 
+def test_a_command_that_was_killed_before_its_first_checkpoint_resumes(run, out):
+    """It had made the seed's folder, as when the disk is full."""
+    others(out)
+    folder = out / "runs" / "less_params"
+    (folder / "checkpoints" / "seed0").mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
+    status, _, errors = run(*TINY, "--seeds", "1")
+    assert (status, errors) == (0, "")
+    assert seeds_in(out) == [0]
+
+
 def test_stops_between_two_networks(run, out, script, monkeypatch):
     others(out)
     monkeypatch.setattr(script, "train_run", lambda *_: SimpleNamespace(failures={}))

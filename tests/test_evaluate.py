@@ -119,7 +119,7 @@ def test_comparisons_of_many_networks_are_corrected(monkeypatch):
         networks.append(evaluate.Evaluated([], log_probs, metrics))
     # Alone p is 2 / 2^6, 2 / 2^7 and 2 / 2^40: times 1, 2 and 3 of the three.
     assert evaluate.differences(networks, labels) == [
-        *[("0", "6", "0.031"), ("0", "7", "0.031"), ("0", "40", "<0.001")]
+        *[("0", "6", "0.031"), ("0", "7", "0.031"), ("0", "40", "< 0.001")]
     ]
     assert evaluate.differences([networks[0], networks[2]], labels) == [("0", "7", "0.016")]
 

@@ -265,6 +265,7 @@ NORMALISED = {"onnx": ["--normalised-input"]}
         (["x", "--to", "onnx", "--variant", "gap"], "variant is only for --from-torch"),
         (["x", "--to", "torch", "--normalised-input"], "normalised_input is not for torch"),
         (["--from-torch", "x.pt", "--variant", "gap", "--normalised-input"], "is for --to; leave"),
+        (["--from-torch", "x.pt", "--variant", "gap", "--seed", "1"], "seed is for --to; leave"),
         (["--from-torch", "x.pt"], "variant is missing; expected one of skeleton, "),
         (["--from-torch", "x.pt", "--variant", "gaps"], "variant is 'gaps'; .* Did you mean gap?"),
     ],

@@ -132,6 +132,14 @@ def test_some_pictures_become_the_same(tmp_path):
     compare(range(0, COUNT, 9), tmp_path)
 
 
+def test_a_dark_speck_beside_a_pale_digit(tmp_path):
+    greys = np.full((140, 140), 255)
+    greys[20:110, 60:75] = 180
+    greys[120:128, 10:18] = 0
+    (page,) = answers_of_page([greys], tmp_path)
+    assert np.abs(np.subtract(page["pixels"], answer_of_python(greys)["pixels"])).max() <= 1
+
+
 @pytest.mark.slow
 def test_all_pictures_become_the_same(tmp_path):
     compare(range(COUNT), tmp_path)

@@ -107,6 +107,13 @@ def test_uneven_paper_and_noise():
     assert_same_digit(Image.fromarray(photo))
 
 
+def test_a_dark_speck_beside_a_pale_digit():
+    pale = drawing().point(lambda grey: 255 - (255 - grey) // 3)
+    speckled = pale.copy()
+    ImageDraw.Draw(speckled).ellipse((180, 180, 189, 189), fill=0)
+    assert is_like(pictures.read(content(speckled)), pictures.read(content(pale)))
+
+
 def test_turned_as_the_camera_was_held():
     upright = drawing().rotate(-90, expand=True)
     exif = Image.Exif()
@@ -130,8 +137,7 @@ def test_the_first_of_several_frames():
         (content(Image.new("L", (50, 50), 255)), "nothing is drawn on it"),
         (content(Image.new("L", (1, 1))), "nothing is drawn on it"),
         (content(Image.new("RGBA", (50, 50))), "nothing is drawn on it"),
-        (content(Image.new("1", (25_000, 10_001))), "it has more than 250,000,000 pixels"),
-        (content(Image.new("1", (20_000, 20_000))), "it has more than 250,000,000 pixels"),
+        (b"P4 25000 10001\n", "it has more than 250,000,000 pixels"),
     ],
 )
 def test_no_picture_of_a_digit(source, words):

@@ -412,6 +412,21 @@ def test_a_run_with_ema_is_resumed_and_read_back(train, tmp_path):
     chex.assert_trees_all_equal(jaxmnist.load_run(again.path).variables, whole.variables)
 
 
+@pytest.mark.parametrize("schedule", ["step", "plateau"])
+def test_a_run_with_a_falling_rate_is_resumed(train, small_config, tmp_path, schedule):
+    fall = {"step_size": 1, "patience": 0, "gamma": 0.5}
+    config = dataclasses.replace(small_config, schedule=schedule, l1=1e-3, **fall)
+    whole = train(config, out=tmp_path / "whole")
+    stop(train, 20, config=config)
+    assert_same_run(train(config, resume=True), whole)
+    rates = [row["learning_rate"] for row in whole.rows]
+    if schedule == "step":
+        assert rates == pytest.approx([0.1, 0.05, 0.025])
+    else:
+        assert rates[0] == pytest.approx(0.1)
+        assert set(np.round(rates, 6)) <= {0.1, 0.05, 0.025}
+
+
 def test_a_run_is_tested_on_held_out_images(train, small_config, small_idx_dir):
     held = dataclasses.replace(small_config, epochs=1, holdout=100, fold=1)
     run = train(held)

@@ -88,12 +88,10 @@ def find_digits(greys: np.ndarray) -> list[np.ndarray]:
     tallest = max(part.size for part in parts)
     if tallest < SMALL * max(ink.shape):
         raise PictureError(NOTHING)
-    parts = [
-        part
-        for part in parts
-        if part.size >= SPECK * tallest and darkest[part.labels[0]] >= CORE * ink.max()
-    ]
-    digits = _merge_parts(parts)
+    parts = [part for part in parts if part.size >= SPECK * tallest]
+    # A dark speck is no measure of a pale digit.
+    least = CORE * max(darkest[part.labels[0]] for part in parts)
+    digits = _merge_parts([part for part in parts if darkest[part.labels[0]] >= least])
     if any(digit.width > WIDE * digit.height for digit in digits):
         raise PictureError("what is drawn is wider than a digit; expected digits side by side")
     if len(digits) > MOST_DIGITS:

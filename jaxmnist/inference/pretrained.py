@@ -55,7 +55,7 @@ def load_pretrained(name: str) -> Run:
     """
     check_choice("pretrained network", name, [*NAMES, *SHORT_NAMES])
     file = FOLDER / _file_name(SHORT_NAMES.get(name, name))
-    if _digest(file) not in (FOLDER / DIGESTS).read_text():
+    if f"{_digest(file)}  {file.name}\n" not in (FOLDER / DIGESTS).read_text():
         raise ConfigError(f"{file} differs from its digest in {DIGESTS}; install the package again")
     with safe_open(file, "numpy") as opened:
         metadata = json.loads(opened.metadata()[_METADATA])

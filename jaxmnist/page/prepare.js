@@ -112,10 +112,10 @@ function findDigits(greys) {
   const darkest = maximumLabels(ink, labels);
   const tallest = Math.max(...parts.map((part) => part.size));
   if (tallest < SMALL * longest(ink)) throw new PictureError(NOTHING);
-  const least = CORE * max(ink.values);
-  const digits = group(
-    parts.filter((part) => part.size >= SPECK * tallest && darkest[part.labels[0]] >= least),
-  );
+  const large = parts.filter((part) => part.size >= SPECK * tallest);
+  // A dark speck is no measure of a pale digit.
+  const least = CORE * Math.max(...large.map((part) => darkest[part.labels[0]]));
+  const digits = group(large.filter((part) => darkest[part.labels[0]] >= least));
   if (digits.some((digit) => digit.width > WIDE * digit.height)) {
     throw new PictureError("what is drawn is wider than a digit; expected digits side by side");
   }

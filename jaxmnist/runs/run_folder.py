@@ -413,7 +413,7 @@ def append(file: Path, line: str) -> None:
     size = None
     try:
         size = file.stat().st_size
-        with file.open("r+b") as opened:
+        with file.open("a+b") as opened:
             opened.seek(max(size - 1, 0))
             # A killed process may have left a line without a line break.
             newline = b"" if opened.read(1) in (b"", b"\n") else b"\n"

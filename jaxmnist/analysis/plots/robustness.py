@@ -25,11 +25,11 @@ def accuracy_by_strength(networks: Sequence[Measured]) -> Figure:
     panels = figure.subplots(3, 4, sharey=True).ravel()
     for axes, name in zip(panels, SHIFTS, strict=False):
         _draw_shift(axes, name, networks)
-    digits, legend, empty = panels[len(SHIFTS) :]
+    digits, *others = panels[len(SHIFTS) :]
     _draw_digits(digits, networks)
-    legend.axis("off")
-    empty.axis("off")
-    legend.legend(*panels[0].get_legend_handles_labels(), loc="center left", frameon=False)
+    for axes in others:
+        axes.axis("off")
+    others[0].legend(*panels[0].get_legend_handles_labels(), loc="center left", frameon=False)
     figure.supylabel("accuracy, %")
     return figure
 
