@@ -17,10 +17,8 @@ from jaxmnist.config import parse_seeds
 from jaxmnist.data import sources
 from jaxmnist.parallel.limits import cores
 from jaxmnist.runs import loop, run_folder
-from tests.conftest import small_files
+from tests.conftest import SCRIPTS, small_files
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "scripts" / "train.py"
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -529,3 +527,12 @@ def test_dry_run_prints_the_seed_mapping(run):
     _, out, _ = run("--dry-run", "--seeds", "8", "--seed-mapping", "vmap")
     assert out.splitlines()[-1] == "seeds 0 to 7 (vmap)"
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "script", [path.stem for path in sorted(SCRIPTS.glob("*.py")) if path.stem != "one_file"]
+)
+def test_every_command_has_help(script, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        importlib.import_module(script).main(["--help"])
+    assert "--help" in capsys.readouterr().out

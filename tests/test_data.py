@@ -112,7 +112,7 @@ def test_without_its_cache_the_prepared_data_set_is_read(tmp_path, fetches):
     assert {what for what, _, _ in told} == {"decoding train images", "decoding test images"}
 
 
-@pytest.mark.parametrize("name", [*idx.NAMES, "SHA256SUMS"])
+@pytest.mark.parametrize("name", [idx.TEST_IMAGES, "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_cache_is_replaced(tmp_path, fetches, caplog, name, damage):
     data.load("kmnist", tmp_path)
@@ -222,7 +222,7 @@ def test_a_damaged_cache_in_a_read_only_folder_is_passed_over(
     assert "could not be stored in" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["", *idx.NAMES])
+@pytest.mark.parametrize("name", ["", idx.TRAIN_IMAGES])
 def test_something_else_in_the_place_of_the_cache_is_replaced(tmp_path, fetches, name):
     data.load("kmnist", tmp_path)
     cache = tmp_path / "jaxmnist" / "arrays" / "kmnist"

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +109,3 @@ def test_exports_say_of_real_images_what_the_network_says(trained, data_dir, tmp
     file, difference = export(trained_network(trained), target, tmp_path, images)
     assert file.is_file()
     assert difference < 1e-4
-
-
-def test_the_package_is_importable_without_the_checkout(tmp_path):
-    code = "import jaxmnist; print(jaxmnist.VARIANTS[-1])"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "gap\n"

@@ -122,20 +122,3 @@ def test_commands_under_flags_of_others(small_idx_dir, tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "fashion_mnist" / "confusion.png").exists()
-
-
-@pytest.mark.slow
-def test_a_script_leaves_interrupts_of_ipython_alone():
-    code = (
-        "import signal, runpy, sys; sys.ps1 = 'In '; sys.argv = ['plot.py', '--help']\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"try: runpy.run_path({str(SCRIPTS / 'plot.py')!r}, run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert signal.getsignal(signal.SIGINT) == signal.default_int_handler"
-    )
-    done = start(["-c", code])
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_checkouts_have_one_kind_of_line_ends():
-    assert "* text=auto eol=lf" in (ROOT / ".gitattributes").read_text().splitlines()

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import types
+from pathlib import Path
 
 import chex
 import jax
@@ -244,7 +245,7 @@ def test_a_failed_seed_resumes_from_its_last_good_checkpoint(train, whole, monke
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_a_seed_whose_checkpoint_cannot_be_written_fails_alone(train, mapping, monkeypatch):
-    mkdir = type(train().path).mkdir
+    mkdir = Path.mkdir
 
     def full(self, *arguments, **options):
         if self.name == "seed2":
@@ -252,7 +253,7 @@ def test_a_seed_whose_checkpoint_cannot_be_written_fails_alone(train, mapping, m
         mkdir(self, *arguments, **options)
 
     monkeypatch.setattr("pathlib.Path.mkdir", full)
-    found = train(overwrite=True, seed_mapping=mapping)
+    found = train(seed_mapping=mapping)
     assert found.snapshots.keys() == {0, 1}
     assert found.failures[2].startswith("[Errno 28] No space left on device: ")
 

@@ -9,6 +9,8 @@ import jaxmnist
 from jaxmnist.runs.setup import EpochDone, Started
 from tests.conftest import SCRIPTS
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 def events(folder):
     """What TensorBoard reads: records of length, its check, content, its check."""
@@ -39,10 +41,6 @@ def test_tensorboard_has_every_row(command, small_idx_dir, tmp_path):
     for row in jaxmnist.load_run(out).rows:
         assert found[row["epoch"], "test_loss"] == pytest.approx(row["test_loss"])
         assert found[row["epoch"], "learning_rate"] == pytest.approx(row["learning_rate"])
-    # A folder with it is a run's still: it may be replaced.
-    status, _, _ = command("train", *WORDS, "--out", out, "--idx-dir", small_idx_dir, "--overwrite")
-    assert status == 0
-    assert not (out / "tensorboard").exists()
 
 
 def test_figures_that_are_not_finite_are_left_out(small_run, tmp_path, monkeypatch):
