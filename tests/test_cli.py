@@ -19,7 +19,6 @@ from jaxmnist.parallel.limits import cores
 from jaxmnist.runs import loop, run_folder
 from tests.conftest import SCRIPTS, small_files
 
-
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
 TINY = (
