@@ -1,11 +1,11 @@
 """Train networks over many seeds, by default all seven, and report the results.
 
 `python scripts/drilldown.py --seeds 10` writes docs/results.json, docs/results.md, docs/figures/
-and the table in README.md. `--ablate gap` trains gap with one change at a time and writes
-docs/ablation.md. `--holdout 5000 gap/record gap/record/no_decay` compares recipes on images held
-out of the training set, without reading the test set, and writes docs/search.jsonl. `--robustness`
-measures networks on shifted test images and writes docs/robustness.md. Finished seeds are not
-trained again.
+and the tables in README.md and docs/drill-down.md. `--ablate gap` trains gap with one change at a
+time and writes docs/ablation.md. `--holdout 5000 gap/record gap/record/no_decay` compares recipes
+on images held out of the training set, without reading the test set, and writes docs/search.jsonl.
+`--robustness` measures networks on shifted test images and writes docs/robustness.md. Finished
+seeds are not trained again.
 """
 
 import argparse

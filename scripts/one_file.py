@@ -1,7 +1,8 @@
 """Training of `gap` in one file: start reading here.
 
-This file has only the mathematics. The package trains the same network in the same way, but faster
-and with checkpoints, several seeds and devices (docs/architecture.md). `python scripts/one_file.py`
+This file has only the mathematics, with an augmentation that is slightly simpler. The package
+trains the same network with the notebooks' exact augmentation, faster, and with checkpoints,
+several seeds and devices (docs/architecture.md). `python scripts/one_file.py`
 trains for 15 epochs and prints the test accuracy after each.
 """
 

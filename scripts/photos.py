@@ -1,7 +1,7 @@
-"""Measure accuracy on photographed digits: `python scripts/photos.py runs/gap-seed0`.
+"""Measure accuracy on synthetic photos of digits: `python scripts/photos.py runs/gap-seed0`.
 
-Test with photos of test digits, without a nuisance and with each nuisance. The table compares the
-preprocessing of `predict.py` with a plain resize to 28x28.
+Draw test digits as photos on paper, without a nuisance and with each nuisance. The table compares
+the preprocessing of `predict.py` with a plain resize to 28x28.
 """
 
 import argparse

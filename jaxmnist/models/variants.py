@@ -1,4 +1,4 @@
-"""The drill-down: seven networks for 28x28 digits, each adding one idea to the one before.
+"""The drill-down: seven networks for 28x28 digits, each built on the one before.
 
 A network is a list of layers. Read from top to bottom, the seven lists are the course.
 `python scripts/train.py --variant gap` trains the last one; docs/results.md has the results of all.

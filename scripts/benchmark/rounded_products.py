@@ -1,6 +1,6 @@
 """Measure what rounded products cost in accuracy, on a CPU.
 
-`python scripts/benchmark/rounded_products.py --bits 8 gap dropout --seeds 10 --out docs/bfloat16`
+`python scripts/benchmark/rounded_products.py --bits 8 gap dropout --seeds 10 --out runs/bfloat16`
 trains with the factors of products rounded to 8 bits (bfloat16), as on a TPU by default; 11 bits
 are those of a GPU (TF32). It adds the runs to OUT/results.json and compares them, by seed, with
 those of docs/results.json. Finished seeds are not trained again; several commands with different
