@@ -222,7 +222,15 @@ def test_compares_without_training(run, out, script, monkeypatch):
     assert header.startswith("| step | n | points | 95 % interval | d | p |")
     assert [row.split(" | ")[0] for row in rows] == ["| `dropout` → `gap`", "| `skeleton` → `gap`"]
     assert legend == report.STEPS_LEGEND
-    explained = ("Points", "Intervals", " p ", " d ", "*Order*", "*Train less test*", "last column")
+    explained = (
+        "Points",
+        "Intervals",
+        " p ",
+        " d ",
+        "*Order*",
+        "*Train minus test*",
+        "last column",
+    )
     assert all(word in legend for word in explained)
     known = ", ".join(RECIPES["notebook"])
     assert run("--compare", "dropuot", "gap")[::2] == (
@@ -267,7 +275,7 @@ def test_ablation_trains_what_is_missing(run, out, script, monkeypatch):
         *("| the average one layer later", "`gap_late_pool`"),
         *("99.18 ± 0.05", "-", "9", "\N{MINUS SIGN}0.26"),
     ]
-    assert "- `gap_late_pool` lost 0.26 points on `gap`, in 9 of 9 seeds, " in report
+    assert "- `gap_late_pool` is 0.26 points worse than `gap`, in 9 of 9 seeds, " in report
     # The file is enough for the report, and its networks can be compared.
     monkeypatch.setattr(script, "train_run", None)
     (out / "ablation.md").unlink()
@@ -275,7 +283,7 @@ def test_ablation_trains_what_is_missing(run, out, script, monkeypatch):
     assert (out / "ablation.md").read_text() == report
     for name in ("gap", "gap/notebook"):
         printed = run("--compare", name, "gap_late_pool")[1]
-        assert printed.startswith("`gap_late_pool` lost 0.26 points on `gap`, ")
+        assert printed.startswith("`gap_late_pool` is 0.26 points worse than `gap`, ")
 
 
 def test_the_report_has_other_recipes(run, out, script, monkeypatch):

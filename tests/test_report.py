@@ -44,11 +44,11 @@ def test_sentences_on_a_gain_and_a_loss(tmp_path):
     gain, loss = compared(networks, ("dropout", "gap"), ("gap", "skeleton"))
     # Two of the 2^7 choices of signs: p is 1/64, Holm's twice that.
     assert report.sentence(gain) == (
-        "`gap` gained 0.53 points on `dropout`, in 7 of 7 seeds, 95 % interval +0.51 to +0.55, "
-        "p = 0.031 after correction for 2 comparisons (0.016 alone)."
+        "`gap` is 0.53 points better than `dropout`, in 7 of 7 seeds, 95 % interval +0.51 to "
+        "+0.55, p = 0.031 after correction for 2 comparisons (0.016 alone)."
     )
     assert report.sentence(loss) == (
-        "`skeleton` lost 0.53 points on `gap`, in 7 of 7 seeds, 95 % interval "
+        "`skeleton` is 0.53 points worse than `gap`, in 7 of 7 seeds, 95 % interval "
         "\N{MINUS SIGN}0.55 to \N{MINUS SIGN}0.51, p = 0.031 after correction for 2 "
         "comparisons (0.016 alone)."
     )
@@ -88,8 +88,8 @@ def test_sentence_on_a_single_seed(tmp_path):
     networks = seven(tmp_path, {"skeleton": [99.2], "gap": [99.5, 99.5, 99.5]})
     one, same = compared(networks, ("skeleton", "gap"), ("dropout", "gap"))
     assert report.sentence(one) == (
-        "`gap` less `skeleton`: +0.30 points, n = 1; nothing to judge by, for one seed does not "
-        "show how far others differ."
+        "`gap` minus `skeleton`: +0.30 points, n = 1; not judged, because one seed does not show "
+        "the spread over seeds."
     )
     # Differences that are all the same are tested as any others are.
     assert "+0.50 points, higher in 3 of 3 seeds, " in report.sentence(same)
@@ -131,7 +131,8 @@ def test_a_trial_is_not_compared_with_the_original(tmp_path):
     block = report.results_block(networks)
     assert row(block, "`gap`").endswith("| - | - |")
     assert (
-        row(block, "`gap`", "## What training") == "| `gap` | 98.10 ± 0.00 | - | -0.53 ± 0.04 | - |"
+        row(block, "`gap`", "## Training accuracy")
+        == "| `gap` | 98.10 ± 0.00 | - | -0.53 ± 0.04 | - |"
     )
 
 
@@ -148,11 +149,11 @@ def test_accuracies(tmp_path):
     assert row(block, "`skeleton`").endswith("| 99.28 | - |")  # one run has no range
 
 
-def test_training_from_inside(tmp_path):
+def test_training_accuracy(tmp_path):
     block = report.results_block(seven(tmp_path, {"gap": [99.3, 99.4, 99.5]}))
     # Train accuracies of these runs end at 99.4; the original's gap has 98.31 and 99.40.
     expected = "| `gap` | 99.40 ± 0.00 | 98.31 | +0.00 ± 0.10 | -1.09 |"
-    assert row(block, "`gap`", "## What training") == expected
+    assert row(block, "`gap`", "## Training accuracy") == expected
 
 
 def test_steps_and_claims(tmp_path):

@@ -179,13 +179,13 @@ def test_sentences_on_a_shift_and_a_step(file):
     compared = {metric: robustness.steps(networks, metric) for metric in (PLAIN, *SHIFTS)}
     sentence = partial(robustness_report.shift_sentence, networks, compared)
     assert sentence("rotation") == (
-        "Rotated by 30 degrees, `augmentation` reads 96.0 % and `fc_layer` 93.0 %, the most and "
-        "the fewest. On average over all strengths, the largest gain that is shown is `fc_layer` → "
-        "`augmentation` (+3.00 points, in 7 of 7 seeds); the largest loss that is shown is "
-        "`augmentation` → `gap` (\N{MINUS SIGN}1.00 points, in 7 of 7 seeds)."
+        "Of images rotated by 30 degrees, `augmentation` reads 96.0 %, the most, and `fc_layer` "
+        "93.0 %, the fewest. On average over all strengths, the largest gain that is shown is "
+        "`fc_layer` → `augmentation` (+3.00 points, in 7 of 7 seeds); the largest loss that is "
+        "shown is `augmentation` → `gap` (\N{MINUS SIGN}1.00 points, in 7 of 7 seeds)."
     )
-    assert sentence(PLAIN).startswith("Of the test images as they are, `fc_layer` reads 99.0 % ")
-    assert sentence(PLAIN).endswith("the most and the fewest. No step is shown to gain or lose.")
+    assert sentence(PLAIN).startswith("Of the test images as they are, `fc_layer` reads 99.0 %")
+    assert sentence(PLAIN).endswith(", the fewest. No step is shown to gain or lose.")
     gain, loss = (
         {metric: compared[metric][place] for metric in (PLAIN, "rotation", "blur")}
         for place in (0, 1)
@@ -324,7 +324,7 @@ def test_trains_and_measures_what_is_missing(run, tmp_path, file, script, monkey
     assert text.startswith(f"# What the test set does not show\n\n{report.BEGIN}\n\n## Shift by")
     (tiny,) = robustness.read(file).values()
     rotated = fmean(tiny.at("rotation", 30).values())
-    assert f"- Rotated by 30 degrees, `tiny` reads {rotated:.1f} %.\n" in text
+    assert f"- Of images rotated by 30 degrees, `tiny` reads {rotated:.1f} %.\n" in text
     (plot,) = (tmp_path / "figures").iterdir()
     assert plot.name == "robustness.svg"
     assert robustness.digest(file).encode() in plot.read_bytes()

@@ -19,21 +19,22 @@ from jaxmnist.recipes import IDEAS, VARIANTS
 # A negligible difference, in percentage points; tables list the number of seeds needed to show it.
 SMALL = 0.02
 STEPS_LEGEND = (
-    "Points are percentage points of the final epoch's test accuracy, second less first. Intervals "
-    "are 95 % intervals of the mean of each comparison alone, by Student's t, which assumes that "
-    "the differences are normally distributed. p is that of the exact sign-flip test of the mean "
-    f"over seeds (for more than {stats.MAX_EXACT} seeds, of a random sample of the sign flips), "
+    "Points are percentage points of the final epoch's test accuracy, second minus first. "
+    "Intervals are 95 % intervals of the mean of each comparison alone, by Student's t, which "
+    "assumes that the differences are normally distributed. p is that of the "
+    f"exact sign-flip test of the mean over seeds (for more than {stats.MAX_EXACT} seeds, of a "
+    "random sample of the sign flips), "
     "which assumes no distribution. It is corrected for all comparisons of the table by Holm's "
     f"method; a difference counts as shown if p is below {stats.LEVEL}. d is Cohen's d_z, the mean "
     "difference over its standard deviation. *Order*: of all pairs of one run each, the share in "
     "which the second network is the better one (ties count half). This is what a single run of "
-    "each would have shown. *Train less test*: the change of train accuracy less test accuracy, in "
-    f"points. The last column: the number of seeds it takes to find a difference of {SMALL} points "
-    "with a power of 80 %, in a test of its own at 5 %, if the differences scatter as they do here "
-    "and are normally distributed."
+    "each would have shown. *Train minus test*: the change of train accuracy minus test accuracy, "
+    f"in points. The last column: the number of seeds needed to detect a difference of {SMALL} "
+    "points with a power of 80 %, in a test of its own at 5 %, if the differences are normally "
+    "distributed with the standard deviation found here."
 )
 STEADY_LEGEND = (
-    f"*Steady*: the seeds of which all of the last {Target().last} epochs reach "
+    f"*Steady*: the number of seeds whose last {Target().last} epochs all reach "
     f"{Target().accuracy:.2f} %, the course's target for small networks "
     f"(`scripts/check.py docs/results.json` also checks parameters and epochs)."
 )
@@ -89,8 +90,8 @@ def sentence(comparison: Comparison) -> str:
     points, n = number(summary.mean, "+.2f"), summary.n
     if comparison.p is None:
         return (
-            f"`{second}` less `{first}`: {points} points, n = {n}; nothing to judge by, for one "
-            "seed does not show how far others differ."
+            f"`{second}` minus `{first}`: {points} points, n = {n}; not judged, because one seed "
+            "does not show the spread over seeds."
         )
     p = p_value(comparison.p) if comparison.p < 0.001 else f"= {p_value(comparison.p)}"
     tested = f"95 % interval {_interval(summary, '+.2f')}, p {p}"
@@ -105,10 +106,10 @@ def sentence(comparison: Comparison) -> str:
             f"`{second}` is not shown to differ from `{first}` with {n} seeds: {points} points, "
             f"higher in {final.gains} of {n} seeds, {tested}{remark}."
         )
-    verb, count = ("gained", final.gains) if summary.mean > 0 else ("lost", final.losses)
+    word, count = ("better", final.gains) if summary.mean > 0 else ("worse", final.losses)
     return (
-        f"`{second}` {verb} {abs(summary.mean):.2f} points on `{first}`, in {count} of {n} seeds, "
-        f"{tested}."
+        f"`{second}` is {abs(summary.mean):.2f} points {word} than `{first}`, in {count} of {n} "
+        f"seeds, {tested}."
     )
 
 
@@ -148,7 +149,7 @@ def results_block(
         f"epoch, which has {PUBLISHED['skeleton'].best:.2f}. *Inside* says whether the original's "
         "best epoch lies between the lowest and the highest best epoch of our seeds. "
         + STEADY_LEGEND,
-        "## What training looks like from inside",
+        "## Training accuracy",
         table(networks, TRAINING),
         "Train accuracy is the running one over the last epoch, with augmentation and dropout on, "
         "so that a test accuracy above it is no contradiction. The published difference is that of "
@@ -214,7 +215,7 @@ def ablation_block(networks: Sequence[VariantResults]) -> str:
         STEADY_LEGEND,
         _least(comparisons),
         "\n".join(f"- {sentence(comparison)}" for comparison in comparisons),
-        "## All that is known of each",
+        "## All statistics",
         steps_table(comparisons),
         table(networks, ACCURACIES),
         "## Where it was run",
@@ -429,7 +430,7 @@ TRAINING: Columns[VariantResults] = [
     NAME,
     ("train %, last epoch", _of("final_train_accuracy")),
     ("published", _published("train")),
-    ("train less test", _of("train_test_gap", form="+.2f")),
+    ("train minus test", _of("train_test_gap", form="+.2f")),
     ("published", _published("gap", "+.2f")),
 ]
 COSTS: Columns[VariantResults] = [
@@ -453,7 +454,7 @@ STEPS: Columns[Comparison] = [
     ("d", lambda both: number(both.final.cohens_dz, "+.1f")),
     P,
     ("order", lambda both: f"{both.final.prob_superiority:.0%}"),
-    ("train less test", lambda both: mean_and_sd(both.gap.summary, "+.2f")),
+    ("train minus test", lambda both: mean_and_sd(both.gap.summary, "+.2f")),
     (f"seeds for {SMALL}", lambda both: _seeds(both.final.summary.sd)),
 ]
 CLAIMS: Columns[Comparison] = [

@@ -72,7 +72,7 @@ def shift_sentence(networks: Sequence[Measured], compared: Steps, metric: str) -
     best, worst = max(found, key=found.__getitem__), min(found, key=found.__getitem__)
     text = f"{_images(metric)}, `{best}` reads {found[best]:.1f} %"
     if len(found) > 1:
-        text += f" and `{worst}` {found[worst]:.1f} %, the most and the fewest"
+        text += f", the most, and `{worst}` {found[worst]:.1f} %, the fewest"
     over = "on average over all strengths, " if metric in SHIFTS else ""
     return f"{text}.{_largest(compared[metric], over)}"
 
@@ -142,7 +142,7 @@ def _images(metric: str) -> str:
     if metric == DIGITS:
         return "Of scikit-learn's digits"
     shift = SHIFTS[metric]
-    return shift.moved.format(f"{shift.moderate:g}").capitalize()
+    return f"Of images {shift.moved.format(f'{shift.moderate:g}')}"
 
 
 def _title(metric: str) -> str:
@@ -176,8 +176,8 @@ def _steps_table(compared: Steps) -> str:
 
 def _legend(compared: Steps) -> str:
     points = (
-        "Points of the mean accuracy over all strengths that change the images, second less first, "
-        "seed by seed."
+        "Points of the mean accuracy over all strengths that change the images, second minus "
+        "first, seed by seed."
     )
     tested = [[step for step in found if step.p is not None] for found in compared.values()]
     of_row, of_all = max(map(len, tested)), sum(map(len, tested))

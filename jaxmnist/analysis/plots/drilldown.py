@@ -102,7 +102,7 @@ def train_test_gap(networks: Sequence[VariantResults]) -> Figure:
     for place, network in enumerate(networks):
         _draw_seeds(axes, place, network, "train_test_gap")
     _name_networks(axes, networks)
-    axes.set_ylabel("train less test accuracy, points")
+    axes.set_ylabel("train minus test accuracy, points")
     return figure
 
 
