@@ -2,8 +2,8 @@
 
 This file has only the mathematics, with an augmentation that is slightly simpler. The package
 trains the same network with the notebooks' exact augmentation, faster, and with checkpoints,
-several seeds and devices (docs/architecture.md). `python scripts/one_file.py`
-trains for 15 epochs and prints the test accuracy after each.
+several seeds and devices (docs/architecture.md). `python scripts/one_file.py` trains for 15 epochs
+and prints the test accuracy after each.
 """
 
 import functools

@@ -156,7 +156,7 @@ def one_cycle(epochs: int) -> Figure:
 def augmented(images: np.ndarray) -> Figure:
     """Draw original digits in the first row, and augmented copies below."""
     originals = jnp.asarray(images[:DIGITS])
-    keys = jax.random.split(jax.random.key(0), COPIES)
+    keys = jax.random.split(jax.random.key(1), COPIES)
     copies = jit_once(jax.vmap(augment, in_axes=(0, None)))(keys, originals)
     return digits_in_rows([np.asarray(digits) for digits in (originals, *copies)])
 

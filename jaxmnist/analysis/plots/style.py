@@ -72,7 +72,8 @@ def digits_in_rows(
     for axes in panels:
         axes.axis("off")
     for digit, axes in zip(digits, panels, strict=False):
-        axes.imshow(digit, cmap="gray", vmin=0, vmax=255)
+        # Without interpolation, an SVG file holds the pixels themselves, and stays small.
+        axes.imshow(digit, cmap="gray", vmin=0, vmax=255, interpolation="none")
     for title, axes in zip(titles, panels, strict=False):
         axes.set_title(title, fontsize=8)
     return figure
