@@ -203,6 +203,23 @@ def test_a_peer_that_is_not_there_is_an_error(bench, python, reason):
         bench.alternate(["pytorch"], {"peer_python": python}, 1)
 
 
+@pytest.mark.parametrize(("name", "is_refused"), [("ours", True), ("flax", False)])
+def test_only_a_peer_may_fail(bench, monkeypatch, name, is_refused):
+    class Failing:
+        def ask(self, request, spec):
+            return ["step"], {}
+
+        def seconds(self, job):
+            raise bench.ParticipantError("out of memory")
+
+    monkeypatch.setattr(bench, "start", lambda module, spec: contextlib.nullcontext(Failing()))
+    if is_refused:
+        with pytest.raises(bench.ParticipantError, match="out of memory"):
+            bench.alternate([name], {}, 1)
+    else:
+        assert bench.alternate([name], {}, 1)["failed"] == {f"{name}: step": "out of memory"}
+
+
 @pytest.fixture(scope="module")
 def measured(bench, small_idx_dir, tmp_path_factory):
     """Everything but what needs PyTorch, measured on the small images in one short round."""

@@ -257,6 +257,13 @@ def test_the_plot_has_the_mean_and_the_range(file):
     assert not any(len(line.get_xdata()) for line in digits.lines)
 
 
+def test_the_plot_has_room_for_a_tenth_shift(file, monkeypatch):
+    monkeypatch.setitem(SHIFTS, "another", SHIFTS["blur"])
+    *panels, digits, legend = accuracy_by_strength(write(file, {"gap": [93.0, 98.0]})).axes
+    assert [axes.get_title() for axes in panels] == list(SHIFTS)
+    assert (digits.get_legend(), legend.get_legend() is None) == (None, False)
+
+
 @pytest.fixture(scope="module")
 def published():
     """The measurements in docs/robustness.json."""

@@ -329,6 +329,22 @@ def test_appended_lines(tmp_path):
     assert path.read_text() == "one\ntwo\n"
 
 
+def test_a_line_that_another_process_appends_at_the_same_time_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "search.jsonl"
+    path.write_text("one\n")
+    open_file = Path.open
+
+    def after_another(self, mode):
+        with open(self, "a") as other:
+            other.write("theirs, and longer\n")
+        return open_file(self, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", after_another)
+        run_folder.append(path, "two")
+    assert path.read_text() == "one\ntheirs, and longer\ntwo\n"
+
+
 def test_appending_does_not_make_a_removed_file_again(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
         run_folder.append(tmp_path / "metrics.jsonl", "one")

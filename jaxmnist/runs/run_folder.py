@@ -98,12 +98,12 @@ def clear(path: Path) -> None:
     for name in (*format_1, TENSORBOARD, PROFILE, CHECKPOINTS):
         if (path / name).exists():
             shutil.rmtree(path / name)
-    for name in (METRICS, SUMMARY, *_SCRATCH, CONFIG):  # the config last
+    for name in (METRICS, *_SCRATCH, CONFIG):  # the config last
         (path / name).unlink(missing_ok=True)
 
 
 def remove_derived(path: Path) -> None:
-    """Remove the output of other commands, which training makes out of date.
+    """Remove the summary and the output of other commands, which training makes out of date.
 
     Raises:
         OSError: a file cannot be removed.
@@ -111,7 +111,8 @@ def remove_derived(path: Path) -> None:
     for name in (EVALUATION, EXPORT):
         if (path / name).exists():
             shutil.rmtree(path / name)
-    (path / CURVES).unlink(missing_ok=True)
+    for name in (CURVES, SUMMARY):
+        (path / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -425,9 +426,6 @@ def append(file: Path, line: str) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
-def write_summary(path: Path, summary: dict[str, Any] | None) -> None:
-    """Write summary.json of a run, or remove it if `summary` is None (an unfinished run)."""
-    if summary is None:
-        (path / SUMMARY).unlink(missing_ok=True)
-    else:
-        write(path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json of a finished run."""
+    write(path / SUMMARY, json.dumps(summary, indent=2) + "\n")

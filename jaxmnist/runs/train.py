@@ -294,7 +294,6 @@ class OpenRun:
             checkpoint.clean(folder, self._steps[seed])
         if self.remaining():
             run_folder.remove_derived(self.path)
-            run_folder.write_summary(self.path, None)
         run_folder.write_config(self.path, self.setup.config, self._seeds)
 
     def _raise_only_failure(self) -> None:
